@@ -259,7 +259,8 @@ type Parked struct {
 }
 
 // Subscription is one destination's place on the bus. Read is called by one
-// goroutine, the other methods by another one; Close by either.
+// goroutine; the other methods may be called at the same time by others, Commit
+// by one at a time.
 type Subscription interface {
 	// Cursor returns what was stored last, and the epoch of this owner: it is
 	// greater than that of every owner before.

@@ -1,0 +1,358 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/onewrite/onewrite"
+)
+
+// deliverer is one session of a Delivery: one subscription, one owner. All its
+// fields belong to the goroutine of loop.
+type deliverer struct {
+	d      *Delivery
+	log    *slog.Logger
+	sub    onewrite.Subscription
+	finish context.Context // outlives the session's ctx by the drain time
+
+	sink    onewrite.Sink
+	opening bool
+	writing int
+	results chan result
+
+	lanes  *lanes
+	health health
+	lot    lot
+
+	tracks    map[string]*track
+	cursor    onewrite.Cursor
+	epoch     uint64
+	dirty     bool
+	committed time.Time // start of the last commit
+	renewed   time.Time // start of the last commit that was stored
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup // background calls to the subscription
+	commits   chan error     // one answer a commit
+	storing   *onewrite.Cursor
+	spans     int
+
+	unread    uint64 // matching events on the bus that Read has not handed over
+	sampling  chan uint64
+	sampled   time.Time
+	published time.Time
+	linger    time.Time // send a short batch not before
+	lastError string
+}
+
+// feed is what the reader hands to the loop.
+type feed struct {
+	msgs []onewrite.Message
+	upto map[string]uint64
+}
+
+// result is the answer to a write, or to the opening of the sink.
+type result struct {
+	batch []*entry
+	n     int
+	err   error
+	sink  onewrite.Sink
+}
+
+// session delivers until something of the bus fails, another copy takes over or
+// ctx ends.
+func (d *Delivery) session(ctx context.Context, log *slog.Logger) error {
+	sub, err := d.Bus.Subscribe(ctx, d.Interest)
+	if err != nil {
+		return fmt.Errorf("bus: subscribe %s: %w", d.Interest.Name, err)
+	}
+	finish, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r := &deliverer{
+		d: d, log: log, sub: sub, finish: finish, cancel: cancel,
+		results: make(chan result, d.Concurrency+1),
+		lanes:   newLanes(), tracks: map[string]*track{},
+		commits: make(chan error, 1), sampling: make(chan uint64, 1),
+	}
+	defer r.close()
+	r.cursor, r.epoch = sub.Cursor()
+	floors := map[string]uint64{}
+	for name, c := range r.cursor.Logs {
+		r.tracks[name] = newTrack(c)
+		floors[name] = c.Floor
+	}
+	d.mu.Lock()
+	d.floors = floors
+	d.mu.Unlock()
+	if err := r.loadLot(ctx); err != nil {
+		return err
+	}
+	r.committed = time.Now()
+	r.renewed = r.committed
+	log.Info("delivering", "epoch", r.epoch, "parked", r.lot.total)
+	return r.run(ctx)
+}
+
+// run starts the reader and loops.
+func (r *deliverer) run(ctx context.Context) error {
+	readCtx, stopReading := context.WithCancelCause(ctx)
+	feeds := make(chan feed)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			msgs, upto, err := r.sub.Read(readCtx)
+			if err != nil {
+				stopReading(fmt.Errorf("bus: read for %s: %w", r.d.Interest.Name, err))
+				return
+			}
+			select {
+			case feeds <- feed{msgs, upto}:
+			case <-readCtx.Done():
+				return
+			}
+		}
+	}()
+	err := r.loop(readCtx, feeds)
+	stopReading(err)
+	<-done
+	if errors.Is(err, onewrite.ErrFenced) {
+		r.cancel() // what is under way must not be recorded any more
+	}
+	if derr := r.drain(); err == nil || errors.Is(err, context.Canceled) {
+		err = derr
+	}
+	return err
+}
+
+// loop is the heart: it owns all state, and everything else reports to it.
+func (r *deliverer) loop(ctx context.Context, feeds <-chan feed) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		wake, err := r.step(now)
+		if err != nil {
+			return err
+		}
+		timer.Reset(max(0, time.Until(wake)))
+		in := feeds
+		if r.full() {
+			in = nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case f := <-in:
+			err = r.accept(f)
+		case res := <-r.results:
+			err = r.answer(res)
+		case err = <-r.commits:
+			err = r.stored(err)
+		case r.unread = <-r.sampling:
+		case c := <-r.d.commands:
+			c.done <- c.run(r)
+		case <-timer.C:
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (r *deliverer) full() bool {
+	return r.lanes.count >= r.d.Window || r.lanes.bytes >= r.d.WindowBytes
+}
+
+// step does what is due and returns when to look again.
+func (r *deliverer) step(now time.Time) (wake time.Time, err error) {
+	wake = now.Add(time.Second)
+	soonest := func(t time.Time) {
+		if !t.IsZero() && t.Before(wake) {
+			wake = t
+		}
+	}
+	if !r.full() {
+		r.unread = 0
+		if err := r.sweep(); err != nil {
+			return wake, err
+		}
+	}
+	if r.mayWrite(now) {
+		soonest(r.dispatch(now))
+	}
+	if r.storing == nil && (r.dirty || r.leaseDue(now)) {
+		due := r.committed.Add(20 * time.Millisecond * time.Duration(1+r.spans/64))
+		if r.leaseDue(now) || !now.Before(due) {
+			r.store(now)
+		} else {
+			soonest(due)
+		}
+	}
+	if r.full() && now.Sub(r.sampled) > 500*time.Millisecond {
+		r.sampled = now
+		r.wg.Go(func() {
+			n, err := r.sub.Pending(r.finish)
+			if err == nil {
+				select {
+				case r.sampling <- n:
+				default:
+				}
+			}
+		})
+	}
+	if due := r.published.Add(50 * time.Millisecond); now.Before(due) {
+		soonest(due)
+	} else {
+		r.publish(now)
+	}
+	return wake, nil
+}
+
+// leaseDue reports whether the lease must be renewed by a commit.
+func (r *deliverer) leaseDue(now time.Time) bool {
+	l := r.sub.Lease()
+	return l > 0 && now.Sub(r.committed) > l/3
+}
+
+// mayWrite is false while another copy might have taken over without our
+// knowing: after a freeze the lease is renewed before the next write.
+func (r *deliverer) mayWrite(now time.Time) bool {
+	l := r.sub.Lease()
+	return l == 0 || now.Sub(r.renewed) < l/2
+}
+
+// accept takes events from the reader.
+func (r *deliverer) accept(f feed) error {
+	for i := range f.msgs {
+		m := &f.msgs[i]
+		t := r.track(m.Log)
+		filtered, fresh := t.hand(m.Offset, m.Time)
+		r.cursor.Filtered += filtered
+		if !fresh {
+			continue
+		}
+		l := r.lanes.find(onewrite.Lane{Log: m.Log, Key: m.Key})
+		e := &entry{msg: *m, lane: l}
+		if l.keyed() && (l.parked || l.redo) {
+			if err := r.park(e, false, "waits behind an event of its key", true); err != nil {
+				return err
+			}
+			continue
+		}
+		r.lanes.add(l, e)
+	}
+	for name, offset := range f.upto {
+		r.cursor.Filtered += r.track(name).pass(offset)
+	}
+	if r.d.Linger > 0 && r.linger.IsZero() && len(f.msgs) > 0 {
+		r.linger = time.Now().Add(r.d.Linger)
+	}
+	r.dirty = true
+	return nil
+}
+
+func (r *deliverer) track(log string) *track {
+	t := r.tracks[log]
+	if t == nil {
+		t = newTrack(onewrite.LogCursor{})
+		r.tracks[log] = t
+	}
+	return t
+}
+
+// store commits the cursor in the background; stored takes the answer.
+func (r *deliverer) store(now time.Time) {
+	c := r.cursor
+	c.Logs = make(map[string]onewrite.LogCursor, len(r.tracks))
+	r.spans = 0
+	for name, t := range r.tracks {
+		lc := t.cursor()
+		r.spans += len(lc.Done)
+		c.Logs[name] = lc
+	}
+	r.storing, r.dirty, r.committed = &c, false, now
+	r.wg.Go(func() { r.commits <- r.sub.Commit(r.finish, c) })
+}
+
+func (r *deliverer) stored(err error) error {
+	c := r.storing
+	r.storing = nil
+	if err != nil {
+		return fmt.Errorf("bus: store the cursor of %s: %w", r.d.Interest.Name, err)
+	}
+	r.renewed = r.committed
+	r.d.mu.Lock()
+	for name, lc := range c.Logs {
+		r.d.floors[name] = lc.Floor
+	}
+	r.d.mu.Unlock()
+	return nil
+}
+
+// publish refreshes the status.
+func (r *deliverer) publish(now time.Time) {
+	r.published = now
+	pending := r.unread + uint64(r.lanes.count-len(r.lot.loaded))
+	state := OK
+	switch {
+	case r.health.down():
+		state = Waiting
+	case pending > 1000:
+		state = CatchingUp
+	}
+	if r.health.failing == 0 && (r.sink != nil || r.health.failures == 0) {
+		r.lastError = ""
+	}
+	var lag time.Duration
+	for _, t := range r.tracks {
+		if len(t.open) > 0 {
+			lag = max(lag, now.Sub(t.open[0].at))
+		}
+	}
+	r.d.set(func(s *DeliveryStatus) {
+		s.State, s.Epoch, s.Lag, s.LastError = state, r.epoch, lag, r.lastError
+		s.Delivered, s.Filtered, s.Skipped = r.cursor.Delivered, r.cursor.Filtered, r.cursor.Skipped
+		s.Pending, s.Parked = pending, uint64(r.lot.total)
+	})
+}
+
+// drain waits for the writes under way, within the drain time, and stores the
+// last cursor.
+func (r *deliverer) drain() error {
+	timer := time.AfterFunc(r.d.Drain, r.cancel)
+	defer timer.Stop()
+	var first error
+	for r.writing > 0 || r.opening {
+		res := <-r.results
+		if err := r.answer(res); err != nil && first == nil {
+			first = err
+		}
+	}
+	if r.storing != nil {
+		if err := r.stored(<-r.commits); err != nil && first == nil {
+			first = err
+		}
+	}
+	if r.finish.Err() == nil && first == nil && r.dirty {
+		r.store(time.Now())
+		first = r.stored(<-r.commits)
+	}
+	r.publish(time.Now())
+	return first
+}
+
+func (r *deliverer) close() {
+	r.cancel()
+	r.wg.Wait()
+	if r.sink != nil {
+		if err := r.sink.Close(); err != nil {
+			r.log.Debug("close the sink", "error", err)
+		}
+	}
+	if err := r.sub.Close(); err != nil {
+		r.log.Debug("close the subscription", "error", err)
+	}
+}

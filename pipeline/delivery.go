@@ -1,0 +1,240 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/onewrite/onewrite"
+)
+
+// OnReject says what becomes of a poison event.
+type OnReject string
+
+// The policies for a poison event.
+const (
+	ParkKey OnReject = "park-key" // it is parked and later events of its key wait behind it
+	Skip    OnReject = "skip"     // it is parked alone; later events of its key flow
+	Stop    OnReject = "stop"     // the delivery stops and waits for an operator
+)
+
+// Delivery moves events from the bus to one destination. Fill the fields, then
+// Run; the fields are not changed after that.
+type Delivery struct {
+	// Interest names the destination and what it wants.
+	Interest onewrite.Interest
+	// Bus hands the events over.
+	Bus onewrite.Bus
+	// Open opens the sink; it is called again after the sink failed.
+	Open func(ctx context.Context) (onewrite.Sink, error)
+	// Concurrency is the number of writes under way at once; 1 keeps bus order.
+	Concurrency int
+	// BatchCount and BatchBytes bound one write; defaults 1 and 4 MiB.
+	BatchCount int
+	BatchBytes int
+	// Linger waits this long for a batch to fill; 0 sends what is there.
+	Linger time.Duration
+	// Window and WindowBytes bound the events held in memory; defaults 8,192
+	// and 32 MiB.
+	Window      int
+	WindowBytes int
+	// Attempts is how often a poison event is tried before it is parked;
+	// default 10.
+	Attempts int
+	// OnReject says what becomes of a poison event; default ParkKey.
+	OnReject OnReject
+	// Retry paces the tries.
+	Retry Backoff
+	// Drain bounds the wait for writes under way at the end; default 10 s.
+	Drain time.Duration
+	// Observe is told what happens.
+	Observe Observer
+	// Log gets a line for each change of state; nil is silent.
+	Log *slog.Logger
+
+	once     sync.Once
+	commands chan command
+	mu       sync.Mutex
+	status   DeliveryStatus
+	floors   map[string]uint64
+}
+
+// DeliveryStatus is a snapshot of a Delivery. At every moment
+// handed to it == Delivered + Pending + Parked + Filtered + Skipped.
+type DeliveryStatus struct {
+	State     State
+	Position  map[string]uint64 // per log: everything up to it is done
+	Epoch     uint64
+	Delivered uint64
+	Pending   uint64
+	Parked    uint64
+	Filtered  uint64
+	Skipped   uint64
+	Lag       time.Duration // age of the oldest event not done
+	LastError string
+}
+
+type command struct {
+	run  func(*deliverer) error
+	done chan error
+}
+
+func (d *Delivery) setup() {
+	d.once.Do(func() {
+		d.commands = make(chan command)
+		if d.Concurrency < 1 {
+			d.Concurrency = 1
+		}
+		if d.BatchCount < 1 {
+			d.BatchCount = 1
+		}
+		if d.BatchBytes < 1 {
+			d.BatchBytes = 4 << 20
+		}
+		if d.Window < 1 {
+			d.Window = 8192
+		}
+		if d.WindowBytes < 1 {
+			d.WindowBytes = 32 << 20
+		}
+		if d.Attempts < 1 {
+			d.Attempts = 10
+		}
+		if d.OnReject == "" {
+			d.OnReject = ParkKey
+		}
+		if d.Drain <= 0 {
+			d.Drain = 10 * time.Second
+		}
+		d.status.State = Waiting
+	})
+}
+
+// Status returns what the delivery is doing now.
+func (d *Delivery) Status() DeliveryStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.status
+	if s.State == "" {
+		s.State = Waiting
+	}
+	s.Position = make(map[string]uint64, len(d.floors))
+	for k, v := range d.floors {
+		s.Position[k] = v
+	}
+	return s
+}
+
+// Floor returns the offset of a log up to which everything is confirmed, parked
+// or filtered out, durably; ok is false before the cursor was first read.
+func (d *Delivery) Floor(log string) (offset uint64, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.floors == nil {
+		return 0, false
+	}
+	return d.floors[log], true
+}
+
+// Redrive delivers parked events again, in order: the entry ref and what waits
+// behind it, or all for ref 0. It returns when they are under way; the error
+// says why they cannot be (the delivery runs in another copy, no such entry).
+func (d *Delivery) Redrive(ctx context.Context, ref uint64) error {
+	return d.command(ctx, func(r *deliverer) error { return r.redrive(ref) })
+}
+
+// Discard forgets the parked entry ref without delivering it and lets what
+// waits behind it go. It counts as skipped. Errors are those of Redrive.
+func (d *Delivery) Discard(ctx context.Context, ref uint64) error {
+	return d.command(ctx, func(r *deliverer) error { return r.discard(ref) })
+}
+
+// Parked returns at most limit parked entries with a Ref greater than after.
+func (d *Delivery) Parked(ctx context.Context, after uint64, limit int) (list []onewrite.Parked, err error) {
+	err = d.command(ctx, func(r *deliverer) error {
+		list, err = r.sub.Parked(r.finish, after, limit, nil)
+		return err
+	})
+	return list, err
+}
+
+func (d *Delivery) command(ctx context.Context, run func(*deliverer) error) error {
+	d.setup()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	c := command{run: run, done: make(chan error, 1)}
+	select {
+	case d.commands <- c:
+	case <-ctx.Done():
+		return fmt.Errorf("destination %s is not being delivered by this copy now (%s); look at onewrite status", d.Interest.Name, d.Status().State)
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Run delivers until ctx ends, and then returns nil: the writes under way are
+// finished and the cursor is stored, so that a clean stop repeats nothing.
+func (d *Delivery) Run(ctx context.Context) error {
+	d.setup()
+	log := logger(d.Log).With("destination", d.Interest.Name)
+	for fails := 0; ; {
+		before := d.Status().Delivered
+		err := d.session(ctx, log)
+		if ctx.Err() != nil {
+			d.set(func(s *DeliveryStatus) { s.State = Stopped })
+			return nil
+		}
+		if errors.Is(err, errStopped) {
+			return d.stopped(ctx, log, err)
+		}
+		if d.Status().Delivered > before {
+			fails = 0
+		}
+		fails++
+		pause := d.Retry.Pause(fails)
+		if errors.Is(err, onewrite.ErrStandby) || errors.Is(err, onewrite.ErrFenced) {
+			pause = time.Second
+		}
+		d.note(log, err)
+		_ = sleep(ctx, pause) // the end of ctx is met at the top
+	}
+}
+
+// errStopped ends a delivery for good: an operator has to look.
+var errStopped = errors.New("stopped")
+
+// stopped waits for the end; the events stay on the bus.
+func (d *Delivery) stopped(ctx context.Context, log *slog.Logger, err error) error {
+	d.set(func(s *DeliveryStatus) { s.State, s.LastError = Stopped, err.Error() })
+	log.Error("delivery stopped; its events stay on the bus", "error", err)
+	<-ctx.Done()
+	return nil
+}
+
+func (d *Delivery) note(log *slog.Logger, err error) {
+	d.mu.Lock()
+	fresh := d.status.LastError != err.Error()
+	d.status.State, d.status.LastError = Waiting, err.Error()
+	d.mu.Unlock()
+	if !fresh {
+		return
+	}
+	if errors.Is(err, onewrite.ErrStandby) {
+		log.Info("standing by", "reason", err)
+		return
+	}
+	log.Warn("delivery interrupted, will try again", "error", err)
+}
+
+func (d *Delivery) set(f func(*DeliveryStatus)) {
+	d.mu.Lock()
+	f(&d.status)
+	d.mu.Unlock()
+}

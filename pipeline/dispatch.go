@@ -1,0 +1,219 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/onewrite/onewrite"
+)
+
+// dispatch starts the writes that may start now and returns when to try again.
+func (r *deliverer) dispatch(now time.Time) (next time.Time) {
+	if r.opening {
+		return time.Time{}
+	}
+	if now.Before(r.health.hold) {
+		return r.health.hold
+	}
+	if r.health.outage() || r.sink == nil {
+		return r.probe(now)
+	}
+	next = r.lanes.due(now)
+	for r.writing < r.d.Concurrency && len(r.lanes.ready) > 0 {
+		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount {
+			return r.linger
+		}
+		r.write(r.lanes.take(r.d.BatchCount, r.d.BatchBytes))
+	}
+	r.linger = time.Time{}
+	return next
+}
+
+// probe opens the sink if need be, and in an outage sends one event at a time,
+// of another key each time, so that a poison event cannot hide that the
+// destination is back.
+func (r *deliverer) probe(now time.Time) (next time.Time) {
+	if r.writing > 0 {
+		return time.Time{}
+	}
+	if now.Before(r.health.probe) {
+		return r.health.probe
+	}
+	if r.sink == nil {
+		r.opening = true
+		go func() {
+			s, err := r.d.Open(r.finish)
+			r.results <- result{sink: s, err: err}
+		}()
+		return time.Time{}
+	}
+	if l := r.lanes.earliest(); l != nil {
+		l.retry = time.Time{}
+		r.lanes.settle(l)
+		l.queue[0].solo = true
+		batch := r.lanes.takeFrom(l)
+		r.write(batch)
+		return time.Time{}
+	}
+	if len(r.lanes.ready) > 0 {
+		r.write(r.lanes.take(1, r.d.BatchBytes))
+	}
+	return time.Time{}
+}
+
+// write hands a batch to the sink in a goroutine of its own.
+func (r *deliverer) write(batch []*entry) {
+	if len(batch) == 0 {
+		return
+	}
+	r.writing++
+	sink := r.sink
+	events := make([]onewrite.Event, len(batch))
+	for i, e := range batch {
+		events[i] = e.msg.Event
+	}
+	go func() {
+		n, err := sink.Write(r.finish, events)
+		if n < len(events) && err == nil {
+			err = fmt.Errorf("short write: %d of %d events", n, len(events))
+		}
+		r.results <- result{batch: batch, n: min(n, len(batch)), err: err}
+	}()
+}
+
+// answer takes the result of a write. An error ends the session.
+func (r *deliverer) answer(res result) error {
+	now := time.Now()
+	if res.batch == nil {
+		return r.opened(res, now)
+	}
+	r.writing--
+	for _, e := range res.batch[:res.n] {
+		if err := r.delivered(e, now); err != nil {
+			return err
+		}
+	}
+	if res.n > 0 {
+		wasDown := r.health.down()
+		r.health.success(now)
+		if wasDown {
+			r.recovered()
+		}
+	}
+	var err error
+	if res.n < len(res.batch) {
+		rest := res.batch[res.n:]
+		r.lanes.back(rest)
+		err = r.failed(rest, res.err, now)
+	}
+	r.lanes.release(res.batch)
+	return err
+}
+
+// recovered lets every waiting lane try at once.
+func (r *deliverer) recovered() {
+	r.log.Info("destination takes events again")
+	for l := range r.lanes.later {
+		l.retry = time.Now()
+	}
+}
+
+// delivered notes that an event is durable at the destination.
+func (r *deliverer) delivered(e *entry, now time.Time) error {
+	r.health.settled(e)
+	r.lanes.drop(e)
+	r.cursor.Delivered++
+	r.dirty = true
+	if r.d.Observe.Delivered != nil {
+		r.d.Observe.Delivered(r.d.Interest.Name, now.Sub(e.msg.Time))
+	}
+	if e.ref == 0 {
+		r.track(e.msg.Log).finish(e.msg.Offset)
+		return nil
+	}
+	return r.redelivered(e)
+}
+
+// failed decides what a failed write means for its first event and for the
+// destination. rest is at the front of its lanes again.
+func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
+	if r.finish.Err() != nil {
+		return nil // given up at the end of the drain time: says nothing
+	}
+	r.lastError = err.Error()
+	if r.d.Observe.Failed != nil {
+		r.d.Observe.Failed(r.d.Interest.Name, err)
+	}
+	switch {
+	case errors.Is(err, onewrite.ErrFenced):
+		return err
+	case errors.Is(err, onewrite.ErrGone):
+		return fmt.Errorf("%w: %w; fix the destination and run onewrite reload, or remove it with onewrite reload --forget", errStopped, err)
+	}
+	if len(rest) > 1 {
+		for _, e := range rest {
+			e.solo = true
+		}
+	}
+	e := rest[0]
+	if !r.health.down() {
+		r.log.Warn("write failed, will try again", "id", e.msg.ID, "error", err)
+	}
+	r.health.failed(e, err, now)
+	pause := r.d.Retry.Pause(e.tries)
+	var asked interface{ RetryAfter() time.Duration }
+	if errors.As(err, &asked) && asked.RetryAfter() > 0 {
+		pause = max(pause, asked.RetryAfter())
+		r.health.hold = now.Add(asked.RetryAfter())
+	}
+	e.lane.retry = now.Add(pause)
+	if r.health.outage() {
+		r.health.probe = now.Add(r.d.Retry.Pause(max(1, r.health.failures-r.health.unproven+1)))
+	}
+	if e.attempts >= r.d.Attempts {
+		return r.poison(e, err)
+	}
+	if r.health.down() && r.writing == 0 && !errors.Is(err, onewrite.ErrRejected) {
+		r.shut()
+	}
+	return nil
+}
+
+// shut closes a sink that may be broken; the next probe opens it again.
+func (r *deliverer) shut() {
+	if r.sink == nil {
+		return
+	}
+	if err := r.sink.Close(); err != nil {
+		r.log.Debug("close the sink", "error", err)
+	}
+	r.sink = nil
+	if r.health.probe.IsZero() {
+		if l := r.lanes.earliest(); l != nil {
+			r.health.probe = l.retry
+		}
+	}
+}
+
+// opened takes the answer to the opening of the sink.
+func (r *deliverer) opened(res result, now time.Time) error {
+	r.opening = false
+	if res.err == nil {
+		r.sink = res.sink
+		return nil
+	}
+	if errors.Is(res.err, onewrite.ErrFenced) || errors.Is(res.err, onewrite.ErrStandby) {
+		return res.err
+	}
+	if r.finish.Err() != nil {
+		return nil
+	}
+	if r.lastError != res.err.Error() {
+		r.log.Warn("cannot open the destination, will try again", "error", res.err)
+	}
+	r.lastError = res.err.Error()
+	r.health.failures++
+	r.health.probe = now.Add(r.d.Retry.Pause(r.health.failures))
+	return nil
+}

@@ -1,0 +1,332 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/onewrite/onewrite"
+)
+
+// Ingest moves one source's committed events to the bus. There is one per
+// source. Fill the fields, then Run; the fields are not changed after that.
+type Ingest struct {
+	// Name is the source's name in the configuration.
+	Name string
+	// Open opens the source at a position; it is called again after a failure.
+	// It returns ErrStandby while another copy reads the source.
+	Open func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error)
+	// Bus takes the events.
+	Bus onewrite.Bus
+	// AckDurable lets the source forget events as soon as the bus holds them;
+	// else it may when Confirm says so.
+	AckDurable bool
+	// Retry paces the tries to open a failed source again.
+	Retry Backoff
+	// Observe is told what happens.
+	Observe Observer
+	// Log gets a line for each change of state; nil is silent.
+	Log *slog.Logger
+
+	mu        sync.Mutex
+	status    IngestStatus
+	marks     marks
+	confirmed uint64
+	wake      chan struct{} // holds one token when confirmed moved
+}
+
+// IngestStatus is a snapshot of an Ingest.
+type IngestStatus struct {
+	State     State
+	Position  onewrite.Pos
+	Offset    uint64        // the bus offset of the last event
+	Lag       time.Duration // how far the reader is behind; 0 when it has all
+	Events    uint64        // events put on the bus by this process
+	Gap       string        // the last gap met, "" if none
+	LastError string
+	LastEvent time.Time
+}
+
+// Status returns what the ingest is doing now.
+func (in *Ingest) Status() IngestStatus {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	s := in.status
+	if s.State == "" {
+		s.State = Waiting
+	}
+	return s
+}
+
+// Confirm tells that everything up to a bus offset is where it needs to be, so
+// that the source may forget it. Calls that go back change nothing.
+func (in *Ingest) Confirm(offset uint64) {
+	in.mu.Lock()
+	in.init()
+	moved := offset > in.confirmed
+	if moved {
+		in.confirmed = offset
+	}
+	in.mu.Unlock()
+	if moved {
+		select {
+		case in.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (in *Ingest) init() {
+	if in.wake == nil {
+		in.wake = make(chan struct{}, 1)
+	}
+}
+
+// Run moves events until ctx ends, and then returns nil. Whatever fails is
+// opened again at the position that the bus holds.
+func (in *Ingest) Run(ctx context.Context) error {
+	in.mu.Lock()
+	in.init()
+	in.mu.Unlock()
+	log := logger(in.Log).With("source", in.Name)
+	for fails := 0; ; {
+		before := in.Status().Events
+		err := in.session(ctx, log)
+		if ctx.Err() != nil {
+			in.update(func(s *IngestStatus) { s.State = Stopped })
+			return nil
+		}
+		if in.Status().Events > before {
+			fails = 0
+		}
+		fails++
+		pause := in.Retry.Pause(fails)
+		switch {
+		case errors.Is(err, onewrite.ErrStandby), errors.Is(err, onewrite.ErrFenced):
+			pause = time.Second
+			in.note(log, Waiting, err)
+		case errors.Is(err, onewrite.ErrGap):
+			in.note(log, InGap, err)
+			if in.Observe.Gap != nil {
+				in.Observe.Gap(in.Name, err.Error(), false)
+			}
+		default:
+			in.note(log, Waiting, err)
+		}
+		_ = sleep(ctx, pause) // the end of ctx is met at the top
+	}
+}
+
+// note records a failure, once for each new text.
+func (in *Ingest) note(log *slog.Logger, state State, err error) {
+	in.mu.Lock()
+	fresh := in.status.LastError != err.Error() || in.status.State != state
+	in.status.State, in.status.LastError = state, err.Error()
+	if state == InGap {
+		in.status.Gap = err.Error()
+	}
+	in.mu.Unlock()
+	if !fresh {
+		return
+	}
+	if errors.Is(err, onewrite.ErrStandby) {
+		log.Info("standing by", "reason", err)
+		return
+	}
+	log.Warn("ingest interrupted, will try again", "state", state, "error", err)
+}
+
+func (in *Ingest) update(f func(*IngestStatus)) {
+	in.mu.Lock()
+	f(&in.status)
+	in.mu.Unlock()
+}
+
+// session reads and appends until something fails or ctx ends.
+func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
+	pos, offset, err := in.Bus.Position(ctx, in.Name)
+	if err != nil {
+		return fmt.Errorf("bus: position of source %s: %w", in.Name, err)
+	}
+	src, err := in.Open(ctx, pos)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	in.mu.Lock()
+	in.marks = marks{}
+	in.marks.add(offset, pos)
+	in.status.State, in.status.Position, in.status.Offset, in.status.LastError = OK, pos, offset, ""
+	in.mu.Unlock()
+	log.Info("reading", "offset", offset)
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	batches := make(chan onewrite.Batch, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			b, err := src.Read(ctx)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			select {
+			case batches <- b:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	wg.Go(func() {
+		if err := in.acknowledge(ctx, src); err != nil {
+			cancel(err)
+		}
+	})
+	err = in.appendAll(ctx, log, pos, batches)
+	cancel(err)
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// appendAll stores each batch behind the one before it.
+func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite.Pos, batches <-chan onewrite.Batch) error {
+	for {
+		var b onewrite.Batch
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case b = <-batches:
+		}
+		if b.Gap != nil {
+			in.gap(log, b.Gap)
+		}
+		if len(b.Events) == 0 {
+			in.update(func(s *IngestStatus) { s.State, s.Lag = OK, 0 })
+			continue
+		}
+		start := time.Now()
+		last, err := in.append(ctx, log, prev, b)
+		if err != nil {
+			return err
+		}
+		prev = b.Pos
+		in.appended(last, b, time.Since(start))
+	}
+}
+
+// append stores one batch; while the bus is full it waits, which leaves the
+// backlog in the database.
+func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Pos, b onewrite.Batch) (uint64, error) {
+	for fails := 1; ; fails++ {
+		last, err := in.appendOnce(ctx, prev, b)
+		if !errors.Is(err, onewrite.ErrFull) {
+			if err != nil {
+				err = fmt.Errorf("bus: append for source %s: %w", in.Name, err)
+			}
+			return last, err
+		}
+		in.note(log, Waiting, fmt.Errorf("the bus is full, the backlog waits in the database; raise bus.max_size or look at the slowest destination with onewrite status: %w", err))
+		if err := sleep(ctx, min(in.Retry.Pause(fails), time.Second)); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// appendOnce lets an append that is under way end although ctx ends: its answer
+// decides whether the events are on the bus.
+func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b onewrite.Batch) (uint64, error) {
+	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	return in.Bus.Append(finish, in.Name, prev, b)
+}
+
+// appended records a stored batch.
+func (in *Ingest) appended(last uint64, b onewrite.Batch, took time.Duration) {
+	in.mu.Lock()
+	in.marks.add(last, b.Pos)
+	s := &in.status
+	s.Position, s.Offset, s.LastError, s.LastEvent = b.Pos, last, "", time.Now()
+	s.Events += uint64(len(b.Events))
+	s.State, s.Lag = OK, 0
+	if len(b.Events) == onewrite.MaxBatch {
+		s.State = CatchingUp
+		s.Lag = max(0, time.Since(b.Events[len(b.Events)-1].Time))
+	}
+	in.mu.Unlock()
+	if in.AckDurable {
+		in.Confirm(last)
+	}
+	if in.Observe.Appended != nil {
+		in.Observe.Appended(in.Name, len(b.Events), took)
+	}
+}
+
+func (in *Ingest) gap(log *slog.Logger, g *onewrite.Gap) {
+	log.Error("gap in the source, reading it again", "reason", g.Reason, "from", g.From, "to", g.To)
+	in.update(func(s *IngestStatus) { s.State, s.Gap = InGap, g.Error() })
+	if in.Observe.Gap != nil {
+		in.Observe.Gap(in.Name, g.Reason, true)
+	}
+}
+
+// acknowledge hands confirmed positions to the source as they move.
+func (in *Ingest) acknowledge(ctx context.Context, src onewrite.Source) error {
+	for {
+		in.mu.Lock()
+		pos, ok := in.marks.take(in.confirmed)
+		in.mu.Unlock()
+		if ok {
+			if err := src.Ack(ctx, pos); err != nil {
+				return fmt.Errorf("acknowledge source %s: %w", in.Name, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-in.wake:
+		}
+	}
+}
+
+// marks remembers which source position belongs to which bus offset. It is
+// bounded: when it is full every second mark is dropped, which only makes the
+// source forget in larger steps.
+type marks struct{ list []mark }
+
+type mark struct {
+	offset uint64
+	pos    onewrite.Pos
+}
+
+const maxMarks = 4096
+
+func (m *marks) add(offset uint64, pos onewrite.Pos) {
+	if len(m.list) >= maxMarks {
+		kept := m.list[:0]
+		for i, k := range m.list {
+			if i%2 == 1 {
+				kept = append(kept, k)
+			}
+		}
+		m.list = kept
+	}
+	m.list = append(m.list, mark{offset, pos})
+}
+
+// take returns the newest position whose events are all within confirmed, and
+// forgets it and those before it.
+func (m *marks) take(confirmed uint64) (onewrite.Pos, bool) {
+	n := 0
+	for n < len(m.list) && m.list[n].offset <= confirmed {
+		n++
+	}
+	if n == 0 {
+		return "", false
+	}
+	pos := m.list[n-1].pos
+	m.list = append(m.list[:0], m.list[n:]...)
+	return pos, pos != ""
+}

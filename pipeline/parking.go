@@ -1,0 +1,248 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/onewrite/onewrite"
+)
+
+// lot is what a deliverer knows of its parking lot.
+type lot struct {
+	total  int                   // entries parked
+	known  uint64                // entries up to this ref are counted
+	held   map[onewrite.Lane]int // entries of the lanes that are held
+	loaded map[uint64]struct{}   // refs of those loaded to be delivered again
+	sweep  bool                  // all entries are being loaded, as there is room
+	swept  uint64                // up to this ref
+}
+
+const page = 500
+
+// loadLot counts the parked entries and holds the lanes that they hold.
+func (r *deliverer) loadLot(ctx context.Context) error {
+	r.lot.held, r.lot.loaded = map[onewrite.Lane]int{}, map[uint64]struct{}{}
+	for {
+		list, err := r.sub.Parked(ctx, r.lot.known, page, nil)
+		if err != nil {
+			return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
+		}
+		for i := range list {
+			p := &list[i]
+			r.lot.total++
+			r.lot.known = max(r.lot.known, p.Ref)
+			id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
+			if id.Key != "" && (p.Holds || r.lot.held[id] > 0) {
+				r.lot.held[id]++
+				r.lanes.find(id).parked = true
+			}
+		}
+		if len(list) < page {
+			return nil
+		}
+	}
+}
+
+// poison acts on an event that the destination refuses while it takes others.
+// e is the first of its lane.
+func (r *deliverer) poison(e *entry, cause error) error {
+	if r.d.OnReject == Stop {
+		return fmt.Errorf("%w at event %s (on_reject: stop): %w; fix the destination or the event's cause and start again, or set on_reject: park-key", errStopped, e.msg.ID, cause)
+	}
+	l := e.lane
+	l.retry = time.Time{}
+	if e.ref != 0 {
+		r.giveBack(l)
+		return nil
+	}
+	l.queue = l.queue[1:]
+	holds := r.d.OnReject == ParkKey && l.keyed()
+	r.lanes.drop(e)
+	if err := r.park(e, holds, cause.Error(), false); err != nil {
+		return err
+	}
+	r.log.Warn("event parked", "id", e.msg.ID, "attempts", e.tries, "error", cause)
+	if !holds {
+		return nil
+	}
+	l.parked = true
+	behind := "waits behind " + e.msg.ID
+	for _, f := range l.queue {
+		r.lanes.drop(f)
+		if err := r.park(f, false, behind, true); err != nil {
+			return err
+		}
+	}
+	l.queue = nil
+	return nil
+}
+
+// park sets an event aside, durably, before the cursor passes it.
+func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error {
+	ref, err := r.sub.Park(r.finish, onewrite.Parked{
+		Message: e.msg, Reason: reason, Attempts: e.tries, Holds: holds, At: time.Now(),
+	})
+	if err != nil {
+		return fmt.Errorf("bus: park event %s of %s: %w", e.msg.ID, r.d.Interest.Name, err)
+	}
+	r.health.settled(e)
+	r.track(e.msg.Log).finish(e.msg.Offset)
+	r.dirty = true
+	if ref > r.lot.known { // else it was parked before a restart
+		r.lot.known = ref
+		r.lot.total++
+		if holds || behind {
+			r.lot.held[e.lane.id]++
+		}
+	}
+	if r.d.Observe.Parked != nil {
+		r.d.Observe.Parked(r.d.Interest.Name, e.msg.ID, reason, behind)
+	}
+	return nil
+}
+
+// redrive starts the delivery of a parked entry and of what waits behind it, or
+// of all entries.
+func (r *deliverer) redrive(ref uint64) error {
+	if ref == 0 {
+		r.lot.sweep, r.lot.swept = true, 0
+		return nil
+	}
+	p, err := r.parked(ref)
+	if err != nil {
+		return err
+	}
+	return r.redo(p)
+}
+
+// parked finds one entry.
+func (r *deliverer) parked(ref uint64) (*onewrite.Parked, error) {
+	list, err := r.sub.Parked(r.finish, ref-1, 1, nil)
+	if err != nil {
+		return nil, fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
+	}
+	if ref == 0 || len(list) == 0 || list[0].Ref != ref {
+		return nil, fmt.Errorf("destination %s has no parked event %d; list them with onewrite parked list %s", r.d.Interest.Name, ref, r.d.Interest.Name)
+	}
+	return &list[0], nil
+}
+
+// sweep loads the next page while everything parked is being redriven.
+func (r *deliverer) sweep() error {
+	if !r.lot.sweep {
+		return nil
+	}
+	list, err := r.sub.Parked(r.finish, r.lot.swept, page, nil)
+	if err != nil {
+		return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
+	}
+	for i := range list {
+		r.lot.swept = list[i].Ref
+		if err := r.redo(&list[i]); err != nil {
+			return err
+		}
+	}
+	r.lot.sweep = len(list) == page
+	return nil
+}
+
+// redo puts one entry, or its whole lane in order, back to work.
+func (r *deliverer) redo(p *onewrite.Parked) error {
+	id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
+	if l := r.lanes.byKey[id]; id.Key != "" && l != nil && l.parked {
+		if l.redo {
+			return nil
+		}
+		l.redo, l.after = true, 0
+		return r.refill(l)
+	}
+	if id.Key != "" { // parked alone by on_reject: skip; its key flows
+		id.Key = ""
+	}
+	l := &lane{id: id, index: -1}
+	r.load(l, p)
+	return nil
+}
+
+func (r *deliverer) load(l *lane, p *onewrite.Parked) {
+	if _, twice := r.lot.loaded[p.Ref]; twice {
+		return
+	}
+	r.lot.loaded[p.Ref] = struct{}{}
+	r.lanes.add(l, &entry{msg: p.Message, ref: p.Ref})
+}
+
+// refill loads the next parked entries of a lane; when there are none left, the
+// lane flows again.
+func (r *deliverer) refill(l *lane) error {
+	list, err := r.sub.Parked(r.finish, l.after, 100, &l.id)
+	if err != nil {
+		return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
+	}
+	if len(list) == 0 {
+		l.redo, l.parked, l.after = false, false, 0
+		delete(r.lot.held, l.id)
+		r.lanes.settle(l)
+		return nil
+	}
+	for i := range list {
+		l.after = list[i].Ref
+		r.load(l, &list[i])
+	}
+	return nil
+}
+
+// redelivered forgets a parked entry whose delivery is done.
+func (r *deliverer) redelivered(e *entry) error {
+	delete(r.lot.loaded, e.ref)
+	return r.forget(e.lane, e.ref)
+}
+
+func (r *deliverer) forget(l *lane, ref uint64) error {
+	if err := r.sub.Unpark(r.finish, ref); err != nil {
+		return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
+	}
+	r.lot.total--
+	if l.redo && len(l.queue) == 0 {
+		return r.refill(l)
+	}
+	return nil
+}
+
+// giveBack ends the redelivery of a lane whose first event is refused again;
+// the entries are still in the parking lot.
+func (r *deliverer) giveBack(l *lane) {
+	for _, e := range l.queue {
+		r.health.settled(e)
+		r.lanes.drop(e)
+		delete(r.lot.loaded, e.ref)
+	}
+	l.queue, l.redo, l.after = nil, false, 0
+}
+
+// discard forgets a parked entry undelivered. If it held its key, what waits
+// behind it is delivered.
+func (r *deliverer) discard(ref uint64) error {
+	p, err := r.parked(ref)
+	if err != nil {
+		return err
+	}
+	l := r.lanes.byKey[onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}]
+	if l == nil {
+		l = &lane{index: -1}
+	}
+	if _, underWay := r.lot.loaded[ref]; underWay {
+		return fmt.Errorf("parked event %d is being delivered now; try again when it is done", ref)
+	}
+	r.cursor.Skipped++
+	r.dirty = true
+	if err := r.forget(l, ref); err != nil {
+		return err
+	}
+	if p.Holds && l.parked && !l.redo {
+		l.redo, l.after = true, 0
+		return r.refill(l)
+	}
+	return nil
+}
