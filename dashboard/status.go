@@ -1,0 +1,118 @@
+package dashboard
+
+import (
+	"context"
+	"time"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/pipeline"
+)
+
+// Status is what GET /api/status answers and onewrite status --json prints.
+type Status struct {
+	Version      string                 `json:"version"`
+	PID          int                    `json:"pid"`
+	Started      time.Time              `json:"started"`
+	Config       string                 `json:"config,omitempty"`
+	Sources      map[string]Source      `json:"sources"`
+	Destinations map[string]Destination `json:"destinations"`
+	Bus          Bus                    `json:"bus"`
+	Warnings     []string               `json:"warnings,omitempty"`
+}
+
+// Source is the state of one source.
+type Source struct {
+	State      pipeline.State `json:"state"`
+	Position   string         `json:"position"`
+	LagSeconds float64        `json:"lag_seconds"`
+	// Events counts the events that the bus ever took from the source.
+	Events uint64 `json:"events"`
+	// Gap is the last gap met and the range it covers; null if none.
+	Gap       *string `json:"gap"`
+	LastError string  `json:"last_error"`
+}
+
+// Destination is the state of one destination. Events handed to it ==
+// delivered + pending + parked + filtered + skipped.
+type Destination struct {
+	State      pipeline.State `json:"state"`
+	Position   string         `json:"position"`
+	Epoch      uint64         `json:"epoch"`
+	Delivered  uint64         `json:"delivered"`
+	Pending    uint64         `json:"pending"`
+	Parked     uint64         `json:"parked"`
+	Filtered   uint64         `json:"filtered"`
+	Skipped    uint64         `json:"skipped"`
+	LagSeconds float64        `json:"lag_seconds"`
+	LastError  string         `json:"last_error"`
+}
+
+// Bus is the state of the middle.
+type Bus struct {
+	ID       string `json:"id"`
+	Embedded bool   `json:"embedded"`
+	Bytes    int64  `json:"bytes"`
+	Messages uint64 `json:"messages"`
+	MaxBytes int64  `json:"max_bytes"`
+}
+
+// Reload says what a reload of the configuration did.
+type Reload struct {
+	Added   []string `json:"added"`
+	Removed []string `json:"removed"`
+	Changed []string `json:"changed"`
+	// Restart names the settings that changed but need a restart.
+	Restart  []string `json:"restart_needed"`
+	Warnings []string `json:"warnings"`
+}
+
+// Parked is a parked event as the API shows it.
+type Parked struct {
+	Ref      uint64    `json:"ref"`
+	ID       string    `json:"id"`
+	Source   string    `json:"source"`
+	Topic    string    `json:"topic"`
+	Type     string    `json:"type"`
+	Key      string    `json:"key,omitempty"`
+	Reason   string    `json:"reason"`
+	Attempts int       `json:"attempts"`
+	Holds    bool      `json:"holds_key"`
+	At       time.Time `json:"parked_at"`
+	// Event is the CloudEvents JSON of the event; only when one is asked for.
+	Event RawJSON `json:"event,omitempty"`
+}
+
+// RawJSON is JSON text that is passed on as it is.
+type RawJSON []byte
+
+// MarshalJSON returns the text itself.
+func (r RawJSON) MarshalJSON() ([]byte, error) { return r, nil }
+
+// UnmarshalJSON keeps a copy of the text.
+func (r *RawJSON) UnmarshalJSON(b []byte) error {
+	*r = append((*r)[:0], b...)
+	return nil
+}
+
+// Control is the running instance as the API sees it; package relay is it.
+// Errors are for people and end with the cure.
+type Control interface {
+	// Status returns a snapshot.
+	Status(ctx context.Context) Status
+	// NotReady names what keeps the instance from being ready; empty when it is.
+	NotReady(ctx context.Context) []string
+	// Reload reads the configuration again; forget names destinations that may
+	// go although they have pending events.
+	Reload(ctx context.Context, forget []string) (Reload, error)
+	// Parked lists a destination's parked events with a ref greater than after.
+	Parked(ctx context.Context, destination string, after uint64, limit int) ([]onewrite.Parked, error)
+	// Retry delivers a parked event and what waits behind it; ref 0 is all.
+	Retry(ctx context.Context, destination string, ref uint64) error
+	// Skip forgets a parked event undelivered.
+	Skip(ctx context.Context, destination string, ref uint64) error
+	// Replay delivers again what the bus stored since from.
+	Replay(ctx context.Context, destination string, from onewrite.From) error
+	// Tail calls show for each event on the bus from now on, or since from, until
+	// ctx ends or show fails.
+	Tail(ctx context.Context, topics []string, from onewrite.From, show func(onewrite.Message) error) error
+}
