@@ -159,7 +159,9 @@ type Sink interface {
 	//   - ErrFenced: a newer copy owns this destination
 	//   - any other error: unknown; the event may or may not be durable, and
 	//     the same event will be written again with the same id.
-	// An error with a method RetryAfter() time.Duration asks for that pause.
+	// An error with a method RetryAfter() time.Duration asks for that pause; one
+	// with a method Answered() bool that returns true says that the system was
+	// reached and failed on this event, without saying that it refuses it.
 	// Write may be called by several goroutines at once, never with events of
 	// one key in two of them.
 	Write(ctx context.Context, events []Event) (n int, err error)

@@ -72,6 +72,9 @@ func (r *deliverer) write(batch []*entry) {
 	events := make([]onewrite.Event, len(batch))
 	for i, e := range batch {
 		events[i] = e.msg.Event
+		if e.tries == 0 {
+			e.sentGen = r.health.gen
+		}
 	}
 	go func() {
 		n, err := sink.Write(r.finish, events)

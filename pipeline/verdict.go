@@ -11,7 +11,8 @@ import (
 type trial struct {
 	tries    int    // writes that failed, for the pause
 	attempts int    // failures held against the event
-	firstGen uint64 // successes of the destination before the first failure
+	sentGen  uint64 // successes of the destination before the first try was sent
+	firstGen uint64 // before the first failure
 	lastGen  uint64 // and before the last one
 	failing  bool
 	solo     bool // must travel alone
@@ -32,6 +33,9 @@ const outageAt = 3
 //   - the destination took another event since the event's failure before, or
 //   - it took another event since the event's first failure and within the last
 //     minute, and nothing else fails without the same proof, or
+//   - it answered about this event, took another within the last minute and
+//     since this one was first sent, and fewer than outageAt events fail without
+//     proof, or
 //   - it rejects this very event, took another within the last minute, and
 //     fewer than outageAt events fail without proof.
 type health struct {
@@ -82,9 +86,17 @@ func (h *health) failed(e *entry, err error, now time.Time) {
 		return
 	}
 	up := !h.lastSuccess.IsZero() && now.Sub(h.lastSuccess) < recent
+	few := h.unproven < outageAt
 	if h.gen > before ||
 		up && h.gen > e.firstGen && h.unproven == 0 ||
-		up && errors.Is(err, onewrite.ErrRejected) && h.unproven < outageAt {
+		up && few && h.gen > e.sentGen && answered(err) ||
+		up && few && errors.Is(err, onewrite.ErrRejected) {
 		e.attempts = max(e.attempts, 1) + 1 // the first failure counts now too
 	}
+}
+
+// answered reports whether the destination was reached and spoke about the event.
+func answered(err error) bool {
+	var a interface{ Answered() bool }
+	return errors.As(err, &a) && a.Answered()
 }

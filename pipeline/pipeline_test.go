@@ -1,0 +1,308 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/pipeline"
+)
+
+// world is one source, one bus and one destination, run in synthetic time.
+type world struct {
+	source *memSource
+	bus    *memBus
+	sink   *memSink
+	ingest *pipeline.Ingest
+	d      *pipeline.Delivery
+	stop   func()
+}
+
+// start runs the world's pipelines; stop ends them and waits.
+func (w *world) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.ingest = &pipeline.Ingest{Name: "shop", Open: w.source.open, Bus: w.bus}
+	w.d.Interest, w.d.Bus, w.d.Open = onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: w.d.Interest.Topics}, w.bus, w.sink.open
+	done := make(chan error, 2)
+	go func() { done <- w.ingest.Run(ctx) }()
+	go func() { done <- w.d.Run(ctx) }()
+	w.stop = func() {
+		cancel()
+		<-done
+		<-done
+	}
+}
+
+func newWorld() *world {
+	return &world{source: newMemSource("shop"), bus: newMemBus(), sink: &memSink{}, d: &pipeline.Delivery{Concurrency: 4}}
+}
+
+func event(i int, key string) onewrite.Event {
+	return onewrite.Event{ID: fmt.Sprintf("e%04d", i), Topic: "order.placed", Type: "order.placed", Key: key, Data: []byte("{}"), ContentType: "application/json"}
+}
+
+// checkOrder fails if a key's first arrivals are not in the order of their ids.
+func checkOrder(t *testing.T, got []onewrite.Event) (distinct int) {
+	t.Helper()
+	seen := map[string]bool{}
+	last := map[string]string{}
+	for _, e := range got {
+		if seen[e.ID] {
+			continue
+		}
+		seen[e.ID] = true
+		if e.Key != "" && e.ID < last[e.Key] {
+			t.Errorf("key %s: %s arrived after %s", e.Key, e.ID, last[e.Key])
+		}
+		last[e.Key] = e.ID
+	}
+	return len(seen)
+}
+
+func TestFlowInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.start()
+		for i := range 500 {
+			w.source.commit(event(i, fmt.Sprint("k", i%7)))
+		}
+		time.Sleep(5 * time.Second)
+		s := w.d.Status()
+		if n := checkOrder(t, w.sink.seen()); n != 500 || len(w.sink.seen()) != 500 {
+			t.Errorf("arrived: %d distinct of %d, want 500 once", n, len(w.sink.seen()))
+		}
+		if s.Delivered != 500 || s.Pending != 0 || s.State != pipeline.OK || s.Position["shop"] != 500 {
+			t.Errorf("status: %+v", s)
+		}
+		floor, ok := w.d.Floor("shop")
+		if !ok || floor != 500 {
+			t.Errorf("floor = %d, %v", floor, ok)
+		}
+		w.ingest.Confirm(floor)
+		synctest.Wait()
+		w.stop()
+		if w.source.acked != 500 {
+			t.Errorf("acknowledged up to %d, want 500", w.source.acked)
+		}
+	})
+}
+
+func TestCleanStopRepeatsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.sink.delay = func() time.Duration { return 3 * time.Millisecond }
+		for i := range 300 {
+			w.source.commit(event(i, fmt.Sprint("k", i%11)))
+		}
+		for range 10 {
+			w.start()
+			time.Sleep(25 * time.Millisecond)
+			w.stop()
+			w.d = &pipeline.Delivery{Concurrency: 4}
+		}
+		w.start()
+		time.Sleep(10 * time.Second)
+		w.stop()
+		if n := checkOrder(t, w.sink.seen()); n != 300 || len(w.sink.seen()) != 300 {
+			t.Errorf("arrived: %d distinct of %d, want 300 once", n, len(w.sink.seen()))
+		}
+	})
+}
+
+func TestOutageCostsNoAttempt(t *testing.T) {
+	for _, lanes := range []int{1, 2, 50} {
+		for _, rejected := range []bool{false, true} {
+			if rejected && lanes < 3 {
+				continue // one event rejected right after successes is a poison event
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				down := false
+				w.sink.before = func(onewrite.Event) error {
+					if down && rejected {
+						return fmt.Errorf("400: %w", onewrite.ErrRejected)
+					} else if down {
+						return errInjected
+					}
+					return nil
+				}
+				w.start()
+				for i := range 20 {
+					w.source.commit(event(i, fmt.Sprint("k", i%lanes)))
+				}
+				time.Sleep(time.Second)
+				down = true
+				for i := 20; i < 200; i++ {
+					w.source.commit(event(i, fmt.Sprint("k", i%lanes)))
+				}
+				time.Sleep(time.Hour)
+				s := w.d.Status()
+				if s.Parked != 0 || s.Pending != 180 || s.State != pipeline.Waiting || s.LastError == "" {
+					t.Errorf("lanes %d: in the outage: %+v", lanes, s)
+				}
+				down = false
+				time.Sleep(40 * time.Second)
+				s = w.d.Status()
+				if s.Delivered != 200 || s.Pending != 0 || s.State != pipeline.OK || s.LastError != "" {
+					t.Errorf("lanes %d: after the outage: %+v", lanes, s)
+				}
+				checkOrder(t, w.sink.seen())
+				w.stop()
+			})
+		}
+	}
+}
+
+// answeredError is what a destination says when it fails on an event.
+type answeredError struct{}
+
+func (answeredError) Error() string  { return "500" }
+func (answeredError) Answered() bool { return true }
+
+func TestPoisonIsParkedWithItsKey(t *testing.T) {
+	for _, reject := range []error{answeredError{}, onewrite.ErrRejected} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			poison := true
+			w.sink.before = func(e onewrite.Event) error {
+				if e.ID == "e0030" && poison {
+					return reject
+				}
+				return nil
+			}
+			w.sink.delay = func() time.Duration { return time.Duration(rand.Int64N(int64(5 * time.Millisecond))) }
+			w.start()
+			for i := range 60 {
+				w.source.commit(event(i, fmt.Sprint("k", i%10)))
+			}
+			time.Sleep(time.Minute)
+			for i := 60; i < 100; i++ {
+				w.source.commit(event(i, fmt.Sprint("k", i%10)))
+			}
+			time.Sleep(5 * time.Second)
+			s := w.d.Status()
+			if s.Parked != 7 || s.Delivered != 93 || s.Pending != 0 { // e0030, e0040 ... e0090
+				t.Fatalf("%v: status: %+v", reject, s)
+			}
+			list, err := w.d.Parked(t.Context(), 0, 100)
+			if err != nil || len(list) != 7 || list[0].Message.ID != "e0030" || list[0].Attempts != 10 || !list[0].Holds {
+				t.Fatalf("parked: %v, %+v", err, list)
+			}
+			w.stop() // parked keys are held after a restart too
+			w.d = &pipeline.Delivery{Concurrency: 4}
+			w.start()
+			w.source.commit(event(100, "k0"))
+			time.Sleep(5 * time.Second)
+			if s = w.d.Status(); s.Parked != 8 {
+				t.Fatalf("after a restart: %+v", s)
+			}
+			poison = false
+			if err := w.d.Redrive(t.Context(), list[0].Ref); err != nil {
+				t.Fatal(err)
+			}
+			w.source.commit(event(101, "k0"))
+			time.Sleep(5 * time.Second)
+			if s = w.d.Status(); s.Parked != 0 || s.Delivered != 102 || s.Pending != 0 {
+				t.Errorf("after the redrive: %+v", s)
+			}
+			if n := checkOrder(t, w.sink.seen()); n != 102 {
+				t.Errorf("%d arrived", n)
+			}
+			w.stop()
+		})
+	}
+}
+
+func TestDiscardLetsTheKeyGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.sink.before = func(e onewrite.Event) error {
+			if e.ID == "e0003" {
+				return onewrite.ErrRejected
+			}
+			return nil
+		}
+		w.start()
+		for i := range 20 {
+			w.source.commit(event(i, fmt.Sprint("k", i%2)))
+		}
+		time.Sleep(2 * time.Minute)
+		list, err := w.d.Parked(t.Context(), 0, 100)
+		if err != nil || len(list) != 9 {
+			t.Fatalf("parked %d, %v", len(list), err)
+		}
+		if err := w.d.Discard(t.Context(), 999); err == nil {
+			t.Error("discarded an entry that does not exist")
+		}
+		if err := w.d.Discard(t.Context(), list[0].Ref); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		if s := w.d.Status(); s.Parked != 0 || s.Skipped != 1 || s.Delivered != 19 {
+			t.Errorf("status: %+v", s)
+		}
+		checkOrder(t, w.sink.seen())
+		w.stop()
+	})
+}
+
+func TestGoneStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.sink.before = func(onewrite.Event) error { return fmt.Errorf("410: %w", onewrite.ErrGone) }
+		w.start()
+		w.source.commit(event(1, "a"))
+		time.Sleep(time.Minute)
+		if s := w.d.Status(); s.State != pipeline.Stopped || s.Pending != 1 {
+			t.Errorf("status: %+v", s)
+		}
+		w.stop()
+	})
+}
+
+func TestStaleTwinIsFenced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.bus.lease = 6 * time.Second
+		w.start()
+		twin := &world{source: w.source, bus: w.bus, sink: w.sink, d: &pipeline.Delivery{Concurrency: 4}}
+		twin.start()
+		for i := range 200 {
+			w.source.commit(event(i, fmt.Sprint("k", i%5)))
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(20 * time.Second)
+		if n := checkOrder(t, w.sink.seen()); n != 200 || len(w.sink.seen()) != 200 {
+			t.Errorf("%d distinct of %d", n, len(w.sink.seen()))
+		}
+		if a, b := w.d.Status(), twin.d.Status(); (a.State == pipeline.OK) == (b.State == pipeline.OK) {
+			t.Errorf("one must deliver and one stand by: %+v, %+v", a, b)
+		}
+		w.stop()
+		twin.stop()
+	})
+}
+
+func TestFilteredIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.d.Interest.Topics = []string{"order.paid"}
+		w.start()
+		for i := range 50 {
+			e := event(i, "k")
+			if i%5 == 0 {
+				e.Topic = "order.paid"
+			}
+			w.source.commit(e)
+		}
+		time.Sleep(5 * time.Second)
+		if s := w.d.Status(); s.Delivered != 10 || s.Filtered != 40 || s.Position["shop"] != 50 {
+			t.Errorf("status: %+v", s)
+		}
+		w.stop()
+	})
+}
