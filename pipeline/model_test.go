@@ -337,6 +337,7 @@ func (r *memReader) Close() error { return nil }
 type memSink struct {
 	mu      sync.Mutex
 	arrived []onewrite.Event
+	ids     map[string]bool
 	before  func(e onewrite.Event) error // refuses before the effect
 	after   func(e onewrite.Event) error // loses the answer after it
 	delay   func() time.Duration
@@ -360,6 +361,10 @@ func (s *memSink) Write(ctx context.Context, events []onewrite.Event) (int, erro
 		}
 		s.mu.Lock()
 		s.arrived = append(s.arrived, e)
+		if s.ids == nil {
+			s.ids = map[string]bool{}
+		}
+		s.ids[e.ID] = true
 		s.mu.Unlock()
 		if s.after != nil {
 			if err := s.after(e); err != nil {
@@ -376,4 +381,10 @@ func (s *memSink) seen() []onewrite.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.arrived)
+}
+
+func (s *memSink) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ids[id]
 }

