@@ -1,0 +1,362 @@
+package nats_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/onewritetest"
+)
+
+// TestTwoCopies lets two copies write to one log: the stale one gets ErrFenced,
+// whatever it appends, and leaves no trace.
+func TestTwoCopies(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	a, b := open(t, nats.Config{URL: url}), open(t, nats.Config{URL: url})
+	if a.ID() != b.ID() || !a.Durable() {
+		t.Fatalf("identities %s and %s of one bus, durable %v", a.ID(), b.ID(), a.Durable())
+	}
+	n := 0
+	prev := onewrite.Pos("")
+	for _, ahead := range []int{1, 2, 5, 13} {
+		for _, stale := range []int{1, 2, 5, 12, 13, 100} {
+			x := batch(n+1, 1)
+			appendAll(t, a, prev, x)
+			n, prev = n+1, x.Pos
+			if pos, _, err := b.Position(t.Context(), "shop"); err != nil || pos != prev {
+				t.Fatalf("position %s, %v", pos, err)
+			}
+			x = batch(n+1, ahead)
+			appendAll(t, a, prev, x)
+			n += ahead
+			old := batch(90000, stale)
+			for i := range old.Events {
+				old.Events[i].ID = "stale"
+			}
+			if _, err := b.Append(t.Context(), "shop", prev, old); !errors.Is(err, onewrite.ErrFenced) {
+				t.Fatalf("%d events, stale by %d: %v, want ErrFenced", stale, ahead, err)
+			}
+			prev = x.Pos
+			if pos, last, err := b.Position(t.Context(), "shop"); err != nil || pos != prev || last != uint64(n) {
+				t.Fatalf("position %s at %d, %v; want %s at %d", pos, last, err, prev, n)
+			}
+		}
+	}
+	sub := subscribe(t, b, onewrite.Interest{Name: "d"})
+	defer sub.Close()
+	for i, m := range read(t, sub, n) {
+		if m.ID != batch(i+1, 1).Events[0].ID {
+			t.Fatalf("message %d is %s", i+1, m.ID)
+		}
+	}
+}
+
+func TestLease(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	const lease = 300 * time.Millisecond
+	config := nats.Config{URL: url}
+	nats.SetLease(&config, lease)
+	a, b := open(t, config), open(t, config)
+	in := onewrite.Interest{Name: "d", Sources: []string{"shop"}}
+	subA := subscribe(t, a, in)
+	if subA.Lease() != lease {
+		t.Fatalf("lease %v", subA.Lease())
+	}
+	_, epochA := subA.Cursor()
+	// As long as the owner commits, the other stands by.
+	for end := time.Now().Add(4 * lease); time.Now().Before(end); time.Sleep(lease / 10) {
+		if err := subA.Commit(t.Context(), onewrite.Cursor{Delivered: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Subscribe(t.Context(), in); !errors.Is(err, onewrite.ErrStandby) {
+			t.Fatalf("a live owner was robbed: %v", err)
+		}
+		if err := b.Rewind(t.Context(), "d", onewrite.From{}); !errors.Is(err, onewrite.ErrStandby) {
+			t.Fatalf("a live owner was rewound: %v", err)
+		}
+	}
+	// Then it falls silent.
+	start := time.Now()
+	var subB onewrite.Subscription
+	until(t, "the takeover", func() bool {
+		var err error
+		if subB, err = b.Subscribe(t.Context(), in); err != nil && !errors.Is(err, onewrite.ErrStandby) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	if took := time.Since(start); took < lease/2 {
+		t.Errorf("taken over after %v", took)
+	}
+	if c, epoch := subB.Cursor(); epoch <= epochA || c.Delivered != 1 {
+		t.Errorf("epoch %d after %d, cursor %+v", epoch, epochA, c)
+	}
+	if err := subA.Commit(t.Context(), onewrite.Cursor{Delivered: 2}); !errors.Is(err, onewrite.ErrFenced) {
+		t.Errorf("commit of the old owner: %v", err)
+	}
+	if err := subA.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := subB.Commit(t.Context(), onewrite.Cursor{Delivered: 3}); err != nil {
+		t.Fatal(err)
+	}
+	// A place that was given up is free at once.
+	if err := subB.Close(); err != nil {
+		t.Fatal(err)
+	}
+	subA = subscribe(t, a, in)
+	if c, _ := subA.Cursor(); c.Delivered != 3 {
+		t.Errorf("cursor %+v", c)
+	}
+	if err := subA.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOtherCopyIsHeard reads on one copy what another writes, a new log too, and
+// at once.
+func TestOtherCopyIsHeard(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	a, b := open(t, nats.Config{URL: url}), open(t, nats.Config{URL: url})
+	sub := subscribe(t, b, onewrite.Interest{Name: "d"})
+	defer sub.Close()
+	got := make(chan time.Time, 100)
+	go func() {
+		for range 50 {
+			msgs, _, err := sub.Read(t.Context())
+			if err != nil {
+				return
+			}
+			for range msgs {
+				got <- time.Now()
+			}
+		}
+	}()
+	var took []time.Duration
+	prev := onewrite.Pos("")
+	for i := range 20 {
+		x := batch(i+1, 1)
+		appendAll(t, a, prev, x)
+		prev = x.Pos
+		start := time.Now()
+		select {
+		case at := <-got:
+			took = append(took, at.Sub(start))
+		case <-time.After(patience):
+			t.Fatalf("event %d did not come", i)
+		}
+	}
+	fast := 0
+	for _, d := range took {
+		if d < 200*time.Millisecond {
+			fast++
+		}
+	}
+	if fast < 15 {
+		t.Errorf("only %d of 20 events came faster than by asking each second: %v", fast, took)
+	}
+}
+
+// TestLostLog deletes a log: the source is read again, and destinations miss
+// nothing although their cursors are beyond.
+func TestLostLog(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	b := open(t, nats.Config{URL: url})
+	appendAll(t, b, "", batch(1, 30))
+	sub := subscribe(t, b, onewrite.Interest{Name: "d"})
+	read(t, sub, 30)
+	c := onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {Floor: 20, Done: []onewrite.Span{{From: 25, To: 30}}}}}
+	if err := sub.Commit(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.Close(); err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(t.Context(), "onewrite-shop"); err != nil {
+		t.Fatal(err)
+	}
+	if pos, _, err := b.Position(t.Context(), "shop"); pos != "" || err != nil {
+		t.Fatalf("position %q, %v", pos, err)
+	}
+	if last := appendAll(t, b, "", batch(1, 30)); last != 60 {
+		t.Errorf("the new log ends at %d, want 60: behind every cursor", last)
+	}
+	sub = subscribe(t, b, onewrite.Interest{Name: "d"})
+	defer sub.Close()
+	for i, m := range read(t, sub, 30) {
+		if m.ID != batch(i+1, 1).Events[0].ID {
+			t.Fatalf("message %d is %s", i, m.ID)
+		}
+	}
+}
+
+func TestForeignHands(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	b := open(t, nats.Config{URL: url})
+	appendAll(t, b, "", batch(1, 2))
+	js, err := jetstream.New(connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "onewrite.shop.order.placed", []byte("not ours")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "2", batch(3, 1)); !errors.Is(err, onewrite.ErrFenced) {
+		t.Fatalf("append behind a foreign message: %v", err)
+	}
+	if _, _, err := b.Position(t.Context(), "shop"); err == nil || !strings.Contains(err.Error(), "nats stream rmm onewrite-shop 3") {
+		t.Fatalf("position behind a foreign message: %v", err)
+	}
+	s, err := js.Stream(t.Context(), "onewrite-shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteMsg(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	if pos, _, err := b.Position(t.Context(), "shop"); pos != "2" || err != nil {
+		t.Fatalf("position %q, %v", pos, err)
+	}
+	appendAll(t, b, "2", batch(3, 1))
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if pos, _, err := b.Position(t.Context(), "shop"); err == nil || !strings.Contains(err.Error(), "nats stream rm onewrite-shop") {
+		t.Fatalf("position of a purged log: %q, %v", pos, err)
+	}
+}
+
+// TestUnsafeLimits opens a bus whose log an operator gave limits that drop.
+func TestUnsafeLimits(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	js, err := jetstream.New(connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "onewrite-shop", Subjects: []string{"onewrite.shop.>"}, MaxAge: time.Hour, MaxMsgs: 10, Discard: jetstream.DiscardOld,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b := open(t, nats.Config{URL: url})
+	appendAll(t, b, "", batch(1, 50))
+	s, err := js.Stream(t.Context(), "onewrite-shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := s.CachedInfo().Config; c.MaxAge != 0 || c.MaxMsgs > 0 || c.Discard != jetstream.DiscardNew || s.CachedInfo().State.Msgs != 50 {
+		t.Errorf("limits %+v, %d messages", c, s.CachedInfo().State.Msgs)
+	}
+}
+
+// TestServerComesBack breaks the connection: calls fail, and work again when the
+// server is back, without a new bus.
+func TestServerComesBack(t *testing.T) {
+	dir := t.TempDir()
+	port := 0
+	start := func() *server.Server {
+		s := natsServer(t, dir, func(o *server.Options) {
+			if port != 0 {
+				o.Port = port
+			}
+		})
+		port = s.Addr().(*net.TCPAddr).Port
+		return s
+	}
+	s := start()
+	b := open(t, nats.Config{URL: s.ClientURL()})
+	sub := subscribe(t, b, onewrite.Interest{Name: "d"})
+	appendAll(t, b, "", batch(1, 3))
+	read(t, sub, 3)
+	s.Shutdown()
+	s.WaitForShutdown()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := b.Append(ctx, "shop", "3", batch(4, 1)); err == nil {
+		t.Fatal("an append without a server succeeded")
+	}
+	if _, _, err := sub.Read(ctx); err == nil || ctx.Err() != nil {
+		t.Fatalf("a read without a server: %v", err)
+	}
+	start()
+	until(t, "the position", func() bool {
+		pos, _, err := b.Position(ctx, "shop")
+		return err == nil && pos == "3"
+	})
+	appendAll(t, b, "3", batch(4, 2))
+	read(t, sub, 2)
+	if err := sub.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// cluster starts three servers that replicate and returns their addresses.
+func cluster(t *testing.T) string {
+	t.Helper()
+	var routes, urls []string
+	var servers []*server.Server
+	for range 3 {
+		routes = append(routes, "nats-route://"+freePort(t))
+	}
+	for i := range routes {
+		s := natsServer(t, t.TempDir(), func(o *server.Options) {
+			o.ServerName = "n" + strconv.Itoa(i)
+			o.Cluster.Name = "c"
+			o.Cluster.Host = "127.0.0.1"
+			o.Cluster.Port, _ = strconv.Atoi(routes[i][strings.LastIndexByte(routes[i], ':')+1:])
+			o.Routes = server.RoutesFromStr(strings.Join(routes, ","))
+		})
+		servers, urls = append(servers, s), append(urls, s.ClientURL())
+	}
+	until(t, "the cluster to have a leader", func() bool {
+		for _, s := range servers {
+			if s.JetStreamIsLeader() {
+				return len(s.JetStreamClusterPeers()) == 3
+			}
+		}
+		return false
+	})
+	return strings.Join(urls, ",")
+}
+
+// TestCluster runs the suite on three servers, with three copies of everything.
+func TestCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("three servers")
+	}
+	url := cluster(t)
+	names := map[string]string{}
+	onewritetest.TestBus(t, func(t *testing.T, dir string) onewritetest.Bus {
+		if names[dir] == "" {
+			names[dir] = fmt.Sprintf("bus%d", len(names))
+		}
+		c := nats.Config{URL: url, Name: names[dir]}
+		nats.StoreOnly(&c)
+		return closer{open(t, c)}
+	})
+	js, err := jetstream.New(connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(t.Context(), "bus2-shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.CachedInfo().Config.Replicas; n != 3 {
+		t.Errorf("%d replicas, want 3", n)
+	}
+}

@@ -1,0 +1,213 @@
+package nats
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	natsgo "github.com/nats-io/nats.go"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/cloudevents"
+)
+
+// Headers of a parked event, beside those of the event.
+const (
+	hdrLog      = private + "Log"
+	hdrOffset   = private + "Offset"
+	hdrReason   = private + "Reason"
+	hdrAttempts = private + "Attempts"
+	hdrHolds    = private + "Holds"
+	hdrAt       = private + "At"
+
+	// maxReason keeps a destination's answer, which may be a page, within a
+	// header.
+	maxReason = 1 << 10
+)
+
+func (b *Bus) parkedSubject(dest string) string { return b.parkedStream() + "." + dest + "." }
+
+// hash names its parts in a subject; the parts cannot run into one another.
+func hash(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		h.Write([]byte(strconv.Itoa(len(p)) + ":" + p))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:12])
+}
+
+// laneHash names the lane of an event; one without a key is a lane by itself.
+func laneHash(m *onewrite.Message) string {
+	if m.Key == "" {
+		return hash("id", m.Log, m.ID)
+	}
+	return hash("key", m.Log, m.Key)
+}
+
+// Park keeps a refused event; see [onewrite.Subscription].
+func (s *subscription) Park(ctx context.Context, p onewrite.Parked) (uint64, error) {
+	if s.in.Name == "" {
+		return 0, errOnlooker
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	m := &p.Message
+	subject := s.b.parkedSubject(s.in.Name) + laneHash(m) + "." + hash(m.Log, strconv.FormatUint(m.Offset, 10), m.ID)
+	var enc encoder
+	msg := enc.encode(subject, &m.Event)
+	enc.set(hdrLog, m.Log)
+	enc.set(hdrOffset, strconv.FormatUint(m.Offset, 10))
+	enc.set(hdrReason, cloudevents.Escape(shorten(p.Reason, maxReason)))
+	enc.set(hdrAttempts, strconv.Itoa(p.Attempts))
+	enc.set(hdrHolds, strconv.FormatBool(p.Holds))
+	enc.set(hdrAt, p.At.UTC().Format(time.RFC3339Nano))
+	enc.set("Nats-Expected-Last-Subject-Sequence", "0")
+	ref, err := s.b.link.publish(ctx, msg)
+	if moved(err) { // it is parked already
+		var there *stored
+		there, err = s.b.link.get(ctx, s.b.parkedStream(), query{LastFor: subject})
+		if err == nil && there != nil {
+			return there.Seq, nil
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("nats: park an event of destination %s: %w", s.in.Name, err)
+	}
+	return ref, nil
+}
+
+// shorten cuts text to n bytes, between characters.
+func shorten(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + "…"
+}
+
+// Parked lists parked events; see [onewrite.Subscription].
+func (s *subscription) Parked(ctx context.Context, after uint64, limit int, key *onewrite.Lane) ([]onewrite.Parked, error) {
+	if s.in.Name == "" {
+		return nil, errOnlooker
+	}
+	if after == math.MaxUint64 || limit <= 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	lane := "*"
+	if key != nil {
+		if key.Key == "" {
+			return nil, nil
+		}
+		lane = hash("key", key.Log, key.Key)
+	}
+	q := query{Seq: after + 1, NextFor: s.b.parkedSubject(s.in.Name) + lane + ".*"}
+	list, err := s.parked(ctx, q, limit)
+	if err != nil {
+		return nil, fmt.Errorf("nats: parked events of destination %s: %w", s.in.Name, err)
+	}
+	return list, nil
+}
+
+func (s *subscription) parked(ctx context.Context, q query, limit int) ([]onewrite.Parked, error) {
+	var list []onewrite.Parked
+	add := func(seq uint64, h natsgo.Header, data []byte) error {
+		q.Seq = seq + 1
+		p, err := decodeParked(h, data)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w; remove it: nats stream rmm %s %d", seq, err, s.b.parkedStream(), seq)
+		}
+		p.Ref = seq
+		list = append(list, p)
+		return nil
+	}
+	s.b.mu.Lock()
+	alone := s.b.replicas == 1
+	s.b.mu.Unlock()
+	if !alone { // a replica may lag, and what is missing here would let a key flow: ask the leader
+		for len(list) < limit {
+			m, err := s.b.link.get(ctx, s.b.parkedStream(), q)
+			if err != nil || m == nil {
+				return list, err
+			}
+			h, err := m.header()
+			if err == nil {
+				err = add(m.Seq, h, m.Data)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		return list, nil
+	}
+	var in inbox
+	defer in.close()
+	for len(list) < limit {
+		q.Batch = min(limit-len(list), readCount)
+		f, err := s.b.fetch(ctx, &in, s.b.parkedStream(), q, func(seq uint64, m *natsgo.Msg) error {
+			return add(seq, m.Header, m.Data)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if f.exhausted {
+			break
+		}
+	}
+	return list, nil
+}
+
+func decodeParked(h natsgo.Header, data []byte) (p onewrite.Parked, err error) {
+	if p.Message.Event, err = decode(h, data); err != nil {
+		return p, err
+	}
+	p.Message.Log = first(h, hdrLog)
+	if p.Message.Offset, err = strconv.ParseUint(first(h, hdrOffset), 10, 64); err != nil {
+		return p, fmt.Errorf("header %s is not a number", hdrOffset)
+	}
+	if p.Attempts, err = strconv.Atoi(first(h, hdrAttempts)); err != nil {
+		return p, fmt.Errorf("header %s is not a number", hdrAttempts)
+	}
+	if p.At, err = time.Parse(time.RFC3339Nano, first(h, hdrAt)); err != nil {
+		return p, fmt.Errorf("header %s is not a time", hdrAt)
+	}
+	p.Reason = cloudevents.Unescape(first(h, hdrReason))
+	p.Holds = first(h, hdrHolds) == "true"
+	return p, nil
+}
+
+// Unpark forgets entries; one that is gone already is no error.
+func (s *subscription) Unpark(ctx context.Context, refs ...uint64) error {
+	if s.in.Name == "" {
+		return errOnlooker
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	for _, ref := range refs {
+		if err := s.unpark(ctx, ref); err != nil {
+			return fmt.Errorf("nats: forget parked event %d of destination %s: %w", ref, s.in.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *subscription) unpark(ctx context.Context, ref uint64) error {
+	stream := s.b.parkedStream()
+	m, err := s.b.link.get(ctx, stream, query{Seq: ref})
+	if err != nil || m == nil {
+		return err
+	}
+	if !strings.HasPrefix(m.Subject, s.b.parkedSubject(s.in.Name)) {
+		return fmt.Errorf("the entry belongs to another destination")
+	}
+	return s.b.link.deleteMsg(ctx, stream, ref)
+}

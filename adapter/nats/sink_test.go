@@ -1,0 +1,218 @@
+package nats_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/onewritetest"
+)
+
+// target is a NATS to deliver to, with one stream.
+type target struct {
+	url  string
+	port int
+	dir  string
+	srv  *server.Server
+}
+
+func newTarget(t *testing.T, subjects ...string) *target {
+	t.Helper()
+	x := &target{dir: t.TempDir()}
+	x.start(t)
+	js, err := jetstream.New(connect(t, x.url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(subjects) > 0 {
+		if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: subjects, MaxMsgSize: 4 << 20, AllowDirect: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return x
+}
+
+func (x *target) start(t *testing.T) {
+	x.srv = natsServer(t, x.dir, func(o *server.Options) {
+		if x.port != 0 {
+			o.Port = x.port
+		}
+	})
+	x.port = x.srv.Addr().(*net.TCPAddr).Port
+	x.url = x.srv.ClientURL()
+}
+
+// received reads the stream with a plain client.
+func (x *target) received(t *testing.T) []onewrite.Event {
+	t.Helper()
+	nc := connect(t, x.url)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := int(s.CachedInfo().State.Msgs)
+	if n == 0 {
+		return nil
+	}
+	c, err := js.OrderedConsumer(t.Context(), "EVENTS", jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var events []onewrite.Event
+	for len(events) < n {
+		msgs, err := c.Fetch(n-len(events), jetstream.FetchMaxWait(patience))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for m := range msgs.Messages() {
+			e, err := nats.Decode(m.Headers(), m.Data())
+			if err != nil {
+				t.Fatal(err)
+			}
+			events = append(events, e)
+		}
+		if err := msgs.Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return events
+}
+
+func newSink(t *testing.T, c nats.SinkConfig) *nats.Sink {
+	t.Helper()
+	s, err := nats.NewSink(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func TestSink(t *testing.T) {
+	x := newTarget(t, "conformance.>")
+	onewritetest.TestSink(t, onewritetest.SinkHarness{
+		New: func(t *testing.T) onewrite.Sink {
+			s, err := nats.NewSink(t.Context(), nats.SinkConfig{URL: x.url})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		},
+		Received: x.received,
+		Break: func(t *testing.T) func() {
+			x.srv.Shutdown()
+			x.srv.WaitForShutdown()
+			return func() { x.start(t) }
+		},
+	})
+}
+
+func TestSinkErrors(t *testing.T) {
+	x := newTarget(t, "has.>")
+	s := newSink(t, nats.SinkConfig{URL: x.url, Subject: "has.{topic}"})
+	if n, err := s.Write(t.Context(), batch(1, 3).Events); n != 3 || err != nil {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+	if got := x.received(t); len(got) != 3 {
+		t.Fatalf("%d events arrived", len(got))
+	}
+	large := batch(4, 3).Events
+	large[1].Data = make([]byte, 5<<20)
+	if n, err := s.Write(t.Context(), large); n != 1 || !errors.Is(err, onewrite.ErrRejected) {
+		t.Fatalf("more than the stream takes: %d, %v", n, err)
+	}
+	large[1].Data = make([]byte, 9<<20)
+	if n, err := s.Write(t.Context(), large); n != 1 || !errors.Is(err, onewrite.ErrRejected) {
+		t.Fatalf("more than the server takes: %d, %v", n, err)
+	}
+	lost := newSink(t, nats.SinkConfig{URL: x.url})
+	n, err := lost.Write(t.Context(), batch(1, 3).Events)
+	var answered interface{ Answered() bool }
+	if n != 0 || err == nil || !strings.Contains(err.Error(), "nats stream add") || !errors.As(err, &answered) || !answered.Answered() {
+		t.Fatalf("no stream: %d, %v", n, err)
+	}
+	if _, err := nats.NewSink(t.Context(), nats.SinkConfig{URL: "nats://127.0.0.1:1"}); err == nil {
+		t.Error("connected to nothing")
+	}
+}
+
+// TestSinkOrder refuses the first event of a key for a while: the second may
+// not arrive before it.
+func TestSinkOrder(t *testing.T) {
+	x := newTarget(t, "order.>")
+	s := newSink(t, nats.SinkConfig{URL: x.url})
+	events := batch(1, 4).Events
+	for i := range events {
+		events[i].Key = []string{"a", "b", "a", "b"}[i]
+	}
+	events[0].Topic = "elsewhere" // no stream
+	if n, err := s.Write(t.Context(), events); n != 0 || err == nil {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+	for _, e := range x.received(t) {
+		if e.Key == "a" {
+			t.Fatalf("event %s arrived before the one that its key has to wait for", e.ID)
+		}
+	}
+	events[0].Topic = "order.late"
+	if n, err := s.Write(t.Context(), events); n != 4 || err != nil {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+	var a []string
+	for _, e := range x.received(t) {
+		if e.Key == "a" {
+			a = append(a, e.ID)
+		}
+	}
+	if !slices.Equal(a, []string{events[0].ID, events[2].ID}) {
+		t.Errorf("key a arrived as %v", a)
+	}
+}
+
+func TestSinkCore(t *testing.T) {
+	x := newTarget(t)
+	nc := connect(t, x.url)
+	got := make(chan *natsgo.Msg, 10)
+	if _, err := nc.ChanSubscribe("to.>", got); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s := newSink(t, nats.SinkConfig{URL: x.url, Subject: "to.{topic}", Core: true})
+	events := batch(1, 3).Events
+	if n, err := s.Write(t.Context(), events); n != 3 || err != nil {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+	for i := range events {
+		select {
+		case m := <-got:
+			if m.Subject != "to.order.placed" || m.Header.Get("ce-id") != events[i].ID || m.Header.Get("Nats-Msg-Id") != events[i].ID || string(m.Data) != string(events[i].Data) {
+				t.Errorf("got %s %v %s", m.Subject, m.Header, m.Data)
+			}
+		case <-time.After(patience):
+			t.Fatal("nothing came")
+		}
+	}
+	x.srv.Shutdown()
+	x.srv.WaitForShutdown()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if n, err := s.Write(ctx, events); n != 0 || err == nil {
+		t.Fatalf("write without a server: %d, %v", n, err)
+	}
+}

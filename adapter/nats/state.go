@@ -1,0 +1,276 @@
+package nats
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/onewrite/onewrite"
+)
+
+// record is what is stored for a destination.
+type record struct {
+	Cursor onewrite.Cursor `json:"cursor"`
+	// Epoch grows with every owner and every rewind.
+	Epoch uint64 `json:"epoch"`
+	// Owner names the copy that delivers.
+	Owner string `json:"owner"`
+	// Released: the owner has given up, anyone may take over at once.
+	Released bool `json:"released,omitempty"`
+	// Rewinds counts the replays.
+	Rewinds uint64 `json:"rewinds,omitempty"`
+}
+
+// claim is what was seen of a destination that another copy owns. Its lease
+// ends when the record has not moved for so long by our own clock.
+type claim struct {
+	rev   uint64
+	since time.Time
+}
+
+// load reads a destination's record; rev 0 means that there is none.
+func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err error) {
+	m, err := b.link.get(ctx, b.stateStream(), query{LastFor: b.cursorSubject(dest)})
+	if err != nil {
+		return r, 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
+	}
+	if m == nil {
+		return r, 0, nil
+	}
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return r, 0, fmt.Errorf("nats: cursor of destination %s: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, err, dest)
+	}
+	if r.Cursor.Logs == nil {
+		r.Cursor.Logs = map[string]onewrite.LogCursor{}
+	}
+	return r, m.Seq, nil
+}
+
+// save stores a record if the stored one still has revision rev.
+func (b *Bus) save(ctx context.Context, dest string, r *record, rev uint64) (uint64, error) {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
+	}
+	seq, err := b.link.publish(ctx, casMsg(b.cursorSubject(dest), rev, data))
+	if moved(err) {
+		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, onewrite.ErrFenced)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
+	}
+	return seq, nil
+}
+
+// Destinations returns the names that have a place on the bus, in order.
+func (b *Bus) Destinations(ctx context.Context) ([]string, error) {
+	js, err := b.link.jetStream()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	prefix := b.cursorSubject("")
+	s, err := js.Stream(ctx, b.stateStream())
+	if err != nil {
+		return nil, fmt.Errorf("nats: list destinations: %w", err)
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
+	if err != nil {
+		return nil, fmt.Errorf("nats: list destinations: %w", err)
+	}
+	var names []string
+	for _, subject := range slices.Sorted(maps.Keys(info.State.Subjects)) {
+		names = append(names, strings.TrimPrefix(subject, prefix))
+	}
+	return names, nil
+}
+
+// records returns what is stored for every destination.
+func (b *Bus) records(ctx context.Context) (map[string]record, error) {
+	names, err := b.Destinations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]record, len(names))
+	for _, name := range names {
+		r, rev, err := b.load(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if rev > 0 {
+			all[name] = r
+		}
+	}
+	return all, nil
+}
+
+// take makes this copy the owner of a destination, or returns ErrStandby.
+func (b *Bus) take(ctx context.Context, in onewrite.Interest) (record, uint64, error) {
+	r, rev, err := b.load(ctx, in.Name)
+	if err != nil {
+		return r, 0, err
+	}
+	if rev == 0 {
+		if r.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From); err != nil {
+			return r, 0, err
+		}
+	} else if err := b.mayTake(in.Name, r, rev); err != nil {
+		return r, 0, err
+	}
+	r.Epoch++
+	r.Owner, r.Released = b.owner, false
+	rev, err = b.save(ctx, in.Name, &r, rev)
+	if errors.Is(err, onewrite.ErrFenced) {
+		return r, 0, fmt.Errorf("nats: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
+	}
+	return r, rev, err
+}
+
+// mayTake watches a record that belongs to another copy. The folder of the
+// embedded bus is locked, so there the other owner is dead.
+func (b *Bus) mayTake(dest string, r record, rev uint64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.emb != nil || r.Released || r.Owner == b.owner {
+		delete(b.claims, dest)
+		return nil
+	}
+	seen, ok := b.claims[dest]
+	if !ok || seen.rev != rev {
+		b.claims[dest] = claim{rev: rev, since: time.Now()}
+	} else if time.Since(seen.since) >= b.cfg.lease {
+		delete(b.claims, dest)
+		return nil
+	}
+	return fmt.Errorf("nats: destination %s: %w", dest, onewrite.ErrStandby)
+}
+
+// floors returns where a destination begins in each log that is there.
+func (b *Bus) floors(ctx context.Context, sources []string, from onewrite.From) (map[string]onewrite.LogCursor, error) {
+	logs := map[string]onewrite.LogCursor{}
+	for _, source := range sources {
+		floor, err := b.floor(ctx, source, from)
+		if err != nil {
+			return nil, err
+		}
+		if floor > 0 {
+			logs[source] = onewrite.LogCursor{Floor: floor}
+		}
+	}
+	return logs, nil
+}
+
+// floor returns the offset before the first event to hand out.
+func (b *Bus) floor(ctx context.Context, source string, from onewrite.From) (uint64, error) {
+	if err := b.checkSource(source); err != nil {
+		return 0, err
+	}
+	js, err := b.link.jetStream()
+	if err != nil {
+		return 0, err
+	}
+	s, err := js.Stream(ctx, b.stream(source))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
+	}
+	state := s.CachedInfo().State
+	switch {
+	case from.Now:
+		return state.LastSeq, nil
+	case from.Time.IsZero():
+		return max(state.FirstSeq, 1) - 1, nil
+	}
+	m, err := b.since(ctx, source, from.Time)
+	if err != nil {
+		return 0, err
+	}
+	if m == nil {
+		return state.LastSeq, nil
+	}
+	return m.Seq - 1, nil
+}
+
+// since returns the first message that the bus stored at or after t.
+func (b *Bus) since(ctx context.Context, source string, t time.Time) (*stored, error) {
+	t = t.UTC()
+	m, err := b.link.get(ctx, b.stream(source), query{NextFor: b.subjects(source) + ">", StartTime: &t})
+	if err != nil {
+		return nil, fmt.Errorf("nats: events of source %s since %s: %w", source, t.Format(time.RFC3339), err)
+	}
+	return m, nil
+}
+
+// Rewind moves the place of a destination that is not being delivered, so that
+// the events stored from then on are handed out again. Its counters stay.
+// ErrStandby: another copy delivers to it.
+func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error {
+	if !validName(name) {
+		return fmt.Errorf("nats: destination name %q: use letters, digits, _ and - only", name)
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	r, rev, err := b.load(ctx, name)
+	if err != nil {
+		return err
+	}
+	if rev == 0 {
+		return fmt.Errorf("nats: destination %s has no place on the bus yet; start it first", name)
+	}
+	if err := b.mayTake(name, r, rev); err != nil {
+		return fmt.Errorf("%w; run the replay on the copy that delivers", err)
+	}
+	sources, err := b.sources(ctx)
+	if err != nil {
+		return err
+	}
+	for source := range r.Cursor.Logs {
+		if !slices.Contains(sources, source) {
+			sources = append(sources, source)
+		}
+	}
+	if r.Cursor.Logs, err = b.floors(ctx, sources, from); err != nil {
+		return err
+	}
+	r.Epoch++
+	r.Rewinds++
+	r.Owner, r.Released = b.owner, true
+	_, err = b.save(ctx, name, &r, rev)
+	return err
+}
+
+// Forget drops the place of a destination and its parked events. A copy that
+// still delivers to it is fenced.
+func (b *Bus) Forget(ctx context.Context, name string) error {
+	if !validName(name) {
+		return fmt.Errorf("nats: destination name %q: use letters, digits, _ and - only", name)
+	}
+	js, err := b.link.jetStream()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	// The cursor goes last: while it is there, the destination is still listed
+	// and can be forgotten again.
+	for _, p := range [][2]string{{b.parkedStream(), b.parkedSubject(name) + ">"}, {b.stateStream(), b.cursorSubject(name)}} {
+		s, err := js.Stream(ctx, p[0])
+		if err == nil {
+			err = s.Purge(ctx, jetstream.WithPurgeSubject(p[1]))
+		}
+		if err != nil {
+			return fmt.Errorf("nats: forget destination %s: %w", name, err)
+		}
+	}
+	return nil
+}

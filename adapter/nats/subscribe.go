@@ -1,0 +1,181 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/onewrite/onewrite"
+)
+
+// subscription is one destination's place on the bus, or an onlooker's.
+type subscription struct {
+	b      *Bus
+	in     onewrite.Interest
+	filter topicFilter
+	wake   chan struct{}
+	gone   chan struct{} // closed by Close
+	once   sync.Once
+
+	// Of the goroutine that reads.
+	logs  []*logReader
+	turn  int
+	inbox inbox
+
+	mu     sync.Mutex
+	record record
+	rev    uint64
+	lost   bool // another owner was seen
+}
+
+// Subscribe opens a destination's view of the bus; see [onewrite.Bus]. On an
+// external bus a place that another copy holds can be had when that copy gave
+// it up, or did not commit for the lease: ask again each second.
+func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Subscription, error) {
+	if in.Name != "" && !validName(in.Name) {
+		return nil, fmt.Errorf("nats: destination name %q: use letters, digits, _ and - only", in.Name)
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	in.Sources = slices.Clone(in.Sources)
+	s := &subscription{
+		b: b, in: in, filter: newTopicFilter(in.Topics), wake: make(chan struct{}, 1), gone: make(chan struct{}),
+	}
+	var err error
+	if in.Name == "" {
+		s.record.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From)
+	} else {
+		s.record, s.rev, err = b.take(ctx, in)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, source := range in.Sources {
+		if err := b.checkSource(source); err != nil {
+			return nil, err
+		}
+		lc, err := b.clamp(ctx, source, s.record.Cursor.Logs[source])
+		if err != nil {
+			return nil, err
+		}
+		if lc.Floor > 0 || len(lc.Done) > 0 {
+			s.record.Cursor.Logs[source] = lc
+		}
+		s.logs = append(s.logs, newLogReader(b, source, lc))
+	}
+	b.watch(s.wake)
+	return s, nil
+}
+
+// clamp moves a cursor back that is ahead of its log: the log was restored from
+// an older copy, and what it is given now must not be skipped.
+func (b *Bus) clamp(ctx context.Context, source string, lc onewrite.LogCursor) (onewrite.LogCursor, error) {
+	if lc.Floor == 0 && len(lc.Done) == 0 {
+		return lc, nil
+	}
+	js, err := b.link.jetStream()
+	if err != nil {
+		return lc, err
+	}
+	s, err := js.Stream(ctx, b.stream(source))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return lc, nil // when it is made again, it begins behind the cursors
+	}
+	if err != nil {
+		return lc, fmt.Errorf("nats: stream of source %s: %w", source, err)
+	}
+	last := s.CachedInfo().State.LastSeq
+	ahead := lc.Floor > last
+	for _, d := range lc.Done {
+		ahead = ahead || d.To > last
+	}
+	if ahead {
+		b.log.Error("a destination's place is ahead of the log, which was restored from an older copy; it goes on at the log's end", "source", source, "place", lc.Floor, "log", last)
+		return onewrite.LogCursor{Floor: min(lc.Floor, last)}, nil
+	}
+	return lc, nil
+}
+
+// Cursor returns what was stored last and this owner's epoch.
+func (s *subscription) Cursor() (onewrite.Cursor, uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.record.Cursor
+	c.Logs = make(map[string]onewrite.LogCursor, len(s.record.Cursor.Logs))
+	for name, lc := range s.record.Cursor.Logs {
+		lc.Done = slices.Clone(lc.Done)
+		c.Logs[name] = lc
+	}
+	return c, s.record.Epoch
+}
+
+var errOnlooker = errors.New("nats: an onlooker has no place on the bus; subscribe with a name")
+
+// Commit stores the cursor if this owner still holds the place.
+func (s *subscription) Commit(ctx context.Context, c onewrite.Cursor) error {
+	return s.store(ctx, &c, false)
+}
+
+// store writes the record; a nil cursor leaves it as it is.
+func (s *subscription) store(ctx context.Context, c *onewrite.Cursor, release bool) error {
+	if s.in.Name == "" {
+		return errOnlooker
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost {
+		return fmt.Errorf("nats: cursor of destination %s: %w", s.in.Name, onewrite.ErrFenced)
+	}
+	r := s.record
+	if c != nil {
+		r.Cursor = *c
+	}
+	r.Released = release
+	rev, err := s.b.save(ctx, s.in.Name, &r, s.rev)
+	switch {
+	case err == nil:
+		s.record, s.rev = r, rev
+	case errors.Is(err, onewrite.ErrFenced):
+		// It may be our own write, whose answer was lost.
+		now, at, lerr := s.b.load(ctx, s.in.Name)
+		if lerr == nil && at > s.rev && now.Owner == r.Owner && now.Epoch == r.Epoch {
+			if rev, err = s.b.save(ctx, s.in.Name, &r, at); err == nil {
+				s.record, s.rev = r, rev
+				return nil
+			}
+		}
+		s.lost = lerr == nil
+	}
+	return err
+}
+
+// Lease is how long another copy waits for a commit of this one.
+func (s *subscription) Lease() time.Duration {
+	if s.b.emb != nil || s.in.Name == "" {
+		return 0
+	}
+	return s.b.cfg.lease
+}
+
+// Close gives up the place. Read returns.
+func (s *subscription) Close() error {
+	var err error
+	s.once.Do(func() {
+		close(s.gone)
+		s.b.unwatch(s.wake)
+		if s.in.Name == "" {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if e := s.store(ctx, nil, true); e != nil && !errors.Is(e, onewrite.ErrFenced) {
+			err = e
+		}
+	})
+	return err
+}

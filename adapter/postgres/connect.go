@@ -1,0 +1,125 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/onewrite/onewrite"
+)
+
+// lockClass is the first number of onewrite's advisory locks ("onew"). The
+// second is 1 for the reader of the outbox and 2 for migrations.
+const lockClass = 0x6f6e6577
+
+// connect opens a direct session that notices a dead network within seconds.
+func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("postgres: the url is not understood; write postgres://user@host:5432/database?sslmode=verify-full") // the text may hold a password
+	}
+	d := &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3}}
+	cfg.DialFunc = d.DialContext
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = "onewrite"
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		var pe *pgconn.PgError
+		if errors.As(err, &pe) {
+			return nil, explain(pe)
+		}
+		return nil, fmt.Errorf("postgres: cannot connect to %s:%d: %w; check that the server runs and that the source's url is right", cfg.Host, cfg.Port, rootCause(err))
+	}
+	return conn, nil
+}
+
+// rootCause drops the connection string that pgconn puts into its errors.
+func rootCause(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
+}
+
+// settings of the relay's session. Plans: the leaves have no statistics, an
+// index is always right, and planning anew costs more than reading.
+const settings = `SET enable_seqscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan;
+SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET work_mem = '32MB';
+SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
+SET idle_in_transaction_session_timeout = '10s'; SET search_path = pg_catalog`
+
+// prepare checks that the session can do the work and sets it up.
+func prepare(ctx context.Context, conn *pgx.Conn) error {
+	var version int
+	var standby, there bool
+	err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), to_regclass('onewrite.outbox') IS NOT NULL`).Scan(&version, &standby, &there)
+	switch {
+	case err != nil:
+		return explain(err)
+	case version < 130000:
+		return fmt.Errorf("postgres: the server has version %d, the outbox needs 13 or newer", version/10000)
+	case standby:
+		return errors.New("postgres: this server is a read-only standby; name the primary in the source's url, for example with host=a,b target_session_attrs=read-write")
+	case !there:
+		return errors.New("postgres: there is no outbox in this database; create it with onewrite migrate")
+	}
+	_, err = conn.Exec(ctx, settings, pgx.QueryExecModeSimpleProtocol)
+	return explain(err)
+}
+
+// frozenAfter is how long a holder of the lock may be silent. An active relay
+// says something at least once a second.
+const frozenAfter = 6 * time.Second
+
+// lead takes the lock of the outbox's only reader. A holder that says nothing
+// any more is frozen: its session is ended, and when it thaws the bus refuses
+// what it writes.
+func lead(ctx context.Context, conn *pgx.Conn, warn func(msg string, args ...any)) error {
+	for range 2 {
+		var got bool
+		if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, 1)`, lockClass).Scan(&got); err != nil {
+			return explain(err)
+		}
+		if got {
+			return nil
+		}
+		var pid int
+		var silent time.Duration
+		err := conn.QueryRow(ctx, `SELECT l.pid, clock_timestamp() - greatest(a.query_start, a.state_change, a.backend_start)
+			FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			WHERE l.locktype = 'advisory' AND l.classid = $1::bigint::oid AND l.objid = 1 AND l.objsubid = 2 AND l.granted
+			AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, lockClass).Scan(&pid, &silent)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue // it went just now
+		}
+		if err != nil {
+			return fmt.Errorf("%w (session unknown: %w)", onewrite.ErrStandby, explain(err))
+		}
+		if silent < frozenAfter {
+			return fmt.Errorf("%w: session %d reads this outbox", onewrite.ErrStandby, pid)
+		}
+		warn("the session that reads this outbox is frozen, ending it", "pid", pid, "silent", silent.Round(time.Millisecond))
+		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
+			return fmt.Errorf("%w: session %d is frozen and cannot be ended: %w; run as superuser: SELECT pg_terminate_backend(%d)", onewrite.ErrStandby, pid, explain(err), pid)
+		}
+		deadline := time.Now().Add(3 * time.Second)
+		for gone := false; !gone && time.Now().Before(deadline); {
+			if err := conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1) OR pg_sleep(0.02) IS NULL`, pid).Scan(&gone); err != nil {
+				return explain(err)
+			}
+		}
+	}
+	return onewrite.ErrStandby
+}

@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite"
+)
+
+// identity is what a server says of itself at Open.
+type identity struct {
+	system   uint64 // pg_control_system's identifier
+	xmax     uint64 // next transaction
+	seq      int64  // last number given out
+	epoch    int64  // of this Open
+	bus      string // recorded for this source; "" if none
+	recorded uint64 // the system identifier recorded with it
+	future   bool   // rows with transactions that do not exist yet
+}
+
+func identify(ctx context.Context, conn *pgx.Conn, source string) (id identity, err error) {
+	var system, recorded int64
+	err = conn.QueryRow(ctx, `SELECT (SELECT system_identifier FROM pg_control_system()),
+		pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (SELECT last_value FROM onewrite.seq), nextval('onewrite.epoch'),
+		coalesce((SELECT bus_id FROM onewrite.bus WHERE source = $1), ''), coalesce((SELECT system_identifier FROM onewrite.bus WHERE source = $1), 0),
+		EXISTS (SELECT FROM onewrite.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))`, source).
+		Scan(&system, &id.xmax, &id.seq, &id.epoch, &id.bus, &recorded, &id.future)
+	id.system, id.recorded = uint64(system), uint64(recorded)
+	return id, explain(err)
+}
+
+// judge decides where reading starts: at the position, or, when the position
+// does not belong to this server or this bus, at the oldest row that is there.
+// adopt says that rows carry transaction numbers of another history.
+func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewrite.Gap, adopt bool, err error) {
+	fresh := place{system: id.system, epoch: id.epoch, bus: busID, from: empty}
+	again := func(format string, args ...any) (place, *onewrite.Gap, bool, error) {
+		return fresh, &onewrite.Gap{Reason: fmt.Sprintf(format, args...) + "; every row of the outbox is read again, with the same ids", From: "the oldest row", To: fmt.Sprint("seq ", id.seq)}, adopt, nil
+	}
+	moved := id.recorded != 0 && id.recorded != id.system
+	adopt = id.future || moved
+	if pos == "" {
+		switch {
+		case moved:
+			return again("the outbox was carried here from another cluster (system identifier %d, here %d)", id.recorded, id.system)
+		case id.bus != "" && id.bus != busID:
+			return again("the bus is new: this outbox was read into bus %s before, which is lost or was exchanged", id.bus)
+		}
+		return fresh, nil, adopt, nil
+	}
+	p, err := parsePlace(pos)
+	if err != nil {
+		return place{}, nil, false, err
+	}
+	switch {
+	case p.system != id.system:
+		adopt = true
+		return again("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", id.system, p.system)
+	case p.bus != busID:
+		return again("the bus is a foreign one: its place belongs to bus %s", p.bus)
+	case p.from.xmax > id.xmax || p.to.xmax > id.xmax || p.epoch >= id.epoch || p.top > id.seq:
+		return again("the database went back in time (a backup was restored, or a failover lost commits): transaction %d, seq %d, epoch %d; was at least %d, %d, %d",
+			id.xmax, id.seq, id.epoch, max(p.from.xmax, p.to.xmax), p.top, p.epoch+1)
+	}
+	p.epoch = id.epoch
+	if adopt {
+		return again("rows of another history were loaded into the outbox")
+	}
+	return p, nil, false, nil
+}
+
+// record notes which bus reads this outbox, if that is news.
+func record(ctx context.Context, conn *pgx.Conn, source string, id identity, busID string) error {
+	if id.bus == busID && id.recorded == id.system {
+		return nil
+	}
+	_, err := conn.Exec(ctx, `INSERT INTO onewrite.bus AS b (source, bus_id, system_identifier) VALUES ($1, $2, $3)
+		ON CONFLICT (source) DO UPDATE SET bus_id = excluded.bus_id, system_identifier = excluded.system_identifier, since = now()`, source, busID, int64(id.system))
+	return explain(err)
+}
+
+// adoptAll gives every row a transaction of this server: each leaf's rows are
+// inserted again, in the order of seq, and the leaf is emptied, in one
+// transaction. Ids, order and content stay.
+func adoptAll(ctx context.Context, conn *pgx.Conn) error {
+	for leaf := range leaves {
+		tx, err := conn.Begin(ctx)
+		if err != nil {
+			return explain(err)
+		}
+		if err := adopt(ctx, tx, leaf); err != nil {
+			_ = tx.Rollback(context.WithoutCancel(ctx))
+			return fmt.Errorf("adopt the rows of leaf %d: %w", leaf, err)
+		}
+	}
+	return nil
+}
+
+func adopt(ctx context.Context, tx pgx.Tx, leaf int) error {
+	name := fmt.Sprintf("onewrite.outbox_%d", leaf)
+	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil {
+		return explain(err)
+	}
+	if _, err := tx.Exec(ctx, "LOCK TABLE ONLY "+name+" IN ACCESS EXCLUSIVE MODE"); err != nil {
+		return explain(err)
+	}
+	const cols = "seq, created, " + columns
+	// The rows pass through a temporary table: the leaf may be the current one.
+	for _, q := range []string{
+		"CREATE TEMP TABLE onewrite_adopt ON COMMIT DROP AS SELECT " + cols + " FROM ONLY " + name,
+		"TRUNCATE ONLY " + name,
+		fmt.Sprintf("INSERT INTO %s (slot, %s) SELECT %d, %s FROM pg_temp.onewrite_adopt ORDER BY seq", name, cols, leaf, cols),
+	} {
+		if _, err := tx.Exec(ctx, q); err != nil {
+			return explain(err)
+		}
+	}
+	return explain(tx.Commit(ctx))
+}

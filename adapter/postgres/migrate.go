@@ -1,0 +1,214 @@
+package postgres
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+//go:embed schema.sql
+var schemaSQL string
+
+// leaves is the number of leaf tables in the ring.
+const leaves = 8
+
+// columns are those that an application may give.
+const columns = "topic, key, payload, payload_bytes, id, type, content_type, headers"
+
+// MigrateOptions steer the making of the outbox.
+type MigrateOptions struct {
+	// MaxEvent is the largest event in bytes; default 1 MiB.
+	MaxEvent int
+	// AppRole, if set, is granted what an application needs: INSERT on the
+	// columns that it may give, and nothing else.
+	AppRole string
+	// RelayRole, if set, is granted what onewrite run needs when it does not
+	// connect as the owner of the tables.
+	RelayRole string
+}
+
+func (o MigrateOptions) maxEvent() int {
+	if o.MaxEvent <= 0 {
+		return 1 << 20
+	}
+	return o.MaxEvent
+}
+
+// layout is the DDL of version 1.
+func (o MigrateOptions) layout() string {
+	var b strings.Builder
+	for i := range leaves {
+		fmt.Fprintf(&b, "CREATE TABLE onewrite.outbox_%d PARTITION OF onewrite.outbox FOR VALUES IN (%d) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);\n", i, i)
+	}
+	return strings.NewReplacer("{{max_event}}", strconv.Itoa(o.maxEvent()), "{{leaves}}", b.String()).Replace(schemaSQL)
+}
+
+// grants is the least that the roles need.
+func (o MigrateOptions) grants() string {
+	var b strings.Builder
+	role := func(name, example string) string {
+		if name == "" {
+			fmt.Fprintf(&b, "-- With %s in place of the role's name:\n", example)
+			return example
+		}
+		return pgx.Identifier{name}.Sanitize()
+	}
+	line := func(name, format string, args ...any) {
+		if name == "" {
+			b.WriteString("-- ")
+		}
+		fmt.Fprintf(&b, format+"\n", args...)
+	}
+	b.WriteString("\n-- The application's role: it inserts events and can do nothing else here.\n")
+	app := role(o.AppRole, "app_role")
+	line(o.AppRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", app)
+	line(o.AppRole, "GRANT USAGE ON SEQUENCE onewrite.seq TO %s;", app)
+	line(o.AppRole, "GRANT INSERT (%s) ON onewrite.outbox TO %s;", columns, app)
+	b.WriteString("\n-- The relay's role, if it is not the owner of the tables.\n")
+	relay := role(o.RelayRole, "relay_role")
+	line(o.RelayRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", relay)
+	line(o.RelayRole, "GRANT SELECT, INSERT, TRUNCATE ON ALL TABLES IN SCHEMA onewrite TO %s;", relay)
+	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.bus, onewrite.migration FROM %s;", relay)
+	line(o.RelayRole, "GRANT UPDATE ON onewrite.bus TO %s;", relay)
+	line(o.RelayRole, "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA onewrite TO %s;", relay)
+	line(o.RelayRole, "GRANT EXECUTE ON FUNCTION onewrite.summarize() TO %s;", relay)
+	return b.String()
+}
+
+// Schema returns the SQL that Migrate runs on an empty database, with the
+// grants, for an administrator to run by psql.
+func Schema(o MigrateOptions) string {
+	return "BEGIN;\n" + o.layout() + o.grants() + "COMMIT;\n"
+}
+
+// Migrate makes the outbox or brings it up to date and returns what it did. It
+// may be repeated, and run twice at once. It connects as the role of url, which
+// needs CREATE on the database and becomes the owner of the tables.
+func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []string, err error) {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	// One migration at a time; the lock ends with the transaction.
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1, 2)`, lockClass); err != nil {
+		return nil, explain(err)
+	}
+	var there bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.migration') IS NOT NULL`).Scan(&there); err != nil {
+		return nil, explain(err)
+	}
+	if !there {
+		if _, err := tx.Exec(ctx, o.layout(), pgx.QueryExecModeSimpleProtocol); err != nil {
+			return nil, explain(err)
+		}
+		applied = append(applied, "created the outbox (version 1)")
+	} else if applied, err = o.adjust(ctx, tx); err != nil {
+		return nil, explain(err)
+	}
+	if o.AppRole != "" || o.RelayRole != "" {
+		if _, err := tx.Exec(ctx, o.grants(), pgx.QueryExecModeSimpleProtocol); err != nil {
+			return nil, explain(err)
+		}
+		for _, r := range []string{o.AppRole, o.RelayRole} {
+			if r != "" {
+				applied = append(applied, "granted what it needs to role "+r)
+			}
+		}
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return nil, explain(err)
+	}
+	return applied, nil
+}
+
+// adjust brings an outbox that is there to what o asks.
+func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string, err error) {
+	var version int
+	var limit string
+	err = tx.QueryRow(ctx, `SELECT (SELECT max(version) FROM onewrite.migration),
+		coalesce((SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'onewrite.outbox'::regclass AND conname = 'outbox_event_is_within_the_size_limit'), '')`).Scan(&version, &limit)
+	if err != nil {
+		return nil, err
+	}
+	if version > 1 {
+		return nil, fmt.Errorf("the outbox has layout version %d, this onewrite knows version 1; install the newer onewrite", version)
+	}
+	if strings.Contains(limit, fmt.Sprintf("<= %d)", o.maxEvent())) {
+		return nil, nil
+	}
+	_, err = tx.Exec(ctx, fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_within_the_size_limit,
+		ADD CONSTRAINT outbox_event_is_within_the_size_limit CHECK (octet_length(topic) + coalesce(octet_length(key), 0) + coalesce(octet_length(type), 0)
+		+ coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) <= %d)`, o.maxEvent()), pgx.QueryExecModeSimpleProtocol)
+	return []string{fmt.Sprintf("set the largest event to %d bytes", o.maxEvent())}, err
+}
+
+// Rollback removes the outbox. It refuses while rows are in it, which may not
+// be delivered yet, unless forced.
+func Rollback(ctx context.Context, url string, force bool) error {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return explain(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	var there, rows bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.outbox') IS NOT NULL`).Scan(&there); err != nil {
+		return explain(err)
+	}
+	if !there {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE onewrite.outbox IN ACCESS EXCLUSIVE MODE`, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return explain(err)
+	}
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.outbox)`).Scan(&rows); err != nil {
+		return explain(err)
+	}
+	if rows && !force {
+		return errors.New("the outbox still holds events; let onewrite run deliver them, or drop them with onewrite migrate --down --force")
+	}
+	if _, err := tx.Exec(ctx, `DROP SCHEMA onewrite CASCADE`); err != nil {
+		return explain(err)
+	}
+	return explain(tx.Commit(ctx))
+}
+
+// explain adds the cure to an error of the server and drops its DETAIL, which
+// may quote a row.
+func explain(err error) error {
+	var pe *pgconn.PgError
+	if err == nil || !errors.As(err, &pe) {
+		return err
+	}
+	cure := map[string]string{
+		"42501": "connect as the owner of the tables, or grant what is missing: onewrite migrate --print",
+		"42P01": "create the outbox with onewrite migrate",
+		"3F000": "create the outbox with onewrite migrate",
+		"28P01": "check the user and password in the source's url",
+		"28000": "check the user in the source's url and pg_hba.conf",
+		"3D000": "check the database name in the source's url",
+		"53300": "raise max_connections, or free a connection",
+		"55P03": "another session holds a lock; end it and try again",
+		"57P03": "the server is starting or stopping; wait",
+	}[pe.Code]
+	if cure == "" {
+		return fmt.Errorf("postgres: %s (SQLSTATE %s)", pe.Message, pe.Code)
+	}
+	return fmt.Errorf("postgres: %s (SQLSTATE %s); %s", pe.Message, pe.Code, cure)
+}

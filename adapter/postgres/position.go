@@ -1,0 +1,127 @@
+package postgres
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/onewrite/onewrite"
+)
+
+// snapshot is a pg_snapshot: which transactions had ended when it was taken.
+type snapshot struct {
+	text string
+	xmax uint64
+	xip  []uint64 // in progress, ascending
+}
+
+// empty is the snapshot that saw nothing.
+var empty = snapshot{text: "1:1:", xmax: 1}
+
+func parseSnapshot(s string) (snapshot, error) {
+	f := strings.Split(s, ":")
+	if len(f) != 3 {
+		return snapshot{}, fmt.Errorf("postgres: %q is not a snapshot", s)
+	}
+	out := snapshot{text: s}
+	var err error
+	if out.xmax, err = strconv.ParseUint(f[1], 10, 64); err != nil {
+		return snapshot{}, fmt.Errorf("postgres: %q is not a snapshot", s)
+	}
+	if f[2] == "" {
+		return out, nil
+	}
+	for _, x := range strings.Split(f[2], ",") {
+		n, err := strconv.ParseUint(x, 10, 64)
+		if err != nil {
+			return snapshot{}, fmt.Errorf("postgres: %q is not a snapshot", s)
+		}
+		out.xip = append(out.xip, n)
+	}
+	slices.Sort(out.xip)
+	return out, nil
+}
+
+// array writes the transactions in progress as an array literal.
+func (s snapshot) array() string {
+	b := []byte{'{'}
+	for i, x := range s.xip {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, x, 10)
+	}
+	return string(append(b, '}'))
+}
+
+// place is a position: everything visible in from was read, and of what became
+// visible up to to, everything with a seq up to seq. Without to, seq means
+// nothing.
+type place struct {
+	system uint64 // the cluster's system identifier
+	epoch  int64  // of the relay that read it
+	bus    string // the bus that stores it
+	from   snapshot
+	to     snapshot // zero: not inside a page
+	seq    int64
+	top    int64 // greatest seq ever read
+}
+
+const placeVersion = "pg1"
+
+func (p place) pos() onewrite.Pos {
+	var b strings.Builder
+	b.Grow(96 + len(p.from.text) + len(p.to.text))
+	b.WriteString(placeVersion)
+	b.WriteByte('/')
+	b.WriteString(strconv.FormatUint(p.system, 10))
+	b.WriteByte('/')
+	b.WriteString(strconv.FormatInt(p.epoch, 10))
+	b.WriteByte('/')
+	b.WriteString(p.bus)
+	b.WriteByte('/')
+	b.WriteString(strconv.FormatInt(p.top, 10))
+	b.WriteByte('/')
+	b.WriteString(p.from.text)
+	if p.to.text != "" {
+		b.WriteByte('/')
+		b.WriteString(p.to.text)
+		b.WriteByte('/')
+		b.WriteString(strconv.FormatInt(p.seq, 10))
+	}
+	return onewrite.Pos(b.String())
+}
+
+// parsePlace reads a position; what it does not understand it refuses.
+func parsePlace(pos onewrite.Pos) (place, error) {
+	bad := fmt.Errorf("postgres: %q is not a position of this source; was the source's type or name changed? Start with an empty bus folder, or put the configuration back", pos)
+	f := strings.Split(string(pos), "/")
+	if (len(f) != 6 && len(f) != 8) || f[0] != placeVersion {
+		return place{}, bad
+	}
+	var p place
+	var err error
+	if p.system, err = strconv.ParseUint(f[1], 10, 64); err != nil {
+		return place{}, bad
+	}
+	if p.epoch, err = strconv.ParseInt(f[2], 10, 64); err != nil {
+		return place{}, bad
+	}
+	p.bus = f[3]
+	if p.top, err = strconv.ParseInt(f[4], 10, 64); err != nil {
+		return place{}, bad
+	}
+	if p.from, err = parseSnapshot(f[5]); err != nil {
+		return place{}, bad
+	}
+	if len(f) == 8 {
+		if p.to, err = parseSnapshot(f[6]); err != nil {
+			return place{}, bad
+		}
+		if p.seq, err = strconv.ParseInt(f[7], 10, 64); err != nil {
+			return place{}, bad
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,139 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite/outbox"
+)
+
+// nap decides how long the reader may rest when it found nothing, and whether
+// writers have to wake it.
+//
+// A writer takes its numbers first and looks at the register asleep after, in a
+// statement trigger; the reader sets the register first and looks for rows
+// after. Whichever comes second sees the other, but for a writer that looked
+// before the register was set and commits later: it is in progress in the
+// snapshot that is taken after, and the reader keeps looking until all of those
+// have ended.
+type nap struct {
+	asleep bool          // the register says 2, or is not known
+	open   []uint64      // in progress when the register was set, not seen to end
+	since  time.Time     // when rows were found last
+	finds  int           // finds in a row while asleep
+	tick   time.Duration // the pause before the next look
+	bell   <-chan struct{}
+	looked snapshot
+}
+
+// awakeFor is how long the reader looks by itself after it found rows.
+const awakeFor = 50 * time.Millisecond
+
+// saw notes the snapshot of a look.
+func (n *nap) saw(s snapshot) {
+	n.looked = s
+	n.open = slices.DeleteFunc(n.open, func(x uint64) bool {
+		_, running := slices.BinarySearch(s.xip, x)
+		return !running
+	})
+}
+
+// busy notes that rows were found.
+func (n *nap) busy() {
+	now := time.Now()
+	if now.Sub(n.since) < 2*awakeFor {
+		n.finds++
+	} else {
+		n.finds = 1
+	}
+	n.since, n.tick = now, time.Millisecond
+}
+
+// rest waits until it is worth looking again.
+func (s *Source) rest(ctx context.Context) error {
+	n := &s.nap
+	if n.bell == nil { // taken before the look that comes next
+		n.bell = outbox.Bell()
+		return nil
+	}
+	bell := n.bell
+	n.bell = nil
+	if time.Since(n.since) < awakeFor && (!n.asleep || n.finds > 3) {
+		if n.asleep {
+			// Events come thick: spare the writers the NOTIFY.
+			if err := s.register(ctx, 1); err != nil {
+				return err
+			}
+		}
+		return s.wait(ctx, bell, time.Millisecond)
+	}
+	if !n.asleep || n.tick == 0 {
+		if err := s.register(ctx, 2); err != nil {
+			return err
+		}
+		res, err := s.current(ctx)
+		if err != nil {
+			return err
+		}
+		n.open, n.tick = slices.Clone(res.xip), time.Millisecond
+		n.bell = outbox.Bell()
+		return nil // look once more, now that writers see the register
+	}
+	pause := time.Second
+	if len(n.open) > 0 {
+		// Somebody may still commit without a NOTIFY; look less and less often.
+		pause = n.tick
+		if n.tick < 20*time.Millisecond || time.Since(n.since) > 10*time.Second {
+			n.tick = min(n.tick*5/4+time.Microsecond, time.Second)
+		}
+	}
+	return s.wait(ctx, bell, pause)
+}
+
+// register moves the register asleep: 1 awake, 2 asleep.
+func (s *Source) register(ctx context.Context, v int) error {
+	_, err := s.conn.Exec(ctx, `SELECT setval('onewrite.asleep', $1)`, v)
+	s.nap.asleep = v == 2
+	return s.broken(err)
+}
+
+func (s *Source) current(ctx context.Context) (snapshot, error) {
+	var text string
+	if err := s.conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
+		return snapshot{}, s.broken(err)
+	}
+	return parseSnapshot(text)
+}
+
+// wait ends with a notification, the bell, an acknowledgement or the pause.
+func (s *Source) wait(ctx context.Context, bell <-chan struct{}, pause time.Duration) error {
+	wctx, cancel := context.WithTimeout(ctx, pause)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		select {
+		case <-bell:
+		case <-s.acks:
+			s.ring.poke()
+		case <-wctx.Done():
+		}
+		cancel()
+	}()
+	_, err := s.conn.WaitForNotification(wctx)
+	cancel()
+	<-stopped
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil && wctx.Err() == nil {
+		return fmt.Errorf("postgres: the session broke: %w", rootCause(err))
+	}
+	if s.conn.IsClosed() {
+		return fmt.Errorf("postgres: the session was ended by the server; %w", pgx.ErrTxClosed)
+	}
+	return nil
+}

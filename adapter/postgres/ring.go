@@ -1,0 +1,140 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ring empties leaves. It works on the reader's own session, between reads: a
+// session of its own starves under load.
+type ring struct {
+	dirty   bool // rows may be in the ring
+	next    time.Time
+	filled  time.Time // when the current leaf was first seen to hold rows; zero: it does not
+	poked   atomic.Bool
+	pinned  [leaves]time.Time // not before: a lock was not to be had
+	skipped int
+}
+
+const (
+	rotateBytes = 8 << 20
+	rotateAfter = 4 * time.Second
+)
+
+// poke asks for a look at the ring soon.
+func (r *ring) poke() { r.poked.Store(true) }
+
+// reclaim rotates to the next leaf and truncates leaves whose rows are all
+// acknowledged. It never waits for a lock.
+func (s *Source) reclaim(ctx context.Context) error {
+	r := &s.ring
+	now := time.Now()
+	if !r.dirty || now.Before(r.next) {
+		return nil
+	}
+	r.next = now.Add(500 * time.Millisecond)
+	if r.poked.Swap(false) {
+		r.next = now.Add(200 * time.Millisecond)
+	}
+	sizes, current, err := s.sizes(ctx)
+	if err != nil {
+		return err
+	}
+	s.ackMu.Lock()
+	acked := s.acked
+	s.ackMu.Unlock()
+	used := 0
+	for i, size := range sizes {
+		if size == 0 {
+			continue
+		}
+		used++
+		if i == current || acked == nil || now.Before(r.pinned[i]) {
+			continue
+		}
+		emptied, err := s.truncate(ctx, i, *acked)
+		if err != nil {
+			return err
+		}
+		if emptied {
+			sizes[i] = 0
+			used--
+		}
+	}
+	if sizes[current] == 0 {
+		r.filled = time.Time{}
+	} else if r.filled.IsZero() {
+		r.filled = now
+	}
+	next := (current + 1) % leaves
+	if sizes[current] > 0 && sizes[next] == 0 && (sizes[current] >= rotateBytes || now.Sub(r.filled) >= rotateAfter) {
+		if _, err := s.conn.Exec(ctx, `SELECT setval('onewrite.slot', $1)`, next); err != nil {
+			return s.broken(err)
+		}
+		r.filled = time.Time{}
+	}
+	r.dirty = used > 0
+	return nil
+}
+
+// sizes returns the bytes of each leaf and the leaf that inserts go to.
+func (s *Source) sizes(ctx context.Context) (sizes [leaves]int64, current int, err error) {
+	rows, err := s.conn.Query(ctx, `SELECT i, pg_relation_size(('onewrite.outbox_' || i)::regclass), (SELECT last_value FROM onewrite.slot)::int FROM generate_series(0, $1 - 1) i`, leaves)
+	if err != nil {
+		return sizes, 0, s.broken(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var i int
+		var size int64
+		if err := rows.Scan(&i, &size, &current); err != nil {
+			return sizes, 0, s.broken(err)
+		}
+		sizes[i] = size
+	}
+	return sizes, current, s.broken(rows.Err())
+}
+
+// truncate empties a leaf if every row in it is covered by the acknowledged
+// place. The lock proves that no transaction with rows in the leaf is open.
+func (s *Source) truncate(ctx context.Context, leaf int, acked place) (emptied bool, err error) {
+	uncovered := fmt.Sprintf(`SELECT EXISTS (SELECT FROM ONLY onewrite.outbox_%d WHERE (xid >= $1::text::xid8 OR xid = ANY ($2::text::xid8[]))
+		AND ($3 = '' OR seq > $4 OR NOT pg_visible_in_snapshot(xid, nullif($3, '')::pg_snapshot)))`, leaf)
+	args := []any{fmt.Sprint(acked.from.xmax), acked.from.array(), acked.to.text, acked.seq}
+	var rest bool
+	if err := s.conn.QueryRow(ctx, uncovered, args...).Scan(&rest); err != nil {
+		return false, s.broken(err)
+	}
+	if rest {
+		return false, nil
+	}
+	tx, err := s.conn.Begin(ctx)
+	if err != nil {
+		return false, s.broken(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY onewrite.outbox_%d IN ACCESS EXCLUSIVE MODE NOWAIT`, leaf)); err != nil {
+		var pe *pgconn.PgError
+		if errors.As(err, &pe) && pe.Code == "55P03" { // somebody is in the leaf; later
+			s.ring.skipped++
+			s.ring.pinned[leaf] = time.Now().Add(500 * time.Millisecond)
+			return false, nil
+		}
+		return false, s.broken(err)
+	}
+	if err := tx.QueryRow(ctx, uncovered, args...).Scan(&rest); err != nil {
+		return false, s.broken(err)
+	}
+	if rest {
+		return false, nil
+	}
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`TRUNCATE ONLY onewrite.outbox_%d`, leaf)); err != nil {
+		return false, s.broken(err)
+	}
+	return true, s.broken(tx.Commit(ctx))
+}

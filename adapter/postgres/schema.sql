@@ -1,0 +1,91 @@
+-- The outbox of onewrite, layout version 1. Needs PostgreSQL 13 or newer.
+CREATE SCHEMA IF NOT EXISTS onewrite;
+
+-- The order of events. CACHE 1: a session that kept numbers back would break it.
+CREATE SEQUENCE onewrite.seq CACHE 1;
+
+-- Sequences as registers: no row, so nothing to vacuum, and not rolled back.
+CREATE SEQUENCE onewrite.slot MINVALUE 0;   -- the leaf that inserts go to
+CREATE SEQUENCE onewrite.asleep;            -- 2: the relay sleeps and wants a NOTIFY
+CREATE SEQUENCE onewrite.epoch;             -- grows each time a relay starts
+SELECT setval('onewrite.slot', 0), setval('onewrite.asleep', 1), setval('onewrite.epoch', 1);
+
+-- INSERT-only. Rows are never updated or deleted; a leaf is truncated when every
+-- row in it is where it needs to be.
+CREATE TABLE onewrite.outbox (
+    seq           bigint      NOT NULL DEFAULT nextval('onewrite.seq'),
+    xid           xid8        NOT NULL DEFAULT pg_current_xact_id(),
+    slot          smallint    NOT NULL DEFAULT pg_sequence_last_value('onewrite.slot')::smallint,
+    created       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    id            uuid        NOT NULL DEFAULT gen_random_uuid(),
+    topic         text        NOT NULL,
+    key           text,
+    type          text,
+    content_type  text,
+    headers       jsonb,
+    payload       text,
+    payload_bytes bytea,
+    CONSTRAINT outbox_topic_is_letters_digits_and_single_dots
+        CHECK (octet_length(topic) <= 255 AND topic ~ '^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$'),
+    CONSTRAINT outbox_has_one_payload_at_most
+        CHECK (payload IS NULL OR payload_bytes IS NULL),
+    CONSTRAINT outbox_key_is_at_most_1024_bytes
+        CHECK (octet_length(key) <= 1024),
+    CONSTRAINT outbox_type_is_short_text_without_control_characters
+        CHECK (octet_length(type) BETWEEN 1 AND 255 AND type !~ '[[:cntrl:]]'),
+    CONSTRAINT outbox_content_type_is_short_text_without_control_characters
+        CHECK (octet_length(content_type) BETWEEN 1 AND 255 AND content_type !~ '[[:cntrl:]]'),
+    CONSTRAINT outbox_headers_are_an_object_of_strings
+        CHECK (headers IS NULL OR jsonb_typeof(headers) = 'object'
+            AND NOT jsonb_path_exists(headers, 'strict $.* ? (@.type() != "string")')
+            AND octet_length(headers::text) <= 65536),
+    CONSTRAINT outbox_header_names_are_allowed
+        CHECK (headers IS NULL OR NOT jsonb_path_exists(headers,
+            'strict $.keyvalue() ? (!(@.key like_regex "^[-!#$%&''*+.^_`|~0-9A-Za-z]+$")
+                || @.key like_regex "^(specversion|id|source|type|time|datacontenttype|data|data_base64|topic|partitionkey|sequence|txid|txindex|txlast|headers|content-type|(ce-|ce_|nats-|onewrite-|webhook-).*)$" flag "i")')),
+    CONSTRAINT outbox_header_values_have_no_control_characters
+        CHECK (headers IS NULL OR NOT jsonb_path_exists(headers, 'strict $.* ? (@ like_regex "[[:cntrl:]]")')),
+    CONSTRAINT outbox_event_is_within_the_size_limit
+        CHECK (octet_length(topic) + coalesce(octet_length(key), 0) + coalesce(octet_length(type), 0)
+            + coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) <= {{max_event}})
+) PARTITION BY LIST (slot);
+CREATE INDEX outbox_xid ON onewrite.outbox (xid);
+-- The heap is in the order of seq but for a few pages: a block range index finds
+-- the next piece of a backlog and costs an INSERT nothing.
+CREATE INDEX outbox_seq ON onewrite.outbox USING brin (seq) WITH (pages_per_range = 16);
+{{leaves}}
+-- The buses that read this outbox: a new or foreign one is noticed.
+CREATE TABLE onewrite.bus (
+    source            text PRIMARY KEY,
+    bus_id            text NOT NULL,
+    system_identifier bigint NOT NULL,
+    since             timestamptz NOT NULL DEFAULT now()
+);
+
+-- Wakes a sleeping relay. Under load nobody sleeps and nobody pays for NOTIFY,
+-- which serialises commits.
+CREATE FUNCTION onewrite.wake() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN PERFORM pg_notify('onewrite', ''); RETURN NULL; END$$;
+CREATE TRIGGER wake AFTER INSERT ON onewrite.outbox FOR EACH STATEMENT
+    WHEN (pg_sequence_last_value('onewrite.asleep') = 2) EXECUTE FUNCTION onewrite.wake();
+
+-- Lets a relay that does not own the tables keep the block ranges summarised.
+CREATE FUNCTION onewrite.summarize() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS
+$$SELECT brin_summarize_new_values(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+  WHERE a.amname = 'brin' AND c.relkind = 'i' AND c.relnamespace = 'onewrite'::regnamespace$$;
+REVOKE ALL ON FUNCTION onewrite.summarize() FROM PUBLIC;
+
+-- For any language: SELECT onewrite.publish('order.placed', 'alice', '{"n":1}').
+-- It returns the event's id. An untyped literal means text.
+CREATE FUNCTION onewrite.publish(topic text, key text, payload text) RETURNS uuid LANGUAGE plpgsql AS
+$$DECLARE made uuid := gen_random_uuid(); BEGIN INSERT INTO onewrite.outbox (id, topic, key, payload) VALUES (made, $1, $2, $3); RETURN made; END$$;
+CREATE FUNCTION onewrite.publish(topic text, key text, payload jsonb) RETURNS uuid LANGUAGE plpgsql AS
+$$DECLARE made uuid := gen_random_uuid(); BEGIN INSERT INTO onewrite.outbox (id, topic, key, payload) VALUES (made, $1, $2, $3::text); RETURN made; END$$;
+CREATE FUNCTION onewrite.publish(topic text, key text, payload bytea) RETURNS uuid LANGUAGE plpgsql AS
+$$DECLARE made uuid := gen_random_uuid(); BEGIN INSERT INTO onewrite.outbox (id, topic, key, payload_bytes) VALUES (made, $1, $2, $3); RETURN made; END$$;
+
+-- The registers may be read by whoever may use the schema; only the relay moves them.
+GRANT SELECT ON SEQUENCE onewrite.slot, onewrite.asleep TO PUBLIC;
+
+CREATE TABLE onewrite.migration (version int PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now());
+INSERT INTO onewrite.migration (version) VALUES (1);

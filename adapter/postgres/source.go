@@ -1,0 +1,262 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite"
+)
+
+// Config names the outbox to read.
+type Config struct {
+	// Name is the source's name in the configuration.
+	Name string
+	// URL names the database; a direct session, not through a pooler.
+	URL string
+	// BusID is the identity of the bus that stores the positions.
+	BusID string
+	// MaxBatchBytes bounds the payload of one read; default 8 MiB.
+	MaxBatchBytes int
+	// Logger gets what an operator should know; nil is silent.
+	Logger *slog.Logger
+}
+
+// Source is the reader of one outbox. See [onewrite.Source].
+type Source struct {
+	cfg   Config
+	log   *slog.Logger
+	texts texts
+
+	mu   sync.Mutex // held while the session is used
+	conn *pgx.Conn
+	id   identity
+	at   place
+	gap  *onewrite.Gap // to be handed over with the next batch
+
+	queue []row // read and not handed over yet
+	pages pager
+	nap   nap
+	ring  ring
+
+	ackMu sync.Mutex
+	acked *place        // covers what the source may forget; nil: nothing yet
+	acks  chan struct{} // holds a token when acked moved
+	quit  chan struct{}
+	done  chan struct{}
+}
+
+// Open starts to read at a position.
+//   - ErrStandby: another live session reads this outbox
+//   - an error that ends with its cure: no server, no outbox, no rights.
+//
+// When the position does not fit the database or the bus, the outbox is read
+// from its oldest row and the first batch carries a Gap that says why.
+func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
+	if cfg.MaxBatchBytes <= 0 {
+		cfg.MaxBatchBytes = 8 << 20
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	conn, err := connect(ctx, cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{cfg: cfg, log: cfg.Logger, texts: texts{}, conn: conn,
+		acks: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	if err := s.begin(ctx, pos); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	go s.heartbeat()
+	return s, nil
+}
+
+func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
+	if err := prepare(ctx, s.conn); err != nil {
+		return err
+	}
+	if err := lead(ctx, s.conn, s.log.Warn); err != nil {
+		return err
+	}
+	id, err := identify(ctx, s.conn, s.cfg.Name)
+	if err != nil {
+		return err
+	}
+	start, gap, adopt, err := judge(id, pos, s.cfg.BusID)
+	if err != nil {
+		return err
+	}
+	if adopt {
+		s.log.Warn("rows of another history are in the outbox, giving them transactions of this server")
+		if err := adoptAll(ctx, s.conn); err != nil {
+			return err
+		}
+	}
+	if err := record(ctx, s.conn, s.cfg.Name, id, s.cfg.BusID); err != nil {
+		return err
+	}
+	s.id, s.at, s.gap = id, start, gap
+	s.ring.dirty = true
+	s.nap.asleep = true // unknown; the first nap sets it anew
+	if s.at.to.text != "" {
+		if err := s.pages.resume(ctx, s); err != nil {
+			return err
+		}
+	}
+	_, err = s.conn.Exec(ctx, `LISTEN onewrite`)
+	return explain(err)
+}
+
+// heartbeat shows a standby that this reader lives while nobody calls Read: the
+// bus may be full for hours.
+func (s *Source) heartbeat() {
+	defer close(s.done)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.quit:
+			return
+		case <-tick.C:
+		}
+		if !s.mu.TryLock() {
+			continue // it is in use, which shows as well
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		_, _ = s.conn.Exec(ctx, "SELECT 1") // a broken session shows in the next Read
+		cancel()
+		s.mu.Unlock()
+	}
+}
+
+// Read returns the next committed events. See [onewrite.Source].
+func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if len(s.queue) > 0 {
+			return s.batch(), nil
+		}
+		if err := s.reclaim(ctx); err != nil {
+			return onewrite.Batch{}, err
+		}
+		found, err := s.look(ctx)
+		if err != nil {
+			return onewrite.Batch{}, err
+		}
+		if found {
+			continue
+		}
+		if g := s.gap; g != nil {
+			s.gap = nil
+			return onewrite.Batch{Pos: s.at.pos(), Gap: g}, nil
+		}
+		if s.pages.on() {
+			continue // a page without rows of ours; the next one
+		}
+		if err := s.rest(ctx); err != nil {
+			return onewrite.Batch{}, err
+		}
+	}
+}
+
+// look reads the next rows into the queue.
+func (s *Source) look(ctx context.Context) (found bool, err error) {
+	if s.pages.on() {
+		return s.pages.next(ctx, s)
+	}
+	res, err := s.run(ctx, tailSQL, onewrite.MaxBatch, fmt.Sprint(s.at.from.xmax), s.at.from.array())
+	if err != nil {
+		return false, err
+	}
+	snap, err := parseSnapshot(res.snap)
+	if err != nil {
+		return false, err
+	}
+	s.nap.saw(snap)
+	if len(res.rows) == 0 {
+		s.at.from = snap
+		return false, nil
+	}
+	s.queue, s.ring.dirty = res.rows, true
+	s.nap.busy()
+	s.at.to, s.at.seq = snap, 0
+	if res.more {
+		return true, s.pages.begin(ctx, s, res.rows)
+	}
+	return true, nil
+}
+
+// batch hands over the head of the queue.
+func (s *Source) batch() onewrite.Batch {
+	n := min(len(s.queue), onewrite.MaxBatch)
+	rows := s.queue[:n:n]
+	s.queue = s.queue[n:]
+	events := make([]onewrite.Event, n)
+	for i := range rows {
+		events[i] = rows[i].event
+		s.at.top = max(s.at.top, rows[i].seq)
+	}
+	before := s.at
+	s.at.seq = rows[n-1].seq
+	if len(s.queue) == 0 && !s.pages.on() { // all of the difference is read
+		s.at.from, s.at.to, s.at.seq = s.at.to, snapshot{}, 0
+	}
+	b := onewrite.Batch{Events: events, Pos: s.at.pos(), Gap: s.gap}
+	s.gap = nil
+	last := b.Pos
+	b.PosAt = func(i int) onewrite.Pos {
+		if i == n-1 {
+			return last
+		}
+		p := before
+		p.seq = rows[i].seq
+		return p.pos()
+	}
+	return b
+}
+
+// Ack notes what the source may forget; the reading session does the work.
+func (s *Source) Ack(_ context.Context, pos onewrite.Pos) error {
+	p, err := parsePlace(pos)
+	if err != nil {
+		return err
+	}
+	if p.system != s.id.system || p.bus != s.cfg.BusID {
+		return nil // of another history; it covers nothing here
+	}
+	s.ackMu.Lock()
+	s.acked = &p
+	s.ackMu.Unlock()
+	select {
+	case s.acks <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Close ends the session, and with it the lock.
+func (s *Source) Close() error {
+	select {
+	case <-s.quit:
+		return nil
+	default:
+	}
+	close(s.quit)
+	<-s.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := s.conn.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("postgres: close: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	driver "modernc.org/sqlite"
+)
+
+const migrateHint = "run: onewrite migrate"
+
+// open returns one connection to the file. mode is SQLite's: rw, or rwc to make
+// a missing file. The database/sql pool would give each statement whatever
+// connection is free; data_version and temporary states belong to one.
+func open(ctx context.Context, path, mode string, pragmas ...string) (*sql.Conn, func() error, error) {
+	dsn, err := dataSource(path, mode, pragmas)
+	if err != nil {
+		return nil, nil, err
+	}
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sqlite: open %s: %w", path, err)
+	}
+	db.SetMaxOpenConns(1)
+	c, err := db.Conn(ctx)
+	if err != nil {
+		_ = db.Close()
+		return nil, nil, fmt.Errorf("sqlite: open %s: %w (the folder must exist and be writable)", path, err)
+	}
+	return c, func() error { return errors.Join(c.Close(), db.Close()) }, nil
+}
+
+// dataSource writes the path as a URI, so that no character of it is taken for
+// an option.
+func dataSource(path, mode string, pragmas []string) (string, error) {
+	full, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("sqlite: %s: %w", path, err)
+	}
+	full = filepath.ToSlash(full)
+	if !strings.HasPrefix(full, "/") { // C:/…
+		full = "/" + full
+	}
+	q := url.Values{"mode": {mode}, "_pragma": pragmas}
+	return "file://" + (&url.URL{Path: full}).EscapedPath() + "?" + q.Encode(), nil
+}
+
+// realPath resolves links, so that one file has one lock.
+func realPath(path string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("sqlite: the file %s does not exist; %s", path, migrateHint)
+	}
+	if err != nil {
+		return "", fmt.Errorf("sqlite: %s: %w", path, err)
+	}
+	return real, nil
+}
+
+// isBusy reports that another connection holds the lock.
+func isBusy(err error) bool {
+	var e *driver.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	code := e.Code() & 0xff
+	return code == 5 || code == 6 // SQLITE_BUSY, SQLITE_LOCKED
+}
+
+// immediate runs fn in a transaction that holds the write lock from its start.
+func immediate(ctx context.Context, c *sql.Conn, fn func() error) error {
+	if _, err := c.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := fn()
+	if err == nil {
+		_, err = c.ExecContext(ctx, "COMMIT")
+	}
+	if err != nil {
+		// Some errors have ended the transaction already; then this one says so.
+		_, _ = c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+	}
+	return err
+}
+
+func ident(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }

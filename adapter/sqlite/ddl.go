@@ -1,0 +1,129 @@
+package sqlite
+
+import (
+	"fmt"
+	"strings"
+)
+
+const (
+	// schemaVersion is that of the tables below, kept in onewrite_meta.
+	schemaVersion = 1
+	// defaultMaxEvent is the largest event in bytes.
+	defaultMaxEvent = 1 << 20
+	// maxIdentity is the number of columns kN of onewrite_replaced.
+	maxIdentity = 8
+)
+
+// control is the GLOB set of the ASCII control characters but NUL, which GLOB
+// cannot see; instr finds it.
+const control = `'*[' || char(1) || '-' || char(31) || char(127) || ']*'`
+
+// outboxTable is written so that SQLite's own words say what is wrong with a
+// row: the name of a constraint is its explanation. Only functions of the core
+// are used, for the application's library has to know them. Row changes are
+// written by our triggers, so most rules pass them by: they cost time.
+const outboxTable = `CREATE TABLE onewrite_outbox (
+  seq           INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of commits; never given
+  topic         TEXT NOT NULL,
+  key           TEXT, -- events of one key arrive in order
+  payload       TEXT, -- arrives byte for byte
+  payload_bytes BLOB, -- at most one of the two; neither is an event without data
+  id            TEXT NOT NULL ON CONFLICT REPLACE DEFAULT (printf('%08x-%04x-4%03x-%04x-%012x', random() & 4294967295,
+                  random() & 65535, random() & 4095, 32768 + (random() & 16383), random() & 281474976710655)),
+  type          TEXT, -- default: the topic
+  content_type  TEXT,
+  headers       TEXT, -- a JSON object of strings
+  created       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+  -- Row changes, written by triggers only.
+  op            TEXT,
+  layout        INTEGER,
+  "before"      TEXT,
+  "after"       TEXT,
+  CONSTRAINT "seq is given by the database; leave it out" CHECK (seq BETWEEN 1 AND 9000000000000000000),
+  CONSTRAINT "topic must be words of letters, digits, _ and - joined by single dots, at most 255 bytes" CHECK (op IS NOT NULL OR
+    typeof(topic) = 'text' AND length(topic) BETWEEN 1 AND 255 AND length(topic) = length(CAST(topic AS BLOB))
+    AND topic NOT GLOB '*[^A-Za-z0-9_.-]*' AND topic NOT GLOB '.*' AND topic NOT GLOB '*.' AND topic NOT GLOB '*..*'),
+  CONSTRAINT "key must be text without NUL, at most 1024 bytes" CHECK (key IS NULL OR
+    typeof(key) = 'text' AND length(CAST(key AS BLOB)) <= 1024 AND instr(CAST(key AS BLOB), x'00') = 0),
+  CONSTRAINT "payload must be text; use payload_bytes for a BLOB" CHECK (typeof(payload) IN ('null', 'text')),
+  CONSTRAINT "payload_bytes must be a BLOB; use payload for text" CHECK (typeof(payload_bytes) IN ('null', 'blob')),
+  CONSTRAINT "at most one of payload and payload_bytes may be set" CHECK (payload IS NULL OR payload_bytes IS NULL),
+  CONSTRAINT "id must be a UUID of 36 characters" CHECK (op IS NOT NULL OR typeof(id) = 'text'
+    AND length(id) = 36 AND length(CAST(id AS BLOB)) = 36 AND id GLOB '????????-????-????-????-????????????'
+    AND length(replace(id, '-', '')) = 32 AND replace(id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'
+    AND id <> '00000000-0000-0000-0000-000000000000'),
+  CONSTRAINT "type must be text without control characters, at most 255 bytes" CHECK (type IS NULL OR
+    typeof(type) = 'text' AND length(CAST(type AS BLOB)) <= 255 AND instr(CAST(type AS BLOB), x'00') = 0
+    AND type NOT GLOB ` + control + `),
+  CONSTRAINT "content_type must be a media type such as application/json, at most 255 bytes" CHECK (content_type IS NULL OR
+    typeof(content_type) = 'text' AND length(content_type) = length(CAST(content_type AS BLOB)) AND length(content_type) <= 255
+    AND content_type GLOB '[!-~]*/[!-~]*' AND content_type NOT GLOB '*[^ -~]*'),
+  CONSTRAINT "headers must be a JSON object of strings" CHECK (CASE WHEN headers IS NULL THEN 1
+    WHEN typeof(headers) <> 'text' THEN 0 WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
+  CONSTRAINT "created is given by the database; leave it out" CHECK (op IS NOT NULL OR
+    created GLOB '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-9][0-9]*Z'),
+  CONSTRAINT "op, layout, before and after are written by triggers; leave them out" CHECK (
+    CASE WHEN op IS NULL THEN layout IS NULL AND "before" IS NULL AND "after" IS NULL
+    ELSE op IN ('c', 'u', 'd', 'r') AND layout IS NOT NULL AND key IS NULL AND payload IS NULL
+      AND payload_bytes IS NULL AND type IS NULL AND content_type IS NULL AND headers IS NULL END)
+)`
+
+const metaTable = `CREATE TABLE onewrite_meta (
+  one     INTEGER PRIMARY KEY CHECK (one = 1),
+  version INTEGER NOT NULL, -- of these tables
+  file    TEXT NOT NULL,    -- the identity of this history; changed when it breaks
+  epoch   INTEGER NOT NULL, -- counts the times it was opened for reading
+  bus     TEXT NOT NULL     -- the bus that got the events, '' if none has yet
+)`
+
+const metaRow = `INSERT INTO onewrite_meta (one, version, file, epoch, bus) VALUES (1, 1, lower(hex(randomblob(16))), 0, '')`
+
+// layoutTable tells how to read the images. A layout is never changed or
+// removed: rows that were written with it may wait for the relay.
+const layoutTable = `CREATE TABLE onewrite_layout (
+  id        INTEGER PRIMARY KEY,
+  spec      TEXT NOT NULL,    -- JSON: the table and its columns
+  "current" INTEGER NOT NULL  -- 1 while triggers write with it
+)`
+
+// replacedTable holds, within one statement, the rows that it may be about to
+// replace. k1 ... name the row: its rowid, or the primary key of a table
+// WITHOUT ROWID.
+func replacedTable() string {
+	return "CREATE TABLE onewrite_replaced (\n  layout INTEGER NOT NULL,\n  k1, k2, k3, k4, k5, k6, k7, k8,\n  image TEXT NOT NULL\n)"
+}
+
+// reservedHeaders are the attributes that onewrite sets itself.
+var reservedHeaders = []string{
+	"specversion", "id", "source", "type", "time", "datacontenttype", "data", "data_base64", "topic",
+	"partitionkey", "sequence", "txid", "txindex", "txlast", "headers", "content-type",
+}
+
+// guard holds the rules that no CHECK can state: the limit, which changes with
+// the configuration; the names within headers; and that seq was not given, as a
+// number below the cursor would never be read. sqlite_sequence gets its new
+// value at the end of a statement, so here it still tells the one before.
+func guard(maxEvent int) string {
+	const size = `length(CAST(NEW.topic AS BLOB)) + coalesce(length(CAST(NEW.key AS BLOB)), 0) + coalesce(length(CAST(NEW.type AS BLOB)), 0)
+    + coalesce(length(CAST(NEW.payload AS BLOB)), length(NEW.payload_bytes), 0) + coalesce(length(CAST(NEW.headers AS BLOB)), 0)
+    + CASE WHEN coalesce(NEW.payload, NEW.payload_bytes) IS NULL THEN 0 ELSE coalesce(length(NEW.content_type), 0) END`
+	const before = `(SELECT seq FROM sqlite_sequence WHERE name = 'onewrite_outbox')`
+	names := "'" + strings.Join(reservedHeaders, "', '") + "'"
+	return fmt.Sprintf(`CREATE TRIGGER onewrite_outbox_guard AFTER INSERT ON onewrite_outbox
+WHEN NEW.op IS NULL AND (NEW.headers IS NOT NULL OR NEW.seq <= %[2]s OR
+    %[1]s > %[3]d)
+BEGIN
+  SELECT RAISE(ABORT, 'onewrite_outbox: seq is given by the database; leave it out') WHERE NEW.seq <= %[2]s;
+  SELECT RAISE(ABORT, 'onewrite_outbox: the event has more than %[3]d bytes; publish a reference to the data, or raise max_event and run: onewrite migrate')
+    WHERE %[1]s > %[3]d;
+  SELECT RAISE(ABORT, 'onewrite_outbox: two header names differ by case only')
+    WHERE (SELECT count(*) <> count(DISTINCT lower(key)) FROM json_each(NEW.headers));
+  SELECT RAISE(ABORT, 'onewrite_outbox: a header name must be 1 to 255 letters, digits and !#$%%&''*+-.^_`+"`"+`|~')
+    FROM json_each(NEW.headers) WHERE key = '' OR length(CAST(key AS BLOB)) > 255 OR key GLOB '*[^-!#$%%&''*+.^_`+"`"+`|~0-9A-Za-z]*';
+  SELECT RAISE(ABORT, 'onewrite_outbox: a header has a name that onewrite sets itself; rename it')
+    FROM json_each(NEW.headers) WHERE lower(key) IN (%[4]s)
+    OR lower(key) GLOB 'ce[-_]*' OR lower(key) GLOB 'nats-*' OR lower(key) GLOB 'onewrite-*' OR lower(key) GLOB 'webhook-*';
+  SELECT RAISE(ABORT, 'onewrite_outbox: a header value must be a string without control characters')
+    FROM json_each(NEW.headers) WHERE type <> 'text' OR value GLOB %[5]s OR instr(lower(NEW.headers), '\u0000');
+END`, size, before, maxEvent, names, control)
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sort"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/onewrite/onewrite/dashboard"
+)
+
+// client talks to the running instance.
+type client struct{ base, token string }
+
+// client finds the instance by the configuration's listen address.
+func (a *app) client() (*client, error) {
+	cfg, err := a.load()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Listen == "" || cfg.Listen == "off" {
+		return nil, usage(fmt.Errorf("%s sets no listen address; add listen: 127.0.0.1:8484 and start onewrite again", a.file))
+	}
+	host, port, err := net.SplitHostPort(cfg.Listen)
+	if err != nil {
+		return nil, usage(fmt.Errorf("listen: %w", err))
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return &client{"http://" + net.JoinHostPort(host, port), cfg.Token.Reveal()}, nil
+}
+
+// do sends a request; an answer other than 2xx is an error with its text.
+func (c *client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
+	u := c.base + path
+	if len(query) > 0 {
+		u += "?" + query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u, nil)
+	if err != nil {
+		return nil, err
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("no instance answers at %s: %w; start it with onewrite run, or name its address with --listen", c.base, err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var e struct{ Error string }
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if json.Unmarshal(body, &e) != nil || e.Error == "" {
+		e.Error = string(body)
+	}
+	return nil, fmt.Errorf("%s: %s", resp.Status, e.Error)
+}
+
+// get decodes the answer into v.
+func (c *client) call(ctx context.Context, method, path string, query url.Values, v any) error {
+	resp, err := c.do(ctx, method, path, query)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+func (a *app) status() *cobra.Command {
+	c := &cobra.Command{
+		Use: "status", Short: "Show what the running instance does", Args: cobra.NoArgs,
+		Example: "  onewrite status\n  onewrite status --json | jq .destinations.warehouse.pending",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			var s dashboard.Status
+			if err := cl.call(cmd.Context(), "GET", "/api/status", nil, &s); err != nil {
+				return err
+			}
+			if a.json {
+				return printJSON(cmd.OutOrStdout(), s)
+			}
+			printStatus(cmd.OutOrStdout(), s)
+			return nil
+		},
+	}
+	a.jsonFlag(c)
+	a.listenFlag(c)
+	return c
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func printStatus(w io.Writer, s dashboard.Status) {
+	kind := "external"
+	if s.Bus.Embedded {
+		kind = "embedded"
+	}
+	fmt.Fprintf(w, "onewrite %s, pid %d, up %s\nbus: %s, %d events kept, %s of %s\n\n", s.Version, s.PID,
+		time.Since(s.Started).Round(time.Second), kind, s.Bus.Messages, size(s.Bus.Bytes), size(s.Bus.MaxBytes))
+	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "SOURCE\tSTATE\tEVENTS\tLAG")
+	for _, name := range sortedKeys(s.Sources) {
+		v := s.Sources[name]
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", name, v.State, v.Events, seconds(v.LagSeconds))
+	}
+	fmt.Fprintln(t, "\t\t\t\nDESTINATION\tSTATE\tDELIVERED\tPENDING\tPARKED\tLAG")
+	for _, name := range sortedKeys(s.Destinations) {
+		v := s.Destinations[name]
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%s\n", name, v.State, v.Delivered, v.Pending, v.Parked, seconds(v.LagSeconds))
+	}
+	t.Flush()
+	for _, name := range sortedKeys(s.Sources) {
+		if v := s.Sources[name]; v.Gap != nil {
+			fmt.Fprintf(w, "\nsource %s: gap: %s\n", name, *v.Gap)
+		} else if v.LastError != "" {
+			fmt.Fprintf(w, "\nsource %s: %s\n", name, v.LastError)
+		}
+	}
+	for _, name := range sortedKeys(s.Destinations) {
+		if v := s.Destinations[name]; v.LastError != "" {
+			fmt.Fprintf(w, "\ndestination %s: %s\n", name, v.LastError)
+		}
+	}
+	for _, text := range s.Warnings {
+		fmt.Fprintf(w, "\nwarning: %s\n", text)
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
+
+func seconds(s float64) string {
+	return time.Duration(s * float64(time.Second)).Round(time.Millisecond).String()
+}
+
+func size(n int64) string {
+	units := []string{"B", "kB", "MB", "GB", "TB"}
+	v, i := float64(n), 0
+	for v >= 1000 && i < len(units)-1 {
+		v /= 1000
+		i++
+	}
+	return strconv.FormatFloat(v, 'f', min(i, 1), 64) + " " + units[i]
+}
+
+func (a *app) tail() *cobra.Command {
+	var topics []string
+	var from string
+	var count int
+	c := &cobra.Command{
+		Use: "tail", Short: "Show events as they pass, a CloudEvents JSON line each", Args: cobra.NoArgs,
+		Example: "  onewrite tail --topic 'order.>'\n  onewrite tail --from beginning -n 10",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			if _, err := dashboard.ParseFrom(from); err != nil {
+				return usage(err)
+			}
+			resp, err := cl.do(cmd.Context(), "GET", "/api/tail", url.Values{"topic": topics, "from": {from}})
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			lines := bufio.NewReaderSize(resp.Body, 1<<20)
+			for n := 0; count == 0 || n < count; n++ {
+				line, err := lines.ReadBytes('\n')
+				if err != nil {
+					if cmd.Context().Err() != nil {
+						return cmd.Context().Err()
+					}
+					return fmt.Errorf("the instance ended the stream: %w", err)
+				}
+				if _, err := cmd.OutOrStdout().Write(line); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	c.Flags().StringSliceVar(&topics, "topic", nil, "NATS `pattern` of topics, may be repeated")
+	c.Flags().StringVar(&from, "from", "now", "beginning, now or an RFC 3339 time")
+	c.Flags().IntVarP(&count, "count", "n", 0, "end after so many events")
+	a.listenFlag(c)
+	return c
+}
+
+func (a *app) reload() *cobra.Command {
+	var forget []string
+	c := &cobra.Command{
+		Use: "reload", Short: "Make the running instance read its file again", Args: cobra.NoArgs,
+		Long: `Destinations come, go and change. A bad file leaves the old configuration
+running and says why. A change of source, bus or listen needs a restart. A
+destination with pending or parked events goes only with --forget.`,
+		Example: "  onewrite reload\n  onewrite reload --forget old-webhook",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			var r dashboard.Reload
+			if err := cl.call(cmd.Context(), "POST", "/api/reload", url.Values{"forget": forget}, &r); err != nil {
+				return err
+			}
+			if a.json {
+				return printJSON(cmd.OutOrStdout(), r)
+			}
+			out := cmd.OutOrStdout()
+			for what, names := range map[string][]string{"added": r.Added, "removed": r.Removed, "changed": r.Changed} {
+				for _, n := range names {
+					fmt.Fprintln(out, what, n)
+				}
+			}
+			for _, s := range r.Restart {
+				fmt.Fprintf(out, "%s changed: restart onewrite to apply it\n", s)
+			}
+			if len(r.Added)+len(r.Removed)+len(r.Changed)+len(r.Restart) == 0 {
+				fmt.Fprintln(out, "nothing changed")
+			}
+			return nil
+		},
+	}
+	c.Flags().StringSliceVar(&forget, "forget", nil, "`destination` that may go with its pending events")
+	a.jsonFlag(c)
+	a.listenFlag(c)
+	return c
+}

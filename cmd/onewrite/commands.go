@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/relay"
+)
+
+func (a *app) run() *cobra.Command {
+	c := &cobra.Command{
+		Use: "run", Short: "Move events until stopped", Args: cobra.NoArgs,
+		Long: `Reads the sources, keeps the events on the bus and delivers them to the
+destinations, until SIGTERM or Ctrl-C; then what is under way is finished.
+SIGHUP, where there is one, reloads the destinations.`,
+		Example: "  onewrite run\n  onewrite run -c /etc/onewrite.yaml --listen 127.0.0.1:9000",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			log := newLog(cfg)
+			path, err := filepath.Abs(a.file)
+			if err != nil {
+				return err
+			}
+			r := relay.New(cfg, relay.Options{ConfigPath: path, Listen: a.listen, Version: versionText(), Log: log})
+			go reloadOnHangup(cmd.Context(), r, log.Error)
+			return r.Run(cmd.Context())
+		},
+	}
+	a.listenFlag(c)
+	return c
+}
+
+// reloadOnHangup reloads at each SIGHUP until ctx ends.
+func reloadOnHangup(ctx context.Context, r *relay.Relay, report func(string, ...any)) {
+	hup := make(chan os.Signal, 1)
+	if hangup == nil {
+		return
+	}
+	signal.Notify(hup, hangup)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+			if _, err := r.Reload(ctx, nil); err != nil {
+				report("reload failed, the old configuration goes on", "error", err)
+			}
+		}
+	}
+}
+
+func (a *app) init() *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use: "init", Short: "Write a commented configuration file", Args: cobra.NoArgs,
+		Example: "  onewrite init\n  onewrite init -c shop.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			mode := os.O_CREATE | os.O_WRONLY | os.O_EXCL
+			if force {
+				mode = os.O_CREATE | os.O_WRONLY | os.O_TRUNC
+			}
+			f, err := os.OpenFile(a.file, mode, 0o600)
+			if errors.Is(err, os.ErrExist) {
+				return fmt.Errorf("%s is there already; choose another name with -c, or overwrite it with --force", a.file)
+			} else if err != nil {
+				return err
+			}
+			_, err = io.WriteString(f, config.Template())
+			if err = errors.Join(err, f.Close()); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "wrote %s\nnext:  onewrite check -c %s   onewrite migrate -c %s   onewrite run -c %s\n", a.file, a.file, a.file, a.file)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&force, "force", false, "overwrite the file")
+	return c
+}
+
+func (a *app) check() *cobra.Command {
+	var schema bool
+	c := &cobra.Command{
+		Use: "check", Short: "Check the configuration file", Args: cobra.NoArgs,
+		Long: `Reads the file and reports every problem at once with line, column and cure.
+Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`,
+		Example: "  onewrite check\n  onewrite check --schema > onewrite.schema.json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if schema {
+				_, err := cmd.OutOrStdout().Write(config.Schema())
+				return err
+			}
+			cfg, warnings, err := config.Load(a.file)
+			var problems config.Problems
+			if err != nil && !errors.As(err, &problems) {
+				return usage(err)
+			}
+			problems = append(problems, warnings...)
+			if a.json {
+				if err := printJSON(cmd.OutOrStdout(), problems); err != nil {
+					return err
+				}
+			} else {
+				for _, p := range problems {
+					fmt.Fprintln(cmd.OutOrStdout(), p)
+				}
+			}
+			switch {
+			case err != nil:
+				return exitCode{2, nil}
+			case len(warnings) > 0:
+				return exitCode{3, nil}
+			}
+			if !a.json {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: ok, %d sources, %d destinations\n", a.file, len(cfg.Sources), len(cfg.Destinations))
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema for editors")
+	a.jsonFlag(c)
+	return c
+}
+
+func (a *app) migrate() *cobra.Command {
+	var o relay.MigrateOptions
+	var print, down bool
+	c := &cobra.Command{
+		Use: "migrate", Short: "Create or update the outbox in every source's database", Args: cobra.NoArgs,
+		Long: `Creates the outbox tables, and for sqlite sources the triggers of tables:, as
+the role that the source's url names. It may be repeated, and run twice at once.
+With --print it changes nothing and prints the SQL with the grants for the
+application's and the relay's role, for a database administrator to run.`,
+		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql shop\n  onewrite migrate --down",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			switch {
+			case print:
+				return relay.PrintSchema(cmd.Context(), cmd.OutOrStdout(), cfg, o)
+			case down:
+				return relay.Unmigrate(cmd.Context(), cmd.OutOrStdout(), cfg, o)
+			}
+			return relay.Migrate(cmd.Context(), cmd.OutOrStdout(), cfg, o)
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&print, "print", false, "print the SQL, change nothing")
+	f.BoolVar(&down, "down", false, "remove the outbox; refused while it holds undelivered events")
+	f.BoolVar(&o.Force, "force", false, "with --down: remove undelivered events too")
+	f.StringVar(&o.AppRole, "app-role", "", "grant the application's `role` what it needs (postgres)")
+	f.StringVar(&o.RelayRole, "relay-role", "", "grant the relay's `role` what it needs (postgres)")
+	f.StringVar(&o.Source, "source", "", "only this `source`")
+	return c
+}

@@ -1,0 +1,117 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/file"
+	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/adapter/postgres"
+	"github.com/onewrite/onewrite/adapter/sqlite"
+	"github.com/onewrite/onewrite/adapter/webhook"
+	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/pipeline"
+)
+
+// openBus opens the embedded or the external bus.
+func openBus(ctx context.Context, cfg *Config, log *slog.Logger) (*nats.Bus, error) {
+	b := cfg.Bus
+	c := nats.Config{
+		Dir: b.Dir, URL: b.URL.Reveal(), Name: b.Name, Creds: b.Creds, NKey: b.NKey, User: b.User, Password: b.Password.Reveal(),
+		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent), Logger: log,
+	}
+	if c.URL != "" {
+		c.Dir = ""
+		var err error
+		if c.TLS, err = b.TLS.Build(); err != nil {
+			return nil, fmt.Errorf("bus: %w", err)
+		}
+	}
+	return nats.Open(ctx, c)
+}
+
+// openSource opens one source at a position.
+func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger) (onewrite.Source, error) {
+	switch c.Type {
+	case "postgres":
+		return opened(postgres.Open(ctx, postgres.Config{Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log}, pos))
+	case "sqlite":
+		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))
+	}
+	return nil, fmt.Errorf("source %s: unknown type %q", name, c.Type)
+}
+
+// opened keeps a nil pointer from becoming an interface that is not nil.
+func opened[S onewrite.Source](s S, err error) (onewrite.Source, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// newDelivery builds the delivery of a destination: how many writes at once and
+// how much in each follows from what its sink can do.
+func newDelivery(name string, c config.Destination, sources []string, log *slog.Logger) *pipeline.Delivery {
+	from, _ := c.Start() // the configuration was validated
+	d := &pipeline.Delivery{
+		Interest: onewrite.Interest{Name: name, Sources: sources, Topics: c.Topics, From: from},
+		Attempts: c.Retry.Attempts,
+		OnReject: pipeline.OnReject(c.OnReject),
+		Retry:    pipeline.Backoff{First: c.Retry.First, Max: c.Retry.Max},
+	}
+	log = log.With("destination", name)
+	switch c.Type {
+	case "webhook":
+		d.Concurrency = c.Concurrency
+		if c.Batch.On() {
+			d.BatchCount, d.BatchBytes, d.Linger = c.Batch.Count, int(c.Batch.Bytes), c.Batch.Linger
+		}
+		d.Open = func(context.Context) (onewrite.Sink, error) {
+			t, err := c.TLS.Build()
+			if err != nil {
+				return nil, err
+			}
+			return openedSink(webhook.New(webhookConfig(c, t, log)))
+		}
+	case "file":
+		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
+		d.Open = func(context.Context) (onewrite.Sink, error) {
+			return openedSink(file.Open(file.Config{Path: c.Path, Rotate: int64(c.Rotate), Logger: log}))
+		}
+	case "nats":
+		d.Concurrency, d.BatchCount = 1, 256
+		d.Open = func(ctx context.Context) (onewrite.Sink, error) {
+			t, err := c.TLS.Build()
+			if err != nil {
+				return nil, err
+			}
+			return openedSink(nats.NewSink(ctx, natsSink(c, t, log)))
+		}
+	}
+	return d
+}
+
+func openedSink[S onewrite.Sink](s S, err error) (onewrite.Sink, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func webhookConfig(c config.Destination, t *tls.Config, log *slog.Logger) webhook.Config {
+	w := webhook.Config{URL: c.URL.Reveal(), AllowPrivate: c.AllowPrivate, Timeout: c.Timeout, TLS: t, Batch: c.Batch.On(), Logger: log, Headers: map[string]string{}}
+	for _, s := range c.Secret {
+		w.Secrets = append(w.Secrets, s.Reveal())
+	}
+	for k, v := range c.Headers {
+		w.Headers[k] = v.Reveal()
+	}
+	return w
+}
+
+func natsSink(c config.Destination, t *tls.Config, log *slog.Logger) nats.SinkConfig {
+	return nats.SinkConfig{URL: c.URL.Reveal(), Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password.Reveal(), TLS: t, Subject: c.Subject, Core: c.Core, Logger: log}
+}

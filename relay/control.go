@@ -1,0 +1,243 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/pipeline"
+)
+
+// Status returns a snapshot of everything.
+func (r *Relay) Status(context.Context) dashboard.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := dashboard.Status{
+		Version: r.opts.Version, PID: pid, Started: r.started, Config: r.opts.ConfigPath, Bus: r.usage,
+		Sources: map[string]dashboard.Source{}, Destinations: map[string]dashboard.Destination{},
+		Warnings: slices.Sorted(maps.Values(r.warnings)),
+	}
+	for name, in := range r.sources {
+		st := in.Status()
+		src := dashboard.Source{State: st.State, Position: string(st.Position), LagSeconds: st.Lag.Seconds(), Events: st.Offset, LastError: st.LastError}
+		if st.Gap != "" {
+			src.Gap = &st.Gap
+		}
+		s.Sources[name] = src
+	}
+	for name, d := range r.destinations {
+		st := d.Status()
+		s.Destinations[name] = dashboard.Destination{
+			State: st.State, Position: position(st.Position), Epoch: st.Epoch,
+			Delivered: st.Delivered, Pending: st.Pending, Parked: st.Parked, Filtered: st.Filtered, Skipped: st.Skipped,
+			LagSeconds: st.Lag.Seconds(), LastError: st.LastError,
+		}
+	}
+	for name := range r.orphans {
+		s.Destinations[name] = dashboard.Destination{State: pipeline.Stopped, LastError: "not in the configuration; its events are kept: put it back, or onewrite reload --forget " + name}
+	}
+	return s
+}
+
+// position writes the place in each log as "shop=42 stock=7".
+func position(logs map[string]uint64) string {
+	parts := make([]string, 0, len(logs))
+	for _, name := range slices.Sorted(maps.Keys(logs)) {
+		parts = append(parts, fmt.Sprintf("%s=%d", name, logs[name]))
+	}
+	return strings.Join(parts, " ")
+}
+
+// NotReady names what keeps the instance from being ready: a source that is not
+// read (a standby is not ready either) or that has a gap, a destination that is
+// not being delivered.
+func (r *Relay) NotReady(ctx context.Context) []string {
+	var out []string
+	s := r.Status(ctx)
+	for _, name := range slices.Sorted(maps.Keys(s.Sources)) {
+		if v := s.Sources[name]; v.State != pipeline.OK && v.State != pipeline.CatchingUp {
+			out = append(out, fmt.Sprintf("source %s: %s: %s", name, v.State, v.LastError))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Destinations)) {
+		if v := s.Destinations[name]; v.State != pipeline.OK && v.State != pipeline.CatchingUp {
+			out = append(out, fmt.Sprintf("destination %s: %s: %s", name, v.State, v.LastError))
+		}
+	}
+	return out
+}
+
+// Parked lists parked events of a destination.
+func (r *Relay) Parked(ctx context.Context, destination string, after uint64, limit int) ([]onewrite.Parked, error) {
+	d, err := r.destination(destination)
+	if err != nil {
+		return nil, err
+	}
+	return d.Parked(ctx, after, limit)
+}
+
+// Retry delivers parked events again.
+func (r *Relay) Retry(ctx context.Context, destination string, ref uint64) error {
+	d, err := r.destination(destination)
+	if err != nil {
+		return err
+	}
+	return d.Redrive(ctx, ref)
+}
+
+// Skip forgets a parked event undelivered.
+func (r *Relay) Skip(ctx context.Context, destination string, ref uint64) error {
+	d, err := r.destination(destination)
+	if err != nil {
+		return err
+	}
+	return d.Discard(ctx, ref)
+}
+
+func (r *Relay) destination(name string) (*destination, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := r.destinations[name]
+	if d == nil {
+		return nil, fmt.Errorf("there is no destination %q; the configuration has %s", name, strings.Join(slices.Sorted(maps.Keys(r.destinations)), ", "))
+	}
+	return d, nil
+}
+
+// Replay stops the destination, moves its cursor back and starts it again.
+func (r *Relay) Replay(ctx context.Context, name string, from onewrite.From) error {
+	r.reloading.Lock()
+	defer r.reloading.Unlock()
+	d, err := r.destination(name)
+	if err != nil {
+		return err
+	}
+	d.halt()
+	err = r.bus.Rewind(ctx, name, from)
+	r.mu.Lock()
+	r.startDestination(name, d.cfg)
+	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("replay to %s: %w", name, err)
+	}
+	return nil
+}
+
+// Tail shows events on the bus until ctx ends.
+func (r *Relay) Tail(ctx context.Context, topics []string, from onewrite.From, show func(onewrite.Message) error) error {
+	sub, err := r.bus.Subscribe(ctx, onewrite.Interest{Sources: slices.Sorted(maps.Keys(r.config().Sources)), Topics: topics, From: from})
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	for {
+		msgs, _, err := sub.Read(ctx)
+		if err != nil {
+			return err
+		}
+		for _, m := range msgs {
+			if err := show(m); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// errNothingChanged words the refusals of a reload.
+var errNothingChanged = errors.New("nothing was changed")
+
+// Reload reads the configuration again. Destinations come, go and change; a bad
+// file, or a destination with pending events that would go, leaves everything
+// as it was. Changes of sources, bus and listen are named; they need a restart.
+func (r *Relay) Reload(ctx context.Context, forget []string) (dashboard.Reload, error) {
+	r.reloading.Lock()
+	defer r.reloading.Unlock()
+	if r.opts.ConfigPath == "" {
+		return dashboard.Reload{}, errors.New("this instance was not started from a file; restart it with its new configuration")
+	}
+	fresh, warnings, err := config.Load(r.opts.ConfigPath)
+	if err != nil {
+		return dashboard.Reload{}, fmt.Errorf("%w: %w", errNothingChanged, err)
+	}
+	if r.opts.Listen != "" {
+		fresh.Listen = r.opts.Listen
+	}
+	r.mu.Lock()
+	diff := config.Diff(r.cfg, fresh)
+	r.mu.Unlock()
+	report := dashboard.Reload{Added: diff.Added, Removed: diff.Removed, Changed: diff.Changed, Restart: diff.RestartNeeded}
+	for _, w := range warnings {
+		report.Warnings = append(report.Warnings, w.String())
+	}
+	if err := r.mayGo(diff.Removed, forget); err != nil {
+		return dashboard.Reload{}, err
+	}
+	for _, name := range slices.Concat(diff.Removed, diff.Changed) {
+		if d, err := r.destination(name); err == nil {
+			d.halt()
+		}
+	}
+	if err := r.forgetAll(ctx, diff.Removed, forget); err != nil {
+		return report, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, name := range diff.Removed {
+		delete(r.destinations, name)
+	}
+	for _, name := range slices.Concat(diff.Changed, diff.Added) {
+		r.startDestination(name, fresh.Destinations[name])
+	}
+	next := *r.cfg
+	next.Destinations = fresh.Destinations
+	r.cfg = &next
+	r.log.Info("configuration reloaded", "added", diff.Added, "removed", diff.Removed, "changed", diff.Changed, "restart_needed", diff.RestartNeeded)
+	return report, nil
+}
+
+// mayGo refuses to remove a destination that still has something to deliver.
+func (r *Relay) mayGo(removed, forget []string) error {
+	var errs []error
+	for _, name := range removed {
+		d, err := r.destination(name)
+		if err != nil || slices.Contains(forget, name) {
+			continue
+		}
+		s := d.Status()
+		if s.Pending > 0 || s.Parked > 0 || s.Epoch == 0 {
+			errs = append(errs, fmt.Errorf("%w: destination %s has %d pending and %d parked events; put it back, or onewrite reload --forget %s", errNothingChanged, name, s.Pending, s.Parked, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forgetAll drops the place on the bus of destinations that are gone.
+func (r *Relay) forgetAll(ctx context.Context, removed, forget []string) error {
+	r.mu.Lock()
+	gone := slices.Clone(removed)
+	for _, name := range forget {
+		if r.orphans[name] {
+			gone = append(gone, name)
+		}
+	}
+	r.mu.Unlock()
+	for _, name := range gone {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := r.bus.Forget(ctx, name)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("forget destination %s: %w", name, err)
+		}
+		r.mu.Lock()
+		delete(r.orphans, name)
+		r.mu.Unlock()
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/dashboard"
+)
+
+// keepHouse confirms to the sources what every destination has, and lets the
+// bus forget what is confirmed and old enough, until ctx ends.
+func (r *Relay) keepHouse(ctx context.Context) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	var retained time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		r.confirm(ctx)
+		if time.Since(retained) >= 5*time.Second {
+			retained = time.Now()
+			r.retain(ctx)
+		}
+	}
+}
+
+// confirmed returns the offset of a source's log up to which every destination
+// has confirmed, parked or filtered everything; ok is false while one of them
+// is not known yet.
+func (r *Relay) confirmed(log string, last uint64) (floor uint64, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	floor = last
+	for _, d := range r.destinations {
+		f, known := d.Floor(log)
+		if !known {
+			return 0, false
+		}
+		floor = min(floor, f)
+	}
+	if len(r.orphans) > 0 {
+		return 0, false
+	}
+	return floor, true
+}
+
+// confirm passes on to the sources what they may forget.
+func (r *Relay) confirm(context.Context) {
+	for name, s := range r.running() {
+		if floor, ok := r.confirmed(name, s.Status().Offset); ok && floor > 0 {
+			s.Confirm(floor)
+		}
+	}
+}
+
+func (r *Relay) running() map[string]*source {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := make(map[string]*source, len(r.sources))
+	for k, v := range r.sources {
+		m[k] = v
+	}
+	return m
+}
+
+// retain lets the bus forget, and looks at the cap: when the events that wait
+// for a destination outgrow keep, the outbox is freed all the same, aloud, and
+// from then on the bus folder holds the only copy.
+func (r *Relay) retain(ctx context.Context) {
+	k := r.config().Bus.Keep
+	keep := nats.Keep{Size: int64(k.Size), Age: k.Age}
+	var usage dashboard.Bus
+	for name, s := range r.running() {
+		last := s.Status().Offset
+		floor, ok := r.confirmed(name, last)
+		if !ok {
+			floor = 0
+		}
+		u, err := r.bus.Retain(ctx, name, floor, keep)
+		if err != nil {
+			if ctx.Err() == nil {
+				r.log.Warn("bus: retention", "source", name, "error", err)
+			}
+			continue
+		}
+		usage.Bytes += u.Bytes
+		usage.Messages += u.Messages
+		if !r.bus.Durable() {
+			r.capped(name, s, u, floor, keep)
+		}
+	}
+	r.mu.Lock()
+	r.usage.Bytes, r.usage.Messages = usage.Bytes, usage.Messages
+	r.mu.Unlock()
+}
+
+// capped frees the outbox of a source whose unconfirmed events exceed keep.
+func (r *Relay) capped(name string, s *source, u nats.Usage, floor uint64, keep nats.Keep) {
+	waiting := uint64(0)
+	if u.Last > floor {
+		waiting = u.Last - floor
+	}
+	var bytes int64
+	if u.Messages > 0 {
+		bytes = u.Bytes / int64(u.Messages) * int64(min(waiting, u.Messages))
+	}
+	old := waiting > 0 && floor+1 >= u.First && !u.Oldest.IsZero() && floor < u.First && time.Since(u.Oldest) > keep.Age
+	over := waiting > 0 && bytes > keep.Size || old
+	text := ""
+	if over {
+		text = fmt.Sprintf("source %s: %d events wait for the slowest destination, more than bus.keep allows; the outbox is freed and the bus folder holds their only copy: back it up, or fix the destination (onewrite status)", name, waiting)
+		s.Confirm(u.Last)
+	}
+	r.mu.Lock()
+	r.warn("cap."+name, text)
+	r.mu.Unlock()
+}
