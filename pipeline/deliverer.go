@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -40,7 +41,8 @@ type deliverer struct {
 	storing   *onewrite.Cursor
 	spans     int
 
-	unread    uint64 // matching events on the bus that Read has not handed over
+	unread    uint64       // matching events on the bus that the loop has not accepted
+	inHand    atomic.Int64 // of those, the ones that the reader has
 	sampling  chan uint64
 	sampled   time.Time
 	published time.Time
@@ -108,6 +110,7 @@ func (r *deliverer) run(ctx context.Context) error {
 				stopReading(fmt.Errorf("bus: read for %s: %w", r.d.Interest.Name, err))
 				return
 			}
+			r.inHand.Add(int64(len(msgs)))
 			select {
 			case feeds <- feed{msgs, upto}:
 			case <-readCtx.Done():
@@ -115,7 +118,9 @@ func (r *deliverer) run(ctx context.Context) error {
 			}
 		}
 	}()
+	r.d.takeCommands(true)
 	err := r.loop(readCtx, feeds)
+	r.d.takeCommands(false)
 	stopReading(err)
 	<-done
 	if errors.Is(err, onewrite.ErrFenced) {
@@ -226,6 +231,7 @@ func (r *deliverer) mayWrite(now time.Time) bool {
 
 // accept takes events from the reader.
 func (r *deliverer) accept(f feed) error {
+	r.inHand.Add(-int64(len(f.msgs)))
 	for i := range f.msgs {
 		m := &f.msgs[i]
 		t := r.track(m.Log)
@@ -296,8 +302,17 @@ func (r *deliverer) stored(err error) error {
 	return nil
 }
 
-// publish refreshes the status.
-func (r *deliverer) publish(now time.Time) {
+// count asks the bus how much is not read yet.
+func (r *deliverer) count() {
+	ctx, cancel := context.WithTimeout(r.finish, 250*time.Millisecond)
+	defer cancel()
+	if n, err := r.sub.Pending(ctx); err == nil {
+		r.unread = n + uint64(max(0, r.inHand.Load()))
+	}
+}
+
+// publish refreshes the status and returns it.
+func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 	r.published = now
 	pending := r.unread + uint64(r.lanes.count-len(r.lot.loaded))
 	state := OK
@@ -320,7 +335,9 @@ func (r *deliverer) publish(now time.Time) {
 		s.State, s.Epoch, s.Lag, s.LastError = state, r.epoch, lag, r.lastError
 		s.Delivered, s.Filtered, s.Skipped = r.cursor.Delivered, r.cursor.Filtered, r.cursor.Skipped
 		s.Pending, s.Parked = pending, uint64(r.lot.total)
+		out = *s
 	})
+	return out
 }
 
 // drain waits for the writes under way, within the drain time, and stores the

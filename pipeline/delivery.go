@@ -60,6 +60,7 @@ type Delivery struct {
 	mu       sync.Mutex
 	status   DeliveryStatus
 	floors   map[string]uint64
+	running  bool // a session takes commands
 }
 
 // DeliveryStatus is a snapshot of a Delivery. At every moment
@@ -113,11 +114,23 @@ func (d *Delivery) setup() {
 	})
 }
 
-// Status returns what the delivery is doing now.
+// Status returns what the delivery is doing now. While it is running the counts
+// are of this moment; else they are those of the end of the last session.
 func (d *Delivery) Status() DeliveryStatus {
 	d.mu.Lock()
+	running, s := d.running, d.status
+	d.mu.Unlock()
+	if running {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		defer cancel()
+		_ = d.command(ctx, func(r *deliverer) error {
+			r.count()
+			s = r.publish(time.Now())
+			return nil
+		})
+	}
+	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.status
 	if s.State == "" {
 		s.State = Waiting
 	}
@@ -169,12 +182,13 @@ func (d *Delivery) command(ctx context.Context, run func(*deliverer) error) erro
 	select {
 	case d.commands <- c:
 	case <-ctx.Done():
-		return fmt.Errorf("destination %s is not being delivered by this copy now (%s); look at onewrite status", d.Interest.Name, d.Status().State)
+		return fmt.Errorf("destination %s is not being delivered by this copy now; look at onewrite status", d.Interest.Name)
 	}
 	select {
 	case err := <-c.done:
 		return err
 	case <-ctx.Done():
+		<-c.done // the loop has the command; it never takes long
 		return ctx.Err()
 	}
 }
@@ -236,5 +250,12 @@ func (d *Delivery) note(log *slog.Logger, err error) {
 func (d *Delivery) set(f func(*DeliveryStatus)) {
 	d.mu.Lock()
 	f(&d.status)
+	d.mu.Unlock()
+}
+
+// takeCommands says whether a session answers commands.
+func (d *Delivery) takeCommands(yes bool) {
+	d.mu.Lock()
+	d.running = yes
 	d.mu.Unlock()
 }

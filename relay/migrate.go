@@ -72,7 +72,11 @@ func PrintSchema(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions
 		case "postgres":
 			text = postgres.Schema(postgresOptions(cfg, s, o))
 		case "sqlite":
-			text, err = sqlite.Schema(ctx, s.Path, sqliteOptions(cfg, s))
+			path := ""
+			if len(s.Tables) > 0 { // their triggers follow from the tables' columns
+				path = s.Path
+			}
+			text, err = sqlite.Schema(ctx, path, sqliteOptions(cfg, s))
 		}
 		if err == nil {
 			_, err = fmt.Fprintf(w, "-- source %s\n%s\n", name, text)

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/internal/config"
 )
 
 // client talks to the running instance.
@@ -24,9 +25,14 @@ type client struct{ base, token string }
 
 // client finds the instance by the configuration's listen address.
 func (a *app) client() (*client, error) {
-	cfg, err := a.load()
-	if err != nil {
-		return nil, err
+	cfg, _, err := config.Load(a.file)
+	if a.listen != "" && cfg == nil {
+		cfg = &config.Config{} // the address is enough; the file may be the broken one
+	} else if err != nil {
+		return nil, usage(err)
+	}
+	if a.listen != "" {
+		cfg.Listen = a.listen
 	}
 	if cfg.Listen == "" || cfg.Listen == "off" {
 		return nil, usage(fmt.Errorf("%s sets no listen address; add listen: 127.0.0.1:8484 and start onewrite again", a.file))

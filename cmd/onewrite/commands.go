@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -28,11 +27,7 @@ SIGHUP, where there is one, reloads the destinations.`,
 				return err
 			}
 			log := newLog(cfg)
-			path, err := filepath.Abs(a.file)
-			if err != nil {
-				return err
-			}
-			r := relay.New(cfg, relay.Options{ConfigPath: path, Listen: a.listen, Version: versionText(), Log: log})
+			r := relay.New(cfg, relay.Options{ConfigPath: a.file, Listen: a.listen, Version: versionText(), Log: log})
 			go reloadOnHangup(cmd.Context(), r, log.Error)
 			return r.Run(cmd.Context())
 		},

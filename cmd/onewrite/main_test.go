@@ -43,6 +43,7 @@ func TestScripts(t *testing.T) {
 			"sql":       scriptSQL,
 			"until":     scriptUntil,
 			"untilline": scriptUntilLine,
+			"untilsql":  scriptUntilSQL,
 			"interrupt": scriptInterrupt,
 		},
 	})
@@ -56,6 +57,22 @@ func scriptSQL(ts *testscript.TestScript, neg bool, args []string) {
 	if _, err = db.Exec(args[1]); (err != nil) != neg {
 		ts.Fatalf("%v", err)
 	}
+}
+
+// scriptUntilSQL waits until a query on a SQLite file answers with a number:
+// untilsql FILE QUERY NUMBER.
+func scriptUntilSQL(ts *testscript.TestScript, _ bool, args []string) {
+	db, err := sql.Open("sqlite", ts.MkAbs(args[0])+"?_pragma=busy_timeout(5000)")
+	ts.Check(err)
+	defer db.Close()
+	patiently(ts, func() error {
+		var got string
+		err := db.QueryRow(args[1]).Scan(&got)
+		if err == nil && got != args[2] {
+			err = fmt.Errorf("%s: %s, want %s", args[1], got, args[2])
+		}
+		return err
+	})
 }
 
 // patiently calls ok until it returns nil, for half a minute.
