@@ -46,6 +46,7 @@ func New(d Dialect, opts ...Option) *Publisher {
 // Execer is what Publish needs of a transaction: *sql.Tx has it, and so have
 // *sql.Conn and the transactions of most libraries that wrap database/sql.
 type Execer interface {
+	// ExecContext runs one statement in the caller's transaction.
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 

@@ -33,7 +33,6 @@ type memBus struct {
 	changed chan struct{}
 	fault   fault
 	lease   time.Duration
-	room    int // events it takes unconfirmed; 0 is any
 	logs    map[string]*memLog
 	cursors map[string]*memCursor
 	parked  map[string][]onewrite.Parked
