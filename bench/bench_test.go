@@ -135,8 +135,8 @@ func drain(b *testing.B, src onewrite.Source, n int, do func(onewrite.Batch) err
 	return took
 }
 
-// ingest starts source -> bus as the relay does; sent reports what was stored.
-func ingest(b *testing.B, bus *nats.Bus, open func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error), observe pipeline.Observer) *pipeline.Ingest {
+// ingest starts source -> bus as the relay does, until the benchmark ends.
+func ingest(b *testing.B, bus onewrite.Bus, open func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error), observe pipeline.Observer) *pipeline.Ingest {
 	b.Helper()
 	in := &pipeline.Ingest{Name: "shop", Bus: bus, Open: open, AckDurable: true, Observe: observe}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -223,7 +223,7 @@ func (r *Relay) forgetAll(ctx context.Context, removed, forget []string) error {
 	r.mu.Lock()
 	gone := slices.Clone(removed)
 	for _, name := range forget {
-		if r.orphans[name] {
+		if r.orphans[name] != nil {
 			gone = append(gone, name)
 		}
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/onewrite/onewrite/adapter/nats"
@@ -21,7 +22,7 @@ func (r *Relay) keepHouse(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		r.confirm(ctx)
+		r.confirm()
 		if time.Since(retained) >= 5*time.Second {
 			retained = time.Now()
 			r.retain(ctx)
@@ -29,9 +30,17 @@ func (r *Relay) keepHouse(ctx context.Context) {
 	}
 }
 
-// confirmed returns the offset of a source's log up to which every destination
-// has confirmed, parked or filtered everything; ok is false while one of them
-// is not known yet.
+// confirm passes on to the sources of an embedded bus what every destination
+// has confirmed, parked or filtered out. A destination that is not known yet, or
+// is not in the configuration any more, holds it back.
+func (r *Relay) confirm() {
+	for name, s := range r.running() {
+		if floor, ok := r.confirmed(name, s.Status().Offset); ok {
+			s.Confirm(floor)
+		}
+	}
+}
+
 func (r *Relay) confirmed(log string, last uint64) (floor uint64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -43,19 +52,10 @@ func (r *Relay) confirmed(log string, last uint64) (floor uint64, ok bool) {
 		}
 		floor = min(floor, f)
 	}
-	if len(r.orphans) > 0 {
-		return 0, false
+	for _, floors := range r.orphans {
+		floor = min(floor, floors[log])
 	}
 	return floor, true
-}
-
-// confirm passes on to the sources what they may forget.
-func (r *Relay) confirm(context.Context) {
-	for name, s := range r.running() {
-		if floor, ok := r.confirmed(name, s.Status().Offset); ok && floor > 0 {
-			s.Confirm(floor)
-		}
-	}
 }
 
 func (r *Relay) running() map[string]*source {
@@ -76,10 +76,12 @@ func (r *Relay) retain(ctx context.Context) {
 	keep := nats.Keep{Size: int64(k.Size), Age: k.Age}
 	var usage dashboard.Bus
 	for name, s := range r.running() {
-		last := s.Status().Offset
-		floor, ok := r.confirmed(name, last)
-		if !ok {
-			floor = 0
+		floor, err := r.stored(ctx, name)
+		if err != nil {
+			if ctx.Err() == nil {
+				r.log.Warn("bus: stored places", "source", name, "error", err)
+			}
+			continue
 		}
 		u, err := r.bus.Retain(ctx, name, floor, keep)
 		if err != nil {
@@ -97,6 +99,28 @@ func (r *Relay) retain(ctx context.Context) {
 	r.mu.Lock()
 	r.usage.Bytes, r.usage.Messages = usage.Bytes, usage.Messages
 	r.mu.Unlock()
+}
+
+// stored returns up to where every destination with a place on the bus is, as
+// the bus holds it: of several copies each may deliver to some of them.
+func (r *Relay) stored(ctx context.Context, log string) (uint64, error) {
+	floors, err := r.bus.Floors(ctx, log)
+	if err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	floor := uint64(math.MaxUint64)
+	for name := range r.destinations {
+		floor = min(floor, floors[name]) // one that has no place yet: 0
+	}
+	for name, f := range floors {
+		floor = min(floor, f)
+		if orphan, ok := r.orphans[name]; ok {
+			orphan[log] = f
+		}
+	}
+	return floor, nil
 }
 
 // capped frees the outbox of a source whose unconfirmed events exceed keep.

@@ -68,7 +68,7 @@ type Relay struct {
 	ctx          context.Context // ends when the relay stops
 	sources      map[string]*source
 	destinations map[string]*destination
-	orphans      map[string]bool // cursors on the bus without a configuration
+	orphans      map[string]map[string]uint64 // destinations without a configuration: their floor in each log
 	usage        dashboard.Bus
 	warnings     map[string]string // by subject, said aloud in the status
 
@@ -101,7 +101,7 @@ func New(cfg *Config, opts Options) *Relay {
 	}
 	r := &Relay{opts: opts, log: log, cfg: cfg, started: time.Now(),
 		sources: map[string]*source{}, destinations: map[string]*destination{},
-		orphans: map[string]bool{}, warnings: map[string]string{}}
+		orphans: map[string]map[string]uint64{}, warnings: map[string]string{}}
 	r.metrics = dashboard.NewMetrics(func() dashboard.Status { return r.Status(context.Background()) })
 	r.observe = tee(r.metrics.Observer(), opts.Observe)
 	return r
@@ -215,7 +215,7 @@ func (r *Relay) findOrphans(ctx context.Context) error {
 	}
 	for _, name := range names {
 		if _, ok := r.cfg.Destinations[name]; !ok {
-			r.orphans[name] = true
+			r.orphans[name] = map[string]uint64{}
 			r.log.Warn("a destination has a place on the bus but is not in the configuration; its events are kept", "destination", name, "cure", "put it back, or onewrite reload --forget "+name)
 		}
 	}

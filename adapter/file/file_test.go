@@ -231,7 +231,7 @@ func TestFileChangedByOthers(t *testing.T) {
 	must(t, os.Rename(path, path+".2"))
 	must(t, os.WriteFile(path, text, 0o600))
 	write(t, s, numbered(10, 10))
-	if got := read(t, path+".2", path); len(got) == 0 || got[len(got)-1].ID != "id-00010" {
+	if text, _ := os.ReadFile(path); !bytes.Contains(text, []byte("id-00010")) {
 		t.Error("the event went to the file that was moved")
 	}
 	// A file that was removed and is asked for again gets its events again.

@@ -112,6 +112,21 @@ func (b *Bus) records(ctx context.Context) (map[string]record, error) {
 	return all, nil
 }
 
+// Floors returns, for each destination with a stored cursor, the offset of a log
+// up to which everything is confirmed, parked or filtered out; whichever copy
+// delivers to it.
+func (b *Bus) Floors(ctx context.Context, log string) (map[string]uint64, error) {
+	all, err := b.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	floors := make(map[string]uint64, len(all))
+	for name, r := range all {
+		floors[name] = r.Cursor.Logs[log].Floor
+	}
+	return floors, nil
+}
+
 // take makes this copy the owner of a destination, or returns ErrStandby.
 func (b *Bus) take(ctx context.Context, in onewrite.Interest) (record, uint64, error) {
 	r, rev, err := b.load(ctx, in.Name)

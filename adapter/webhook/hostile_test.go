@@ -58,7 +58,12 @@ func (h *hostile) serve() {
 		h.open[c] = true
 		h.mu.Unlock()
 		h.wg.Go(func() {
-			defer c.Close() //nolint:errcheck // a test
+			defer func() {
+				_ = c.Close()
+				h.mu.Lock()
+				delete(h.open, c)
+				h.mu.Unlock()
+			}()
 			if !h.eager {
 				req, err := http.ReadRequest(bufio.NewReader(c))
 				if err != nil {
@@ -216,4 +221,54 @@ func TestSilentBodyIsNotWaitedFor(t *testing.T) {
 			t.Errorf("Write took %v", took)
 		}
 	}
+}
+
+// Close leaves nothing behind of a connection that is being made or was given up.
+func TestCloseDuringTheHandshake(t *testing.T) {
+	for name, cut := range map[string]func(*Sink, context.CancelFunc){
+		"Close":  func(s *Sink, _ context.CancelFunc) { _ = s.Close() },
+		"cancel": func(_ *Sink, cancel context.CancelFunc) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			reached := make(chan struct{}, 1)
+			h := newHostile(t, true, func(c net.Conn) {
+				_, _ = c.Read(make([]byte, 1)) // the client's hello
+				reached <- struct{}{}
+				_, _ = io.Copy(io.Discard, c)
+			})
+			s := open(t, Config{URL: "https://" + h.Addr().String(), AllowPrivate: true, Timeout: time.Minute})
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			done := make(chan error, 1)
+			go func() {
+				_, err := s.Write(ctx, []onewrite.Event{order("1")})
+				done <- err
+			}()
+			<-reached
+			cut(s, cancel)
+			if err := <-done; err == nil {
+				t.Error("Write without an answer succeeded")
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			h.wait(t)
+		})
+	}
+}
+
+// wait waits until the client has hung up all its connections.
+func (h *hostile) wait(t *testing.T) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); <-tick.C {
+		h.mu.Lock()
+		n := len(h.open)
+		h.mu.Unlock()
+		if n == 0 {
+			return
+		}
+	}
+	t.Error("a connection is still open after Close")
 }

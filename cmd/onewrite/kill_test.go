@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -407,10 +408,10 @@ func (p *program) kill() {
 	p.cmd.Wait()
 }
 
-// stop sends an interrupt and expects a clean end.
+// stop asks for a clean end and expects it.
 func (p *program) stop() {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.t.Fatal(err)
 	}
 	if err := p.cmd.Wait(); err != nil {

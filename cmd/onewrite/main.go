@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -15,10 +16,11 @@ func main() { os.Exit(Main()) }
 // Main runs the program and returns its exit code: 0 done, 1 failed, 2 usage or
 // configuration, 3 found what it was asked to look for, 130 interrupted.
 func Main() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	root := newRoot()
-	err := root.ExecuteContext(ctx)
+	ctx, interrupted := untilSignal()
+	err := newRoot().ExecuteContext(ctx)
+	if interrupted() {
+		return 130 // also when what was under way ended well
+	}
 	if err == nil {
 		return 0
 	}
@@ -29,11 +31,24 @@ func Main() int {
 		}
 		return code.code
 	}
-	if ctx.Err() != nil {
-		return 130
-	}
 	fmt.Fprintln(os.Stderr, "onewrite:", err)
 	return 1
+}
+
+// untilSignal returns a context that ends at SIGTERM, which asks for a clean
+// stop, or at an interrupt, and whether it was an interrupt. A second signal
+// ends the process at once.
+func untilSignal() (ctx context.Context, interrupted func() bool) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var hit atomic.Bool
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		hit.Store(<-signals == os.Interrupt)
+		signal.Stop(signals)
+		cancel()
+	}()
+	return ctx, hit.Load
 }
 
 // exitCode is an error that decides the exit code.

@@ -108,7 +108,8 @@ func scriptUntilLine(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-// scriptInterrupt ends the background command as Ctrl-C does, cleanly.
+// scriptInterrupt ends the background command as Ctrl-C does; its exit code must
+// say so.
 func scriptInterrupt(ts *testscript.TestScript, _ bool, _ []string) {
 	for _, cmd := range ts.BackgroundCmds() {
 		if filepath.Base(cmd.Path) == "onewrite" {
