@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -104,7 +103,7 @@ func running(b *testing.B, source, rest string) (cmd *exec.Cmd, addr string) {
 func embedded(b *testing.B, cfg *relay.Config) {
 	b.Helper()
 	cfg.Listen, cfg.Bus.Dir = "off", filepath.Join(b.TempDir(), "bus")
-	if err := validate(cfg); err != nil {
+	if err := cfg.Validate(); err != nil {
 		b.Fatal(err)
 	}
 	r := relay.New(cfg, relay.Options{})
@@ -261,15 +260,4 @@ func (w watched) Append(ctx context.Context, source string, prev onewrite.Pos, b
 		}
 	}
 	return last, err
-}
-
-// validate fills in the defaults.
-func validate(cfg *relay.Config) error {
-	var all []error
-	for _, p := range cfg.Validate() {
-		if !p.Warning {
-			all = append(all, p)
-		}
-	}
-	return errors.Join(all...)
 }

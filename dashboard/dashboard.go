@@ -190,6 +190,10 @@ func (a *api) replay(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
+	if from.Now {
+		fail(w, http.StatusBadRequest, errors.New("a replay goes back: from must be beginning or a time like 2006-01-02T15:04:05Z"))
+		return
+	}
 	destination := r.PathValue("destination")
 	a.Log.Warn("replay asked for", "destination", destination, "since", r.URL.Query().Get("from"), "from", r.RemoteAddr)
 	if err := a.Control.Replay(r.Context(), destination, from); err != nil {

@@ -69,6 +69,8 @@ var (
 	descDelivered   = prometheus.NewDesc("onewrite_destination_delivered_total", "Events confirmed by the destination.", []string{"destination"}, nil)
 	descPending     = prometheus.NewDesc("onewrite_destination_pending", "Events on the bus neither confirmed nor parked.", []string{"destination"}, nil)
 	descParked      = prometheus.NewDesc("onewrite_destination_parked", "Events set aside now.", []string{"destination"}, nil)
+	descSkipped     = prometheus.NewDesc("onewrite_destination_skipped_total", "Parked events that an operator forgot undelivered.", []string{"destination"}, nil)
+	descWarnings    = prometheus.NewDesc("onewrite_warnings", "Warnings in the status, such as that the bus folder holds the only copy of events.", nil, nil)
 	descFiltered    = prometheus.NewDesc("onewrite_destination_filtered_total", "Events that the destination's topics leave out.", []string{"destination"}, nil)
 	descBusBytes    = prometheus.NewDesc("onewrite_bus_bytes", "Bytes of events kept on the bus.", nil, nil)
 	descBusMax      = prometheus.NewDesc("onewrite_bus_max_bytes", "Bytes of events the bus may keep.", nil, nil)
@@ -114,7 +116,9 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		gauge(descPending, float64(d.Pending), name)
 		gauge(descParked, float64(d.Parked), name)
 		counter(descFiltered, d.Filtered, name)
+		counter(descSkipped, d.Skipped, name)
 	}
+	gauge(descWarnings, float64(len(s.Warnings)))
 	gauge(descBusBytes, float64(s.Bus.Bytes))
 	gauge(descBusMax, float64(s.Bus.MaxBytes))
 }

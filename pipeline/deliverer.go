@@ -47,6 +47,7 @@ type deliverer struct {
 	sampled   time.Time
 	published time.Time
 	linger    time.Time // send a short batch not before
+	halted    error     // nothing more is written; errStopped
 	lastError string
 }
 
@@ -85,15 +86,19 @@ func (d *Delivery) session(ctx context.Context, log *slog.Logger) error {
 		r.tracks[name] = newTrack(c)
 		floors[name] = c.Floor
 	}
-	d.mu.Lock()
-	d.floors = floors
-	d.mu.Unlock()
 	if err := r.loadLot(ctx); err != nil {
 		return err
 	}
+	safe := map[string]uint64{}
+	for name, floor := range floors {
+		safe[name] = r.lot.below(name, floor)
+	}
+	d.mu.Lock()
+	d.floors, d.safe = floors, safe
+	d.mu.Unlock()
 	r.committed = time.Now()
 	r.renewed = r.committed
-	log.Info("delivering", "epoch", r.epoch, "parked", r.lot.total)
+	log.Info("delivering", "epoch", r.epoch, "parked", len(r.lot.places))
 	return r.run(ctx)
 }
 
@@ -185,7 +190,7 @@ func (r *deliverer) step(now time.Time) (wake time.Time, err error) {
 			return wake, err
 		}
 	}
-	if r.mayWrite(now) {
+	if r.halted == nil && r.mayWrite(now) {
 		soonest(r.dispatch(now))
 	}
 	if r.storing == nil && (r.dirty || r.leaseDue(now)) {
@@ -297,6 +302,7 @@ func (r *deliverer) stored(err error) error {
 	r.d.mu.Lock()
 	for name, lc := range c.Logs {
 		r.d.floors[name] = lc.Floor
+		r.d.safe[name] = r.lot.below(name, lc.Floor)
 	}
 	r.d.mu.Unlock()
 	return nil
@@ -317,12 +323,14 @@ func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 	pending := r.unread + uint64(r.lanes.count-len(r.lot.loaded))
 	state := OK
 	switch {
-	case r.health.down():
+	case r.halted != nil:
+		state, r.lastError = Stopped, r.halted.Error()
+	case r.health.down() || r.sink == nil && r.health.failures > 0:
 		state = Waiting
 	case pending > 1000:
 		state = CatchingUp
 	}
-	if r.health.failing == 0 && (r.sink != nil || r.health.failures == 0) {
+	if r.halted == nil && r.health.failing == 0 && (r.sink != nil || r.health.failures == 0) {
 		r.lastError = ""
 	}
 	var lag time.Duration
@@ -334,7 +342,7 @@ func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 	r.d.set(func(s *DeliveryStatus) {
 		s.State, s.Epoch, s.Lag, s.LastError = state, r.epoch, lag, r.lastError
 		s.Delivered, s.Filtered, s.Skipped = r.cursor.Delivered, r.cursor.Filtered, r.cursor.Skipped
-		s.Pending, s.Parked = pending, uint64(r.lot.total)
+		s.Pending, s.Parked = pending, uint64(len(r.lot.places))
 		out = *s
 	})
 	return out

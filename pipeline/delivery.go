@@ -59,8 +59,9 @@ type Delivery struct {
 	commands chan command
 	mu       sync.Mutex
 	status   DeliveryStatus
-	floors   map[string]uint64
-	running  bool // a session takes commands
+	floors   map[string]uint64 // per log: durably confirmed, parked or filtered
+	safe     map[string]uint64 // per log: durably confirmed or filtered
+	running  bool              // a session takes commands
 }
 
 // DeliveryStatus is a snapshot of a Delivery. At every moment
@@ -141,15 +142,16 @@ func (d *Delivery) Status() DeliveryStatus {
 	return s
 }
 
-// Floor returns the offset of a log up to which everything is confirmed, parked
-// or filtered out, durably; ok is false before the cursor was first read.
-func (d *Delivery) Floor(log string) (offset uint64, ok bool) {
+// Confirmed returns the offset of a log up to which everything is confirmed or
+// filtered out, durably; ok is false before the cursor was first read. A parked
+// event is not confirmed: its row in the outbox is the copy that outlives the bus.
+func (d *Delivery) Confirmed(log string) (offset uint64, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.floors == nil {
+	if d.safe == nil {
 		return 0, false
 	}
-	return d.floors[log], true
+	return d.safe[log], true
 }
 
 // Redrive delivers parked events again, in order: the entry ref and what waits
@@ -205,9 +207,6 @@ func (d *Delivery) Run(ctx context.Context) error {
 			d.set(func(s *DeliveryStatus) { s.State = Stopped })
 			return nil
 		}
-		if errors.Is(err, errStopped) {
-			return d.stopped(ctx, log, err)
-		}
 		if d.Status().Delivered > before {
 			fails = 0
 		}
@@ -221,16 +220,8 @@ func (d *Delivery) Run(ctx context.Context) error {
 	}
 }
 
-// errStopped ends a delivery for good: an operator has to look.
+// errStopped halts a delivery: an operator has to look.
 var errStopped = errors.New("stopped")
-
-// stopped waits for the end; the events stay on the bus.
-func (d *Delivery) stopped(ctx context.Context, log *slog.Logger, err error) error {
-	d.set(func(s *DeliveryStatus) { s.State, s.LastError = Stopped, err.Error() })
-	log.Error("delivery stopped; its events stay on the bus", "error", err)
-	<-ctx.Done()
-	return nil
-}
 
 func (d *Delivery) note(log *slog.Logger, err error) {
 	d.mu.Lock()

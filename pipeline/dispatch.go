@@ -126,6 +126,14 @@ func (r *deliverer) answer(res result) error {
 	return err
 }
 
+// halt ends all writing; the events stay on the bus and are counted.
+func (r *deliverer) halt(err error) {
+	if r.halted == nil {
+		r.log.Error("delivery stopped; its events stay on the bus", "error", err)
+	}
+	r.halted = err
+}
+
 // recovered lets every waiting lane try at once.
 func (r *deliverer) recovered() {
 	r.log.Info("destination takes events again")
@@ -165,7 +173,8 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 	case errors.Is(err, onewrite.ErrFenced):
 		return err
 	case errors.Is(err, onewrite.ErrGone):
-		return fmt.Errorf("%w: %w; fix the destination and run onewrite reload, or remove it with onewrite reload --forget", errStopped, err)
+		r.halt(fmt.Errorf("%w: %w; fix the destination and restart onewrite, or remove it and run onewrite reload --forget %s", errStopped, err, r.d.Interest.Name))
+		return nil
 	}
 	if len(rest) > 1 {
 		for _, e := range rest {
@@ -219,7 +228,7 @@ func (r *deliverer) opened(res result, now time.Time) error {
 		r.sink = res.sink
 		return nil
 	}
-	if errors.Is(res.err, onewrite.ErrFenced) || errors.Is(res.err, onewrite.ErrStandby) {
+	if errors.Is(res.err, onewrite.ErrFenced) {
 		return res.err
 	}
 	if r.finish.Err() != nil {

@@ -231,6 +231,7 @@ func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Po
 			}
 			return last, err
 		}
+		in.update(func(s *IngestStatus) { s.Lag = max(0, time.Since(b.Events[0].Time)) })
 		in.note(log, Waiting, fmt.Errorf("the bus is full, the backlog waits in the database; raise bus.max_size or look at the slowest destination with onewrite status: %w", err))
 		if err := sleep(ctx, min(in.Retry.Pause(fails), time.Second)); err != nil {
 			return 0, err

@@ -10,27 +10,44 @@ import (
 
 // lot is what a deliverer knows of its parking lot.
 type lot struct {
-	total  int                 // entries parked
-	known  uint64              // entries up to this ref are counted
+	places map[uint64]place    // the parked entries, and where each stood on the bus
 	loaded map[uint64]struct{} // refs of those loaded to be delivered again
 	sweep  bool                // all entries are being loaded, as there is room
 	swept  uint64              // up to this ref
+}
+
+// place is an offset in a log.
+type place struct {
+	log    string
+	offset uint64
+}
+
+// below returns the greatest offset up to floor that has no parked entry at or
+// before it: the row of a parked event in the outbox is its second copy, and
+// stays.
+func (l *lot) below(log string, floor uint64) uint64 {
+	for _, p := range l.places {
+		if p.log == log && p.offset <= floor {
+			floor = p.offset - 1
+		}
+	}
+	return floor
 }
 
 const page = 500
 
 // loadLot counts the parked entries and holds the lanes that they hold.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.loaded = map[uint64]struct{}{}
-	for {
-		list, err := r.sub.Parked(ctx, r.lot.known, page, nil)
+	r.lot.loaded, r.lot.places = map[uint64]struct{}{}, map[uint64]place{}
+	for after := uint64(0); ; {
+		list, err := r.sub.Parked(ctx, after, page, nil)
 		if err != nil {
 			return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
 		}
 		for i := range list {
 			p := &list[i]
-			r.lot.total++
-			r.lot.known = max(r.lot.known, p.Ref)
+			after = p.Ref
+			r.lot.places[p.Ref] = place{p.Message.Log, p.Message.Offset}
 			id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
 			if p.Holds {
 				r.lanes.find(id).parked = true
@@ -46,7 +63,8 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 // e is the first of its lane.
 func (r *deliverer) poison(e *entry, cause error) error {
 	if r.d.OnReject == Stop {
-		return fmt.Errorf("%w at event %s (on_reject: stop): %w; fix the destination or the event's cause and start again, or set on_reject: park-key", errStopped, e.msg.ID, cause)
+		r.halt(fmt.Errorf("%w at event %s (on_reject: stop): %w; fix the destination or the event's cause and start again, or set on_reject: park-key", errStopped, e.msg.ID, cause))
+		return nil
 	}
 	l := e.lane
 	l.retry = time.Time{}
@@ -87,10 +105,7 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 	r.health.settled(e)
 	r.track(e.msg.Log).finish(e.msg.Offset)
 	r.dirty = true
-	if ref > r.lot.known { // else it was parked before a restart
-		r.lot.known = ref
-		r.lot.total++
-	}
+	r.lot.places[ref] = place{e.msg.Log, e.msg.Offset}
 	if r.d.Observe.Parked != nil {
 		r.d.Observe.Parked(r.d.Interest.Name, e.msg.ID, reason, behind)
 	}
@@ -197,7 +212,8 @@ func (r *deliverer) forget(l *lane, ref uint64) error {
 	if err := r.sub.Unpark(r.finish, ref); err != nil {
 		return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
 	}
-	r.lot.total--
+	delete(r.lot.places, ref)
+	r.dirty = true
 	if l.redo && len(l.queue) == 0 {
 		return r.refill(l)
 	}

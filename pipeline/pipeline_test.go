@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,7 +79,7 @@ func TestFlowInOrder(t *testing.T) {
 		if s.Delivered != 500 || s.Pending != 0 || s.State != pipeline.OK || s.Position["shop"] != 500 {
 			t.Errorf("status: %+v", s)
 		}
-		floor, ok := w.d.Floor("shop")
+		floor, ok := w.d.Confirmed("shop")
 		if !ok || floor != 500 {
 			t.Errorf("floor = %d, %v", floor, ok)
 		}
@@ -121,11 +122,11 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 			}
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
-				down := false
+				var down atomic.Bool
 				w.sink.before = func(onewrite.Event) error {
-					if down && rejected {
+					if down.Load() && rejected {
 						return fmt.Errorf("400: %w", onewrite.ErrRejected)
-					} else if down {
+					} else if down.Load() {
 						return errInjected
 					}
 					return nil
@@ -135,7 +136,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 					w.source.commit(event(i, fmt.Sprint("k", i%lanes)))
 				}
 				time.Sleep(time.Second)
-				down = true
+				down.Store(true)
 				for i := 20; i < 200; i++ {
 					w.source.commit(event(i, fmt.Sprint("k", i%lanes)))
 				}
@@ -144,7 +145,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 				if s.Parked != 0 || s.Pending != 180 || s.State != pipeline.Waiting || s.LastError == "" {
 					t.Errorf("lanes %d: in the outage: %+v", lanes, s)
 				}
-				down = false
+				down.Store(false)
 				time.Sleep(40 * time.Second)
 				s = w.d.Status()
 				if s.Delivered != 200 || s.Pending != 0 || s.State != pipeline.OK || s.LastError != "" {
@@ -167,9 +168,9 @@ func TestPoisonIsParkedWithItsKey(t *testing.T) {
 	for _, reject := range []error{answeredError{}, onewrite.ErrRejected} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld()
-			poison := true
+			var mended atomic.Bool
 			w.sink.before = func(e onewrite.Event) error {
-				if e.ID == "e0030" && poison {
+				if e.ID == "e0030" && !mended.Load() {
 					return reject
 				}
 				return nil
@@ -200,7 +201,7 @@ func TestPoisonIsParkedWithItsKey(t *testing.T) {
 			if s = w.d.Status(); s.Parked != 8 {
 				t.Fatalf("after a restart: %+v", s)
 			}
-			poison = false
+			mended.Store(true)
 			if err := w.d.Redrive(t.Context(), list[0].Ref); err != nil {
 				t.Fatal(err)
 			}

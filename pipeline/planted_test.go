@@ -34,7 +34,11 @@ func TestPlantedBugs(t *testing.T) {
 	}
 	for bug, laws := range bugs {
 		t.Run("bug="+bug, func(t *testing.T) {
-			cmd := exec.Command(bin, "-test.run", "TestSimulation$", "-sim.seeds=600", "-test.timeout=2m")
+			seeds := "2000" // it ends with the first that catches the bug
+			if bug == "" {
+				seeds = "300"
+			}
+			cmd := exec.Command(bin, "-test.run", "TestSimulation$", "-sim.seeds="+seeds, "-test.timeout=5m")
 			cmd.Env = append(os.Environ(), "OW_BUG="+bug)
 			out, err := cmd.CombinedOutput()
 			if bug == "" {
@@ -44,7 +48,7 @@ func TestPlantedBugs(t *testing.T) {
 				return
 			}
 			if err == nil {
-				t.Fatal("not caught in 600 seeds")
+				t.Fatal("not caught in 2,000 seeds")
 			}
 			for _, law := range strings.Fields(laws) {
 				if strings.Contains(string(out), ": "+law+": ") {

@@ -251,6 +251,11 @@ func (x simSource) Ack(ctx context.Context, pos onewrite.Pos) error {
 		floor = c.cursor.Logs["shop"].Floor
 	}
 	held := len(x.s.bus.log("shop").events)
+	for _, p := range x.s.bus.parked["wh"] {
+		if p.Message.Offset <= uint64(n) {
+			x.s.fail("I9", "row %d was given up though %s before it is only parked", n, p.Message.ID)
+		}
+	}
 	x.s.bus.mu.Unlock()
 	if n > held || uint64(n) > floor {
 		x.s.fail("I9", "row %d was given up; the bus holds %d, the destination confirmed %d", n, held, floor)
@@ -322,7 +327,7 @@ func (s *sim) boot() *runner {
 	wg.Go(func() { _ = r.d.Run(ctx) })
 	wg.Go(func() { // what the relay's janitor does
 		for ctx.Err() == nil {
-			if f, ok := r.d.Floor("shop"); ok && r.pass() == nil {
+			if f, ok := r.d.Confirmed("shop"); ok && r.pass() == nil {
 				r.ingest.Confirm(f)
 			}
 			select {

@@ -46,7 +46,7 @@ func (r *Relay) confirmed(log string, last uint64) (floor uint64, ok bool) {
 	defer r.mu.Unlock()
 	floor = last
 	for _, d := range r.destinations {
-		f, known := d.Floor(log)
+		f, known := d.Confirmed(log)
 		if !known {
 			return 0, false
 		}
@@ -93,7 +93,9 @@ func (r *Relay) retain(ctx context.Context) {
 		usage.Bytes += u.Bytes
 		usage.Messages += u.Messages
 		if !r.bus.Durable() {
-			r.capped(name, s, u, floor, keep)
+			if safe, ok := r.confirmed(name, u.Last); ok {
+				r.capped(name, s, u, safe, keep)
+			}
 		}
 	}
 	r.mu.Lock()
@@ -110,7 +112,7 @@ func (r *Relay) stored(ctx context.Context, log string) (uint64, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	floor := uint64(math.MaxUint64)
+	floor := uint64(math.MaxUint64 - 1) // no destination: nothing is waited for
 	for name := range r.destinations {
 		floor = min(floor, floors[name]) // one that has no place yet: 0
 	}
@@ -133,7 +135,9 @@ func (r *Relay) capped(name string, s *source, u nats.Usage, floor uint64, keep 
 	if u.Messages > 0 {
 		bytes = u.Bytes / int64(u.Messages) * int64(min(waiting, u.Messages))
 	}
-	old := waiting > 0 && floor+1 >= u.First && !u.Oldest.IsZero() && floor < u.First && time.Since(u.Oldest) > keep.Age
+	// The bus keeps what is confirmed as long as keep says; when it let go of
+	// what came after the first unconfirmed event, that one is older than that.
+	old := waiting > 0 && (floor+1 < u.First || floor < u.First && time.Since(u.Oldest) > keep.Age)
 	over := waiting > 0 && bytes > keep.Size || old
 	text := ""
 	if over {

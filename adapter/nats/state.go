@@ -254,8 +254,14 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 			sources = append(sources, source)
 		}
 	}
-	if r.Cursor.Logs, err = b.floors(ctx, sources, from); err != nil {
+	back, err := b.floors(ctx, sources, from)
+	if err != nil {
 		return err
+	}
+	for source, c := range back { // never forward: what is pending would be lost
+		if was, ok := r.Cursor.Logs[source]; !ok || c.Floor < was.Floor {
+			r.Cursor.Logs[source] = c
+		}
 	}
 	r.Epoch++
 	r.Rewinds++

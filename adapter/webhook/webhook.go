@@ -75,9 +75,8 @@ type Sink struct {
 	closing context.Context // ends with Close
 	end     context.CancelFunc
 	mu      sync.Mutex
-	closed  bool               // under mu
-	conns   map[*conn]struct{} // under mu; nil after Close
-	writes  sync.WaitGroup     // grows under mu while not closed
+	closed  bool           // under mu
+	writes  sync.WaitGroup // grows under mu while not closed
 }
 
 // New makes a sink; it calls nobody yet. The error names what can never work in
@@ -93,7 +92,7 @@ func New(c Config) (*Sink, error) {
 	if c.Timeout < 0 {
 		return nil, errors.New("webhook: timeout is negative; remove it for the default of 15s")
 	}
-	s := &Sink{url: u, timeout: c.Timeout, batch: c.Batch, log: c.Logger, now: c.now, conns: make(map[*conn]struct{})}
+	s := &Sink{url: u, timeout: c.Timeout, batch: c.Batch, log: c.Logger, now: c.now}
 	if s.timeout == 0 {
 		s.timeout = defaultTimeout
 	}
@@ -189,11 +188,7 @@ func (s *Sink) newTransport(c Config) *http.Transport {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
 			defer context.AfterFunc(s.closing, cancel)()
-			c, err := d.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return s.hold(c)
+			return d.DialContext(ctx, network, address)
 		},
 		Proxy:                  nil, // not even one of the environment
 		TLSClientConfig:        t,
@@ -206,31 +201,6 @@ func (s *Sink) newTransport(c Config) *http.Transport {
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeader,
 	}
-}
-
-// conn is a connection that Close can close, whatever it is busy with.
-type conn struct {
-	net.Conn
-	sink *Sink
-}
-
-func (c *conn) Close() error {
-	c.sink.mu.Lock()
-	delete(c.sink.conns, c)
-	c.sink.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// hold remembers a connection for Close.
-func (s *Sink) hold(nc net.Conn) (net.Conn, error) {
-	c := &conn{nc, s}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, errors.Join(os.ErrClosed, nc.Close())
-	}
-	s.conns[c] = struct{}{}
-	return c, nil
 }
 
 // Write posts the events one after the other, or in one request with Batch, and
@@ -265,14 +235,9 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (n int, err e
 func (s *Sink) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	conns := s.conns
-	s.conns = nil
 	s.mu.Unlock()
 	s.end()
 	s.writes.Wait()
 	s.transport.CloseIdleConnections()
-	for c := range conns {
-		_ = c.Conn.Close() // nothing is on its way any more
-	}
 	return nil
 }

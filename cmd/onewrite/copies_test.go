@@ -56,7 +56,7 @@ func lostBusFolder(t *testing.T, db *sql.DB, dialect outbox.Dialect, source stri
 	p.must("migrate")
 	exec1(t, db, `CREATE TABLE truth (k text, n bigint, PRIMARY KEY (k, n))`)
 	p.start()
-	load := startLoad(t, db, dialect)
+	load := startLoad(t, db, dialect, c)
 	c.waitFor(t, 500)
 	c.down.Store(true)
 	held := c.count()
@@ -105,7 +105,7 @@ func TestFrozenLeader(t *testing.T) {
 	a.waitState("ok", "catching-up")
 	b.start()
 	b.waitState("waiting")
-	load := startLoad(t, db, outbox.Postgres)
+	load := startLoad(t, db, outbox.Postgres, c)
 	for round := range 4 {
 		c.waitFor(t, c.count()+200)
 		if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {

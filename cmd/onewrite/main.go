@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"sync/atomic"
 	"syscall"
 )
@@ -23,6 +24,9 @@ func Main() int {
 	}
 	if err == nil {
 		return 0
+	}
+	if strings.HasPrefix(err.Error(), "unknown command") {
+		err = usage(fmt.Errorf("%w; see onewrite --help", err))
 	}
 	var code exitCode
 	if errors.As(err, &code) {

@@ -167,7 +167,7 @@ ids see no second effect. The bus keeps confirmed events as long as bus.keep say
 			if err != nil {
 				return err
 			}
-			if _, err := dashboard.ParseFrom(from); err != nil || from == "" {
+			if _, err := dashboard.ParseFrom(from); err != nil || from == "" || from == "now" {
 				return usage(fmt.Errorf("--from: %q is neither beginning nor a time like 2006-01-02T15:04:05Z", from))
 			}
 			var answer map[string]any
