@@ -7,23 +7,32 @@ import (
 // pager reads a difference that is larger than a page: the pair of snapshots is
 // frozen and the rows are read in the order of seq, piece by piece, each found
 // by its block ranges. Memory is bounded by the size of a piece, whatever the
-// backlog.
+// backlog. While one piece is handed over the next one is read.
 type pager struct {
-	to   int64 // the last number that may belong to the difference; 0: off
-	step int64 // numbers looked at in a piece
-	last int64 // the last number read
+	to    int64 // the last number that may belong to the difference; 0: off
+	step  int64 // numbers looked at in a piece
+	last  int64 // the last number read
+	ahead chan piece
+	count int
+}
+
+// piece is the answer to a read ahead.
+type piece struct {
+	result
+	upto int64
+	err  error
 }
 
 const (
-	maxPiece = 10_000    // rows in a piece
-	maxStep  = 1_000_000 // numbers in a piece that holds few rows
+	fullStep  = 10_000    // numbers in a piece
+	maxStep   = 1_000_000 // in a piece of numbers that hold few rows
+	breathers = 8         // after so many pieces the session is free for the ring
 )
 
 func (p *pager) on() bool { return p.to > 0 }
 
 // begin freezes the pair after a first page that was cut.
 func (p *pager) begin(ctx context.Context, s *Source, first []row) error {
-	s.at.seq = 0
 	p.last = first[len(first)-1].seq
 	return p.start(ctx, s)
 }
@@ -38,35 +47,64 @@ func (p *pager) start(ctx context.Context, s *Source) error {
 	if _, err := s.conn.Exec(ctx, `SELECT onewrite.summarize()`); err != nil {
 		s.log.Debug("block ranges not summarised; reading a backlog is slower", "error", explain(err))
 	}
-	p.step = maxPiece
+	p.step = fullStep
 	// Read after the snapshot: it is not less than any number in it.
 	return explain(s.conn.QueryRow(ctx, `SELECT last_value FROM onewrite.seq`).Scan(&p.to))
 }
 
-// next reads one piece into the queue. When the last one is read, the pair is
-// done and the upper snapshot is the new lower one.
+// read reads the piece behind p.last; the session is the caller's.
+func (p *pager) read(ctx context.Context, s *Source) piece {
+	out := piece{upto: min(p.last+p.step, p.to)}
+	out.result, out.err = s.piece(ctx, s.at.from.text, s.at.to.text, p.last, out.upto)
+	if n := len(out.rows); out.more && n > 0 {
+		out.upto = out.rows[n-1].seq
+	}
+	return out
+}
+
+// next takes the next piece into the queue. When the last one is read, the pair
+// is done and the upper snapshot is the new lower one. The session is held.
 func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
-	hi := min(p.last+p.step, p.to)
-	limit := maxPiece
-	res, err := s.run(ctx, pageSQL, limit, s.at.from.text, s.at.to.text, p.last, hi)
-	if err != nil {
-		return false, err
-	}
-	if n := len(res.rows); res.more && n > 0 {
-		hi = res.rows[n-1].seq
-	}
-	if len(res.rows) < maxPiece/8 {
-		p.step = min(p.step*2, maxStep)
+	var got piece
+	if p.ahead != nil {
+		got = <-p.ahead
+		p.ahead = nil
 	} else {
-		p.step = maxPiece
+		got = p.read(ctx, s)
 	}
-	p.last = hi
-	s.queue = res.rows
+	if got.err != nil {
+		return false, got.err
+	}
+	p.step = fullStep
+	if len(got.rows) < fullStep/8 && !got.more {
+		p.step = min((got.upto-p.last)*2, maxStep)
+	}
+	p.last = got.upto
+	s.queue = got.rows
 	if p.last >= p.to {
 		p.to = 0
-		if len(res.rows) == 0 {
+		if len(got.rows) == 0 {
 			s.at.from, s.at.to, s.at.seq = s.at.to, snapshot{}, 0
 		}
+		return len(got.rows) > 0, nil
 	}
-	return len(res.rows) > 0, nil
+	// Never after an empty piece: the caller comes back at once with the session.
+	if p.count++; len(got.rows) > 0 && p.count%breathers != 0 {
+		p.readAhead(s)
+	}
+	return len(got.rows) > 0, nil
+}
+
+// readAhead reads the next piece while the caller works on this one. It takes
+// the session when the caller lets go of it.
+func (p *pager) readAhead(s *Source) {
+	ahead := make(chan piece, 1)
+	p.ahead = ahead
+	next := pager{to: p.to, step: p.step, last: p.last}
+	from := Source{cfg: s.cfg, texts: texts{}, conn: s.conn, at: place{from: s.at.from, to: s.at.to}}
+	s.work.Go(func() {
+		s.session.Lock()
+		defer s.session.Unlock()
+		ahead <- next.read(s.alive, &from)
+	})
 }

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/outbox"
 )
@@ -36,12 +34,18 @@ var (
 	// transactions in progress.
 	tailSQL = fmt.Sprintf(page, `SELECT `+selection+` FROM onewrite.outbox WHERE xid >= (SELECT $3::text::xid8)
 		UNION ALL SELECT `+selection+` FROM onewrite.outbox WHERE xid = ANY ((SELECT $4::text::xid8[])::xid8[])`)
-	// pageSQL reads on inside a frozen pair of snapshots, $3 and $4, between two
-	// numbers. The condition on xid is no index condition on purpose: the block
-	// ranges of seq are the way to the rows.
-	pageSQL = fmt.Sprintf(page, `SELECT `+selection+` FROM onewrite.outbox WHERE seq > $5 AND seq <= $6
-		AND NOT pg_visible_in_snapshot(xid, (SELECT $3::text::pg_snapshot)) AND pg_visible_in_snapshot(xid, (SELECT $4::text::pg_snapshot))`)
+	// pieceSQL reads on inside a frozen pair of snapshots, $1 and $2, between the
+	// numbers $3 and $4, as long as what went before is less than $5 bytes. The
+	// condition on xid is no index condition on purpose: the block ranges of seq
+	// are the way to the rows.
+	pieceSQL = `SELECT seq, id, created, topic, key, type, content_type, headers, payload, payload_bytes FROM (
+		SELECT *, sum(size) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - size AS before FROM (SELECT ` + selection + ` FROM onewrite.outbox WHERE seq > $3 AND seq <= $4
+		AND NOT pg_visible_in_snapshot(xid, (SELECT $1::text::pg_snapshot)) AND pg_visible_in_snapshot(xid, (SELECT $2::text::pg_snapshot))) u) w
+		WHERE before < $5 ORDER BY seq`
 )
+
+// rowOverhead is what selection counts for a row beside its payload and key.
+const rowOverhead = 200
 
 // row is an event with its number.
 type row struct {
@@ -75,7 +79,7 @@ func (s *Source) run(ctx context.Context, sql string, limit int, args ...any) (r
 	args = append([]any{limit, s.cfg.MaxBatchBytes}, args...)
 	rows, err := s.conn.Query(ctx, sql, args...)
 	if err != nil {
-		return result{}, s.broken(err)
+		return result{}, explain(err)
 	}
 	defer rows.Close()
 	var out result
@@ -96,13 +100,35 @@ func (s *Source) run(ctx context.Context, sql string, limit int, args ...any) (r
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return result{}, s.broken(err)
+		return result{}, explain(err)
 	}
 	if first {
 		return result{}, errors.New("postgres: the page came without its head")
 	}
 	out.more = int64(len(out.rows)) < found || found == int64(limit)
 	return out, nil
+}
+
+// piece reads a piece of a frozen difference. It is cut where the bytes that
+// were read reach the budget.
+func (s *Source) piece(ctx context.Context, from, to string, after, upto int64) (out result, err error) {
+	rows, err := s.conn.Query(ctx, pieceSQL, from, to, after, upto, s.cfg.MaxBatchBytes)
+	if err != nil {
+		return result{}, explain(err)
+	}
+	defer rows.Close()
+	out.rows = make([]row, 0, 1024)
+	size := 0
+	for rows.Next() {
+		out.rows = append(out.rows, row{})
+		r := &out.rows[len(out.rows)-1]
+		if err := s.decode(rows.RawValues(), r); err != nil {
+			return result{}, err
+		}
+		size += rowOverhead + len(r.event.Data) + len(r.event.Key)
+	}
+	out.more = size >= s.cfg.MaxBatchBytes
+	return out, explain(rows.Err())
 }
 
 // epoch2000 is where PostgreSQL counts microseconds from.
@@ -162,12 +188,4 @@ func fmtSeq(n int64) string {
 		n /= 10
 	}
 	return string(b[:])
-}
-
-// broken words an error of the session.
-func (s *Source) broken(err error) error {
-	if errors.Is(err, pgx.ErrNoRows) {
-		return err
-	}
-	return explain(err)
 }

@@ -98,13 +98,13 @@ func (s *Source) rest(ctx context.Context) error {
 func (s *Source) register(ctx context.Context, v int) error {
 	_, err := s.conn.Exec(ctx, `SELECT setval('onewrite.asleep', $1)`, v)
 	s.nap.asleep = v == 2
-	return s.broken(err)
+	return explain(err)
 }
 
 func (s *Source) current(ctx context.Context) (snapshot, error) {
 	var text string
 	if err := s.conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
-		return snapshot{}, s.broken(err)
+		return snapshot{}, explain(err)
 	}
 	return parseSnapshot(text)
 }

@@ -74,7 +74,7 @@ func (s *Source) reclaim(ctx context.Context) error {
 	next := (current + 1) % leaves
 	if sizes[current] > 0 && sizes[next] == 0 && (sizes[current] >= rotateBytes || now.Sub(r.filled) >= rotateAfter) {
 		if _, err := s.conn.Exec(ctx, `SELECT setval('onewrite.slot', $1)`, next); err != nil {
-			return s.broken(err)
+			return explain(err)
 		}
 		r.filled = time.Time{}
 	}
@@ -86,18 +86,18 @@ func (s *Source) reclaim(ctx context.Context) error {
 func (s *Source) sizes(ctx context.Context) (sizes [leaves]int64, current int, err error) {
 	rows, err := s.conn.Query(ctx, `SELECT i, pg_relation_size(('onewrite.outbox_' || i)::regclass), (SELECT last_value FROM onewrite.slot)::int FROM generate_series(0, $1 - 1) i`, leaves)
 	if err != nil {
-		return sizes, 0, s.broken(err)
+		return sizes, 0, explain(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var i int
 		var size int64
 		if err := rows.Scan(&i, &size, &current); err != nil {
-			return sizes, 0, s.broken(err)
+			return sizes, 0, explain(err)
 		}
 		sizes[i] = size
 	}
-	return sizes, current, s.broken(rows.Err())
+	return sizes, current, explain(rows.Err())
 }
 
 // truncate empties a leaf if every row in it is covered by the acknowledged
@@ -108,14 +108,14 @@ func (s *Source) truncate(ctx context.Context, leaf int, acked place) (emptied b
 	args := []any{fmt.Sprint(acked.from.xmax), acked.from.array(), acked.to.text, acked.seq}
 	var rest bool
 	if err := s.conn.QueryRow(ctx, uncovered, args...).Scan(&rest); err != nil {
-		return false, s.broken(err)
+		return false, explain(err)
 	}
 	if rest {
 		return false, nil
 	}
 	tx, err := s.conn.Begin(ctx)
 	if err != nil {
-		return false, s.broken(err)
+		return false, explain(err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	if _, err := tx.Exec(ctx, fmt.Sprintf(`LOCK TABLE ONLY onewrite.outbox_%d IN ACCESS EXCLUSIVE MODE NOWAIT`, leaf)); err != nil {
@@ -125,16 +125,16 @@ func (s *Source) truncate(ctx context.Context, leaf int, acked place) (emptied b
 			s.ring.pinned[leaf] = time.Now().Add(500 * time.Millisecond)
 			return false, nil
 		}
-		return false, s.broken(err)
+		return false, explain(err)
 	}
 	if err := tx.QueryRow(ctx, uncovered, args...).Scan(&rest); err != nil {
-		return false, s.broken(err)
+		return false, explain(err)
 	}
 	if rest {
 		return false, nil
 	}
 	if _, err := tx.Exec(ctx, fmt.Sprintf(`TRUNCATE ONLY onewrite.outbox_%d`, leaf)); err != nil {
-		return false, s.broken(err)
+		return false, explain(err)
 	}
-	return true, s.broken(tx.Commit(ctx))
+	return true, explain(tx.Commit(ctx))
 }

@@ -37,14 +37,14 @@ CREATE TABLE onewrite.outbox (
         CHECK (octet_length(content_type) BETWEEN 1 AND 255 AND content_type !~ '[[:cntrl:]]'),
     CONSTRAINT outbox_headers_are_an_object_of_strings
         CHECK (headers IS NULL OR jsonb_typeof(headers) = 'object'
-            AND NOT jsonb_path_exists(headers, 'strict $.* ? (@.type() != "string")')
+            AND NOT jsonb_path_exists(headers, 'strict $.* ? (@.type() != "string")', '{}', true)
             AND octet_length(headers::text) <= 65536),
     CONSTRAINT outbox_header_names_are_allowed
         CHECK (headers IS NULL OR NOT jsonb_path_exists(headers,
             'strict $.keyvalue() ? (!(@.key like_regex "^[-!#$%&''*+.^_`|~0-9A-Za-z]+$")
-                || @.key like_regex "^(specversion|id|source|type|time|datacontenttype|data|data_base64|topic|partitionkey|sequence|txid|txindex|txlast|headers|content-type|(ce-|ce_|nats-|onewrite-|webhook-).*)$" flag "i")')),
+                || @.key like_regex "^(specversion|id|source|type|time|datacontenttype|data|data_base64|topic|partitionkey|sequence|txid|txindex|txlast|headers|content-type|(ce-|ce_|nats-|onewrite-|webhook-).*)$" flag "i")', '{}', true)),
     CONSTRAINT outbox_header_values_have_no_control_characters
-        CHECK (headers IS NULL OR NOT jsonb_path_exists(headers, 'strict $.* ? (@ like_regex "[[:cntrl:]]")')),
+        CHECK (headers IS NULL OR NOT jsonb_path_exists(headers, 'strict $.* ? (@ like_regex "[[:cntrl:]]")', '{}', true)),
     CONSTRAINT outbox_event_is_within_the_size_limit
         CHECK (octet_length(topic) + coalesce(octet_length(key), 0) + coalesce(octet_length(type), 0)
             + coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) <= {{max_event}})

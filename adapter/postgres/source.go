@@ -33,11 +33,15 @@ type Source struct {
 	log   *slog.Logger
 	texts texts
 
-	mu   sync.Mutex // held while the session is used
-	conn *pgx.Conn
-	id   identity
-	at   place
-	gap  *onewrite.Gap // to be handed over with the next batch
+	session sync.Mutex // held while conn is used
+	conn    *pgx.Conn
+	alive   context.Context // ends with Close
+	stop    context.CancelFunc
+	work    sync.WaitGroup // goroutines that use conn
+
+	id  identity
+	at  place
+	gap *onewrite.Gap // to be handed over with the next batch
 
 	queue []row // read and not handed over yet
 	pages pager
@@ -47,8 +51,6 @@ type Source struct {
 	ackMu sync.Mutex
 	acked *place        // covers what the source may forget; nil: nothing yet
 	acks  chan struct{} // holds a token when acked moved
-	quit  chan struct{}
-	done  chan struct{}
 }
 
 // Open starts to read at a position.
@@ -69,12 +71,14 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{cfg: cfg, log: cfg.Logger, texts: texts{}, conn: conn,
-		acks: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+		acks: make(chan struct{}, 1)}
+	s.alive, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := s.begin(ctx, pos); err != nil {
+		s.stop()
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	go s.heartbeat()
+	s.work.Go(s.heartbeat)
 	return s, nil
 }
 
@@ -117,29 +121,38 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 // heartbeat shows a standby that this reader lives while nobody calls Read: the
 // bus may be full for hours.
 func (s *Source) heartbeat() {
-	defer close(s.done)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		select {
-		case <-s.quit:
+		case <-s.alive.Done():
 			return
 		case <-tick.C:
 		}
-		if !s.mu.TryLock() {
+		if !s.session.TryLock() {
 			continue // it is in use, which shows as well
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(s.alive, 5*time.Second)
 		_, _ = s.conn.Exec(ctx, "SELECT 1") // a broken session shows in the next Read
 		cancel()
-		s.mu.Unlock()
+		s.session.Unlock()
 	}
 }
 
 // Read returns the next committed events. See [onewrite.Source].
 func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	if len(s.queue) > 0 {
+		return s.batch(), nil
+	}
+	if s.pages.ahead != nil { // it has the session, or will have it next
+		if found, err := s.pages.next(ctx, s); err != nil {
+			return onewrite.Batch{}, err
+		} else if found {
+			return s.batch(), nil
+		}
+	}
+	s.session.Lock()
+	defer s.session.Unlock()
 	for {
 		if len(s.queue) > 0 {
 			return s.batch(), nil
@@ -244,15 +257,13 @@ func (s *Source) Ack(_ context.Context, pos onewrite.Pos) error {
 
 // Close ends the session, and with it the lock.
 func (s *Source) Close() error {
-	select {
-	case <-s.quit:
+	if s.alive.Err() != nil {
 		return nil
-	default:
 	}
-	close(s.quit)
-	<-s.done
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.stop()
+	s.work.Wait()
+	s.session.Lock()
+	defer s.session.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if err := s.conn.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -51,6 +51,6 @@
 //
 // The whole exchange is bounded by Timeout, the answer's header by 64 KiB; of its
 // body at most 64 KiB are read, and nothing is ever unpacked. Errors carry a line
-// of the answer in which whatever repeats the payload, a header or a secret is
-// masked; they hold no query of the URL.
+// of the answer, at most 200 bytes, in which every run of 12 bytes that was in the
+// payload, a key, a header or a secret is masked; of the URL they hold the host.
 package webhook

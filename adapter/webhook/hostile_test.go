@@ -106,54 +106,60 @@ func bomb() string {
 	return fmt.Sprintf("HTTP/1.1 400 No\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", b.Len(), b.String())
 }
 
+// What Write has to make of a server.
+const ok, rejected, unknown = "ok", "rejected", "unknown"
+const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+type hostileMode struct {
+	want   string
+	eager  bool
+	answer func(net.Conn)
+}
+
+var hostileModes = map[string]hostileMode{
+	"closes at once":              {unknown, true, func(net.Conn) {}},
+	"closes after the request":    {unknown, false, func(net.Conn) {}},
+	"says nothing":                {unknown, true, untilGone("")},
+	"says nothing after it":       {unknown, false, untilGone("")},
+	"resets":                      {unknown, false, func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0) }},
+	"is no HTTP":                  {unknown, true, untilGone("SSH-2.0-OpenSSH_9.9\r\n")},
+	"sends rubbish":               {unknown, false, say("\x00\xff\x00garbage\r\n\r\n\x1b[31m")},
+	"rubbish without end":         {unknown, false, forever("", strings.Repeat("x", 4096), 0)},
+	"status line only":            {unknown, false, say("HTTP/1.1 200 OK\r\n")},
+	"bad status":                  {unknown, false, say("HTTP/1.1 abc OK\r\n\r\n")},
+	"bad content length":          {unknown, false, say("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n")},
+	"two content lengths":         {unknown, false, say("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx")},
+	"slow header":                 {unknown, false, forever("HTTP/1.1 200 OK\r\n", "X-A: b\r\n", 50*time.Millisecond)},
+	"endless header":              {unknown, false, forever("HTTP/1.1 200 OK\r\n", "X-A: "+strings.Repeat("b", 1000)+"\r\n", 0)},
+	"a header of 300 KB":          {unknown, false, say("HTTP/1.1 200 OK\r\n" + strings.Repeat("X-A: "+strings.Repeat("b", 1000)+"\r\n", 300) + "\r\n")},
+	"one endless header line":     {unknown, false, forever("HTTP/1.1 200 OK\r\nX-A: ", strings.Repeat("b", 4096), 0)},
+	"endless 100 Continue":        {unknown, false, forever("", "HTTP/1.1 100 Continue\r\n\r\n", 0)},
+	"switches protocols":          {unknown, false, untilGone("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")},
+	"redirects to metadata":       {unknown, false, say("HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/latest\r\nContent-Length: 0\r\n\r\n")},
+	"redirects to a file":         {unknown, false, say("HTTP/1.1 307 Go\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n")},
+	"redirects to rubbish":        {unknown, false, say("HTTP/1.1 308 Go\r\nLocation: ://%zz\r\nContent-Length: 0\r\n\r\n")},
+	"500 with an endless body":    {unknown, false, forever("HTTP/1.1 500 No\r\n\r\n", strings.Repeat("e", 4096), 0)},
+	"500 with a slow body":        {unknown, false, forever("HTTP/1.1 500 No\r\n\r\n", "e", 50*time.Millisecond)},
+	"400 with a gzip bomb":        {rejected, false, say(bomb())},
+	"400 with control characters": {rejected, false, say("HTTP/1.1 400 No\r\nConnection: close\r\n\r\n\x1b[2J\r\nlevel=ERROR msg=\"forged\"\u202e\x00")},
+	"400 with binary":             {rejected, false, say("HTTP/1.1 400 No\r\nConnection: close\r\n\r\n" + strings.Repeat("\xff\xfe", 5000))},
+	"400 before the body is read": {rejected, true, untilGone("HTTP/1.1 400 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")},
+	"422 that breaks off":         {rejected, false, say("HTTP/1.1 422 No\r\nContent-Length: 100\r\n\r\nhalf")},
+	"200 that breaks off":         {ok, false, say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")},
+	"200 with an endless body":    {ok, false, forever("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("o", 4096), 0)},
+	"200 with a slow body":        {ok, false, forever("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", "o", 50*time.Millisecond)},
+	"200 with a silent body":      {ok, false, untilGone("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")},
+	"200 with bad chunks":         {ok, false, say(chunked + "zz\r\n")},
+	"200 with a giant chunk":      {ok, false, untilGone(chunked + "7fffffffffffffff\r\nx")},
+	"200 twice":                   {ok, false, say(strings.Repeat("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 2))},
+	"204 with a body":             {ok, false, say("HTTP/1.1 204 No Content\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")},
+	"HTTP/1.0":                    {ok, false, say("HTTP/1.0 200 OK\r\n\r\nbye")},
+}
+
 // Whatever a server does, Write ends in time, says whether the event was taken,
 // and its error is one short line.
 func TestHostileServers(t *testing.T) {
-	const ok, rejected, unknown = "ok", "rejected", "unknown"
-	const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-	for name, mode := range map[string]struct {
-		want   string
-		eager  bool
-		answer func(net.Conn)
-	}{
-		"closes at once":              {unknown, true, func(net.Conn) {}},
-		"closes after the request":    {unknown, false, func(net.Conn) {}},
-		"says nothing":                {unknown, true, untilGone("")},
-		"says nothing after it":       {unknown, false, untilGone("")},
-		"resets":                      {unknown, false, func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0) }},
-		"is no HTTP":                  {unknown, true, untilGone("SSH-2.0-OpenSSH_9.9\r\n")},
-		"sends rubbish":               {unknown, false, say("\x00\xff\x00garbage\r\n\r\n\x1b[31m")},
-		"rubbish without end":         {unknown, false, forever("", strings.Repeat("x", 4096), 0)},
-		"status line only":            {unknown, false, say("HTTP/1.1 200 OK\r\n")},
-		"bad status":                  {unknown, false, say("HTTP/1.1 abc OK\r\n\r\n")},
-		"bad content length":          {unknown, false, say("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n")},
-		"two content lengths":         {unknown, false, say("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx")},
-		"slow header":                 {unknown, false, forever("HTTP/1.1 200 OK\r\n", "X-A: b\r\n", 50*time.Millisecond)},
-		"endless header":              {unknown, false, forever("HTTP/1.1 200 OK\r\n", "X-A: "+strings.Repeat("b", 1000)+"\r\n", 0)},
-		"a header of 300 KB":          {unknown, false, say("HTTP/1.1 200 OK\r\n" + strings.Repeat("X-A: "+strings.Repeat("b", 1000)+"\r\n", 300) + "\r\n")},
-		"one endless header line":     {unknown, false, forever("HTTP/1.1 200 OK\r\nX-A: ", strings.Repeat("b", 4096), 0)},
-		"endless 100 Continue":        {unknown, false, forever("", "HTTP/1.1 100 Continue\r\n\r\n", 0)},
-		"switches protocols":          {unknown, false, untilGone("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")},
-		"redirects to metadata":       {unknown, false, say("HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/latest\r\nContent-Length: 0\r\n\r\n")},
-		"redirects to a file":         {unknown, false, say("HTTP/1.1 307 Go\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n")},
-		"redirects to rubbish":        {unknown, false, say("HTTP/1.1 308 Go\r\nLocation: ://%zz\r\nContent-Length: 0\r\n\r\n")},
-		"500 with an endless body":    {unknown, false, forever("HTTP/1.1 500 No\r\n\r\n", strings.Repeat("e", 4096), 0)},
-		"500 with a slow body":        {unknown, false, forever("HTTP/1.1 500 No\r\n\r\n", "e", 50*time.Millisecond)},
-		"400 with a gzip bomb":        {rejected, false, say(bomb())},
-		"400 with control characters": {rejected, false, say("HTTP/1.1 400 No\r\nConnection: close\r\n\r\n\x1b[2J\r\nlevel=ERROR msg=\"forged\"\u202e\x00")},
-		"400 with binary":             {rejected, false, say("HTTP/1.1 400 No\r\nConnection: close\r\n\r\n" + strings.Repeat("\xff\xfe", 5000))},
-		"400 before the body is read": {rejected, true, untilGone("HTTP/1.1 400 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")},
-		"422 that breaks off":         {rejected, false, say("HTTP/1.1 422 No\r\nContent-Length: 100\r\n\r\nhalf")},
-		"200 that breaks off":         {ok, false, say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")},
-		"200 with an endless body":    {ok, false, forever("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("o", 4096), 0)},
-		"200 with a slow body":        {ok, false, forever("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", "o", 50*time.Millisecond)},
-		"200 with a silent body":      {ok, false, untilGone("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")},
-		"200 with bad chunks":         {ok, false, say(chunked + "zz\r\n")},
-		"200 with a giant chunk":      {ok, false, untilGone(chunked + "7fffffffffffffff\r\nx")},
-		"200 twice":                   {ok, false, say(strings.Repeat("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 2))},
-		"204 with a body":             {ok, false, say("HTTP/1.1 204 No Content\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")},
-		"HTTP/1.0":                    {ok, false, say("HTTP/1.0 200 OK\r\n\r\nbye")},
-	} {
+	for name, mode := range hostileModes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHostile(t, mode.eager, mode.answer)

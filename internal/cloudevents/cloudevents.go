@@ -241,7 +241,7 @@ func AppendJSON(dst []byte, e *onewrite.Event) []byte {
 }
 
 func appendData(dst []byte, e *onewrite.Event) []byte {
-	if IsJSON(e.ContentType) && json.Valid(e.Data) {
+	if IsJSON(e.ContentType) && utf8.Valid(e.Data) && json.Valid(e.Data) {
 		dst = append(dst, `,"data":`...)
 		if bytes.IndexByte(e.Data, '\n') < 0 && bytes.IndexByte(e.Data, '\r') < 0 {
 			return append(dst, e.Data...)
@@ -250,7 +250,7 @@ func appendData(dst []byte, e *onewrite.Event) []byte {
 		_ = json.Compact(b, e.Data)
 		return b.Bytes()
 	}
-	if (isText(e.ContentType) || IsJSON(e.ContentType)) && utf8.Valid(e.Data) {
+	if isText(e.ContentType) && utf8.Valid(e.Data) {
 		dst = append(dst, `,"data":`...)
 		return appendString(dst, string(e.Data))
 	}
