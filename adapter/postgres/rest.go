@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/onewrite/onewrite/outbox"
 )
 
 // nap decides how long the reader may rest when it found nothing, and whether
@@ -21,12 +19,12 @@ import (
 // snapshot that is taken after, and the reader keeps looking until all of those
 // have ended.
 type nap struct {
-	asleep bool          // the register says 2, or is not known
-	open   []uint64      // in progress when the register was set, not seen to end
-	since  time.Time     // when rows were found last
-	finds  int           // finds in a row while asleep
-	tick   time.Duration // the pause before the next look
-	bell   <-chan struct{}
+	asleep bool            // the register says 2, or is not known
+	open   []uint64        // in progress when the register was set, not seen to end
+	since  time.Time       // when rows were found last
+	finds  int             // finds in a row while asleep
+	tick   time.Duration   // the pause before the next look
+	bell   <-chan struct{} // taken before the last look
 	looked snapshot
 }
 
@@ -56,12 +54,7 @@ func (n *nap) busy() {
 // rest waits until it is worth looking again.
 func (s *Source) rest(ctx context.Context) error {
 	n := &s.nap
-	if n.bell == nil { // taken before the look that comes next
-		n.bell = outbox.Bell()
-		return nil
-	}
 	bell := n.bell
-	n.bell = nil
 	if time.Since(n.since) < awakeFor && (!n.asleep || n.finds > 3) {
 		if n.asleep {
 			// Events come thick: spare the writers the NOTIFY.
@@ -80,7 +73,6 @@ func (s *Source) rest(ctx context.Context) error {
 			return err
 		}
 		n.open, n.tick = slices.Clone(res.xip), time.Millisecond
-		n.bell = outbox.Bell()
 		return nil // look once more, now that writers see the register
 	}
 	pause := time.Second

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/outbox"
 )
 
 // Config names the outbox to read.
@@ -160,6 +161,7 @@ func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
 		if err := s.reclaim(ctx); err != nil {
 			return onewrite.Batch{}, err
 		}
+		s.nap.bell = outbox.Bell()
 		found, err := s.look(ctx)
 		if err != nil {
 			return onewrite.Batch{}, err
