@@ -121,8 +121,12 @@ func BenchmarkCommitToConsumer(b *testing.B) {
 			db.SetMaxIdleConns(latencyWriter)
 			at := &atomic.Pointer[trip]{}
 			d := c.start(b, at)
+			options := ""
+			if d.AllowPrivate {
+				options = ", allow_private: true"
+			}
 			running(b, fmt.Sprintf("{type: postgres, url: %q}", url),
-				fmt.Sprintf("destinations:\n  consumer: {type: %s, url: %q, allow_private: %v}\n", d.Type, d.URL.Reveal(), d.AllowPrivate))
+				fmt.Sprintf("destinations:\n  consumer: {type: %s, url: %q%s}\n", d.Type, d.URL.Reveal(), options))
 			latency(b, at, latencyWriter, latencyRate, latencyEvents, plain(b, db))
 		})
 	}

@@ -25,12 +25,14 @@ func liteShop(b *testing.B) (path string, db *sql.DB) {
 	return path, db
 }
 
+const insertLite = `INSERT INTO orders (customer, body) VALUES (?, ?)`
+
 // placeOrder returns a function that writes one order, and its event if publish
 // is set.
 func placeOrder(b *testing.B, publish bool) func(tx *sql.Tx) error {
 	events := outbox.New(outbox.SQLite)
 	return func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(b.Context(), `INSERT INTO orders (customer, body) VALUES (?, ?)`, "alice", payload); err != nil {
+		if _, err := tx.ExecContext(b.Context(), insertLite, "alice", payload); err != nil {
 			return err
 		}
 		if !publish {
@@ -40,27 +42,65 @@ func placeOrder(b *testing.B, publish bool) func(tx *sql.Tx) error {
 	}
 }
 
+// placePrepared is placeOrder with statements that were prepared once.
+func placePrepared(b *testing.B, db *sql.DB, publish bool) func(tx *sql.Tx) error {
+	b.Helper()
+	events := outbox.New(outbox.SQLite)
+	list, err := events.Statements(b.Context(), placed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var prepared [2]*sql.Stmt
+	for i, query := range []string{insertLite, list[0].SQL} {
+		if prepared[i], err = db.Prepare(query); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { prepared[i].Close() })
+	}
+	return func(tx *sql.Tx) error {
+		if _, err := tx.Stmt(prepared[0]).ExecContext(b.Context(), "alice", payload); err != nil {
+			return err
+		}
+		if !publish {
+			return nil
+		}
+		list, err := events.Statements(b.Context(), placed)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Stmt(prepared[1]).ExecContext(b.Context(), list[0].Args...)
+		return err
+	}
+}
+
 // BenchmarkLiteApplication compares an order with an order and its event, each
-// synced to disk, one client. relay does the same while the outbox is read.
+// synced to disk, one client. prepared prepares the statements once; relay is
+// prepared while the outbox is read.
 func BenchmarkLiteApplication(b *testing.B) {
-	for _, name := range []string{"alone", "relay"} {
+	for _, name := range []string{"publish", "prepared", "relay"} {
 		b.Run(name, func(b *testing.B) {
 			path, db := liteShop(b)
 			if name == "relay" {
 				bus := openBus(b)
 				ingest(b, bus, liteSource(path, bus.ID()), pipeline.Observer{})
 			}
-			run := func(publish bool) float64 {
-				do := placeOrder(b, publish)
+			place := func(publish bool) func(tx *sql.Tx) error {
+				if name == "publish" {
+					return placeOrder(b, publish)
+				}
+				return placePrepared(b, db, publish)
+			}
+			alone, both := place(false), place(true)
+			run := func(do func(*sql.Tx) error) float64 {
 				return clients(b, 1, liteTime, func(int, int) error { return outbox.InTx(b.Context(), db, do) })
 			}
-			run(true)
+			run(both)
 			var with, without []float64
 			for i := range litePairs {
 				if i%2 == 0 {
-					without, with = append(without, run(false)), append(with, run(true))
+					without, with = append(without, run(alone)), append(with, run(both))
 				} else {
-					with, without = append(with, run(true)), append(without, run(false))
+					with, without = append(with, run(both)), append(without, run(alone))
 				}
 			}
 			report(b, map[string]float64{"tx/s": median(with), "without-tx/s": median(without), "of-without": ratio(with, without)})

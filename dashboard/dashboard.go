@@ -48,7 +48,7 @@ func Handler(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", a.ready)
-	mux.HandleFunc("GET /{$}", a.index)
+	mux.Handle("GET /{$}", a.private(a.index))
 	mux.Handle("GET /metrics", a.private(promhttp.HandlerFor(o.Metrics, promhttp.HandlerOpts{}).ServeHTTP))
 	mux.Handle("GET /api/status", a.private(a.status))
 	mux.Handle("POST /api/reload", a.private(a.reload))
@@ -146,7 +146,11 @@ func (a *api) reload(w http.ResponseWriter, r *http.Request) {
 
 func (a *api) parked(w http.ResponseWriter, r *http.Request) {
 	after, limit := number(r, "after", 0), number(r, "limit", 100)
-	ref := number(r, "ref", 0)
+	ref, err := refOf(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
 	if ref > 0 {
 		after, limit = ref-1, 1
 	}
@@ -175,7 +179,12 @@ func (a *api) retry(w http.ResponseWriter, r *http.Request) { a.act(w, r, "retry
 func (a *api) skip(w http.ResponseWriter, r *http.Request)  { a.act(w, r, "skip", a.Control.Skip) }
 
 func (a *api) act(w http.ResponseWriter, r *http.Request, what string, do func(ctx context.Context, destination string, ref uint64) error) {
-	destination, ref := r.PathValue("destination"), number(r, "ref", 0)
+	destination := r.PathValue("destination")
+	ref, err := refOf(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
 	a.Log.Info(what+" of parked events asked for", "destination", destination, "ref", ref, "from", r.RemoteAddr)
 	if err := do(r.Context(), destination, ref); err != nil {
 		fail(w, http.StatusConflict, err)
@@ -244,6 +253,20 @@ func ParseFrom(s string) (onewrite.From, error) {
 		return onewrite.From{}, fmt.Errorf("%q is neither beginning, now nor a time like 2006-01-02T15:04:05Z", s)
 	}
 	return onewrite.From{Time: t}, nil
+}
+
+// refOf reads the ref of a parked event; 0 means that none was named. A ref that
+// is none is refused: taken for none, it would mean all of them.
+func refOf(r *http.Request) (uint64, error) {
+	s := r.URL.Query().Get("ref")
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("ref %q is not the number of a parked event; list them with onewrite parked list %s", s, r.PathValue("destination"))
+	}
+	return n, nil
 }
 
 func number(r *http.Request, name string, def uint64) uint64 {

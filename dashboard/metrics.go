@@ -105,7 +105,7 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 			gauge(descSourceState, is(src.State == st), name, string(st))
 		}
 		gauge(descSourceLag, src.LagSeconds, name)
-		counter(descOffset, src.Events, name)
+		gauge(descOffset, float64(src.Events), name) // it starts again with a new bus
 	}
 	for name, d := range s.Destinations {
 		for _, st := range states {

@@ -317,6 +317,17 @@ func (r *deliverer) count() {
 	}
 }
 
+// flush stores the cursor as it is now and waits for it.
+func (r *deliverer) flush() error {
+	if r.storing != nil {
+		if err := r.stored(<-r.commits); err != nil {
+			return err
+		}
+	}
+	r.store(time.Now())
+	return r.stored(<-r.commits)
+}
+
 // publish refreshes the status and returns it.
 func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 	r.published = now

@@ -205,6 +205,10 @@ func (r *deliverer) refill(l *lane) error {
 // redelivered forgets a parked entry whose delivery is done.
 func (r *deliverer) redelivered(e *entry) error {
 	delete(r.lot.loaded, e.ref)
+	// Counted as delivered, durably, before it is forgotten as parked.
+	if err := r.flush(); err != nil {
+		return err
+	}
 	return r.forget(e.lane, e.ref)
 }
 

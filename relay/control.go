@@ -156,7 +156,7 @@ var errNothingChanged = errors.New("nothing was changed")
 // Reload reads the configuration again. Destinations come, go and change; a bad
 // file, or a destination with pending events that would go, leaves everything
 // as it was. Changes of sources, bus and listen are named; they need a restart.
-func (r *Relay) Reload(ctx context.Context, forget []string) (dashboard.Reload, error) {
+func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, error) {
 	r.reloading.Lock()
 	defer r.reloading.Unlock()
 	if r.opts.ConfigPath == "" {
@@ -184,8 +184,13 @@ func (r *Relay) Reload(ctx context.Context, forget []string) (dashboard.Reload, 
 			d.halt()
 		}
 	}
-	if err := r.forgetAll(ctx, diff.Removed, forget); err != nil {
-		return report, err
+	if err := r.forgetAll(diff.Removed, forget); err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, name := range slices.Concat(diff.Removed, diff.Changed) {
+			r.startDestination(name, r.cfg.Destinations[name])
+		}
+		return dashboard.Reload{}, fmt.Errorf("%w: %w; try again when the bus answers", errNothingChanged, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -219,7 +224,7 @@ func (r *Relay) mayGo(removed, forget []string) error {
 }
 
 // forgetAll drops the place on the bus of destinations that are gone.
-func (r *Relay) forgetAll(ctx context.Context, removed, forget []string) error {
+func (r *Relay) forgetAll(removed, forget []string) error {
 	r.mu.Lock()
 	gone := slices.Clone(removed)
 	for _, name := range forget {
@@ -229,7 +234,7 @@ func (r *Relay) forgetAll(ctx context.Context, removed, forget []string) error {
 	}
 	r.mu.Unlock()
 	for _, name := range gone {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(r.ctx, 10*time.Second) // not the client's, who may go
 		err := r.bus.Forget(ctx, name)
 		cancel()
 		if err != nil {

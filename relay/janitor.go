@@ -74,6 +74,9 @@ func (r *Relay) running() map[string]*source {
 func (r *Relay) retain(ctx context.Context) {
 	k := r.config().Bus.Keep
 	keep := nats.Keep{Size: int64(k.Size), Age: k.Age}
+	// What is kept for replay must leave room for what is not delivered yet.
+	replay := keep
+	replay.Size = min(keep.Size, int64(r.config().Bus.MaxSize)/2/max(1, int64(len(r.running()))))
 	var usage dashboard.Bus
 	for name, s := range r.running() {
 		floor, err := r.stored(ctx, name)
@@ -83,7 +86,7 @@ func (r *Relay) retain(ctx context.Context) {
 			}
 			continue
 		}
-		u, err := r.bus.Retain(ctx, name, floor, keep)
+		u, err := r.bus.Retain(ctx, name, floor, replay)
 		if err != nil {
 			if ctx.Err() == nil {
 				r.log.Warn("bus: retention", "source", name, "error", err)

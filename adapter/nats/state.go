@@ -258,10 +258,8 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	if err != nil {
 		return err
 	}
-	for source, c := range back { // never forward: what is pending would be lost
-		if was, ok := r.Cursor.Logs[source]; !ok || c.Floor < was.Floor {
-			r.Cursor.Logs[source] = c
-		}
+	for _, source := range sources { // never forward: what is pending would be lost
+		r.Cursor.Logs[source] = rewound(r.Cursor.Logs[source], back[source].Floor)
 	}
 	r.Epoch++
 	r.Rewinds++
@@ -294,4 +292,15 @@ func (b *Bus) Forget(ctx context.Context, name string) error {
 		}
 	}
 	return nil
+}
+
+// rewound is a place from which everything behind floor is handed out again.
+func rewound(c onewrite.LogCursor, floor uint64) onewrite.LogCursor {
+	out := onewrite.LogCursor{Floor: min(c.Floor, floor)}
+	for _, d := range c.Done {
+		if d.To = min(d.To, floor); d.From <= d.To {
+			out.Done = append(out.Done, d)
+		}
+	}
+	return out
 }

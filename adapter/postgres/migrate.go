@@ -70,6 +70,9 @@ func (o MigrateOptions) grants() string {
 	line(o.AppRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", app)
 	line(o.AppRole, "GRANT USAGE ON SEQUENCE onewrite.seq TO %s;", app)
 	line(o.AppRole, "GRANT INSERT (%s) ON onewrite.outbox TO %s;", columns, app)
+	for _, payload := range []string{"text", "jsonb", "bytea"} {
+		line(o.AppRole, "GRANT EXECUTE ON FUNCTION onewrite.publish(text, text, %s) TO %s;", payload, app)
+	}
 	b.WriteString("\n-- The relay's role, if it is not the owner of the tables.\n")
 	relay := role(o.RelayRole, "relay_role")
 	line(o.RelayRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", relay)
@@ -198,6 +201,7 @@ func explain(err error) error {
 	}
 	cure := map[string]string{
 		"42501": "connect as the owner of the tables, or grant what is missing: onewrite migrate --print",
+		"42704": "make what is missing, for example CREATE ROLE name LOGIN",
 		"42P01": "create the outbox with onewrite migrate",
 		"3F000": "create the outbox with onewrite migrate",
 		"28P01": "check the user and password in the source's url",
@@ -207,6 +211,9 @@ func explain(err error) error {
 		"55P03": "another session holds a lock; end it and try again",
 		"57P03": "the server is starting or stopping; wait",
 	}[pe.Code]
+	if pe.Code == "42501" && strings.HasPrefix(pe.Message, "permission denied for database") {
+		cure = "run as its owner: GRANT CREATE ON DATABASE name TO role, or let an administrator run the SQL of onewrite migrate --print"
+	}
 	if cure == "" {
 		return fmt.Errorf("postgres: %s (SQLSTATE %s)", pe.Message, pe.Code)
 	}

@@ -67,8 +67,12 @@ func (p *pager) read(ctx context.Context, s *Source) piece {
 func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
 	var got piece
 	if p.ahead != nil {
-		got = <-p.ahead
-		p.ahead = nil
+		select {
+		case got = <-p.ahead:
+			p.ahead = nil
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
 	} else {
 		got = p.read(ctx, s)
 	}

@@ -15,16 +15,16 @@ import (
 
 // selection is what a row of the outbox is read as; size bounds a page by bytes.
 const selection = `seq, id, created, topic, key, type, content_type, headers::text, payload, payload_bytes,
-	200 + coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) + coalesce(octet_length(key), 0) AS size`
+	200 + coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) + coalesce(octet_length(key), 0) + coalesce(octet_length(headers::text), 0) AS size`
 
 // page wraps a selection of rows: at most $1 rows, in the order of seq, as long
 // as what went before them is less than $2 bytes. Its first row is no event: it
 // holds the snapshot that the statement saw and the number of rows found.
 const page = `
-	WITH s AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snap),
+	WITH s AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snap, pg_current_wal_insert_lsn()::text AS lsn),
 	d AS MATERIALIZED (SELECT * FROM (%s) u ORDER BY seq LIMIT $1),
 	w AS (SELECT d.*, sum(size) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - size AS before FROM d)
-	SELECT (SELECT count(*) FROM d) AS seq, NULL::uuid AS id, NULL::timestamptz AS created, s.snap AS topic, NULL AS key, NULL AS type, NULL AS content_type, NULL AS headers, NULL AS payload, NULL::bytea AS payload_bytes, 0 AS place FROM s
+	SELECT (SELECT count(*) FROM d) AS seq, NULL::uuid AS id, NULL::timestamptz AS created, s.snap AS topic, s.lsn AS key, NULL AS type, NULL AS content_type, NULL AS headers, NULL AS payload, NULL::bytea AS payload_bytes, 0 AS place FROM s
 	UNION ALL
 	SELECT seq, id, created, topic, key, type, content_type, headers, payload, payload_bytes, 1 FROM w WHERE before < $2
 	ORDER BY place, seq`
@@ -44,7 +44,8 @@ var (
 		WHERE before < $5 ORDER BY seq`
 )
 
-// rowOverhead is what selection counts for a row beside its payload and key.
+// rowOverhead is what selection counts for a row beside its payload, key and
+// headers.
 const rowOverhead = 200
 
 // row is an event with its number.
@@ -57,7 +58,8 @@ type row struct {
 type result struct {
 	rows []row
 	snap string
-	more bool // the page was cut by rows or bytes
+	lsn  string // the end of the log after the snapshot was taken
+	more bool   // the page was cut by rows or bytes
 }
 
 // texts keeps one copy of the words that come again and again.
@@ -88,7 +90,7 @@ func (s *Source) run(ctx context.Context, sql string, limit int, args ...any) (r
 		v := rows.RawValues()
 		if first {
 			first = false
-			found, out.snap = int64(binary.BigEndian.Uint64(v[0])), string(v[3])
+			found, out.snap, out.lsn = int64(binary.BigEndian.Uint64(v[0])), string(v[3]), string(v[4])
 			if found > 0 {
 				out.rows = make([]row, 0, min(found, int64(limit)))
 			}
@@ -121,11 +123,11 @@ func (s *Source) piece(ctx context.Context, from, to string, after, upto int64) 
 	size := 0
 	for rows.Next() {
 		out.rows = append(out.rows, row{})
-		r := &out.rows[len(out.rows)-1]
-		if err := s.decode(rows.RawValues(), r); err != nil {
+		v := rows.RawValues()
+		if err := s.decode(v, &out.rows[len(out.rows)-1]); err != nil {
 			return result{}, err
 		}
-		size += rowOverhead + len(r.event.Data) + len(r.event.Key)
+		size += rowOverhead + len(v[4]) + len(v[7]) + len(v[8]) + len(v[9])
 	}
 	out.more = size >= s.cfg.MaxBatchBytes
 	return out, explain(rows.Err())

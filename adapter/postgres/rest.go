@@ -19,7 +19,7 @@ import (
 // snapshot that is taken after, and the reader keeps looking until all of those
 // have ended.
 type nap struct {
-	asleep bool            // the register says 2, or is not known
+	asleep bool            // the register says 2
 	open   []uint64        // in progress when the register was set, not seen to end
 	since  time.Time       // when rows were found last
 	finds  int             // finds in a row while asleep
@@ -64,7 +64,7 @@ func (s *Source) rest(ctx context.Context) error {
 		}
 		return s.wait(ctx, bell, time.Millisecond)
 	}
-	if !n.asleep || n.tick == 0 {
+	if !n.asleep {
 		if err := s.register(ctx, 2); err != nil {
 			return err
 		}

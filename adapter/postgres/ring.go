@@ -18,7 +18,7 @@ type ring struct {
 	filled  time.Time // when the current leaf was first seen to hold rows; zero: it does not
 	poked   atomic.Bool
 	pinned  [leaves]time.Time // not before: a lock was not to be had
-	skipped int
+	skipped int               // locks that were not to be had
 }
 
 const (
@@ -71,20 +71,34 @@ func (s *Source) reclaim(ctx context.Context) error {
 	} else if r.filled.IsZero() {
 		r.filled = now
 	}
-	next := (current + 1) % leaves
-	if sizes[current] > 0 && sizes[next] == 0 && (sizes[current] >= rotateBytes || now.Sub(r.filled) >= rotateAfter) {
-		if _, err := s.conn.Exec(ctx, `SELECT setval('onewrite.slot', $1)`, next); err != nil {
-			return explain(err)
+	if sizes[current] >= rotateBytes || (sizes[current] > 0 && now.Sub(r.filled) >= rotateAfter) {
+		if err := s.rotate(ctx, sizes, current); err != nil {
+			return err
 		}
-		r.filled = time.Time{}
 	}
 	r.dirty = used > 0
 	return nil
 }
 
+// rotate lets inserts go to the next empty leaf. A leaf that a transaction pins
+// is passed over; without an empty one, all stays.
+func (s *Source) rotate(ctx context.Context, sizes [leaves]int64, current int) error {
+	for i := 1; i < leaves; i++ {
+		next := (current + i) % leaves
+		if sizes[next] > 0 {
+			continue
+		}
+		s.ring.filled = time.Time{}
+		_, err := s.conn.Exec(ctx, `SELECT setval('onewrite.slot', $1)`, next)
+		return explain(err)
+	}
+	return nil
+}
+
 // sizes returns the bytes of each leaf and the leaf that inserts go to.
 func (s *Source) sizes(ctx context.Context) (sizes [leaves]int64, current int, err error) {
-	rows, err := s.conn.Query(ctx, `SELECT i, pg_relation_size(('onewrite.outbox_' || i)::regclass), (SELECT last_value FROM onewrite.slot)::int FROM generate_series(0, $1 - 1) i`, leaves)
+	rows, err := s.conn.Query(ctx, `SELECT i, CASE WHEN pg_relation_size(leaf) > 0 THEN pg_table_size(leaf) ELSE 0 END, (SELECT last_value FROM onewrite.slot)::int
+		FROM generate_series(0, $1 - 1) i, LATERAL (SELECT ('onewrite.outbox_' || i)::regclass AS leaf) l`, leaves)
 	if err != nil {
 		return sizes, 0, explain(err)
 	}

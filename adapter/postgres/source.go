@@ -109,7 +109,9 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 	}
 	s.id, s.at, s.gap = id, start, gap
 	s.ring.dirty = true
-	s.nap.asleep = true // unknown; the first nap sets it anew
+	if err := s.register(ctx, 1); err != nil { // the last reader may have left it asleep
+		return err
+	}
 	if s.at.to.text != "" {
 		if err := s.pages.resume(ctx, s); err != nil {
 			return err
@@ -200,6 +202,9 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		s.at.from = snap
 		return false, nil
 	}
+	if err := s.settle(ctx, res.lsn); err != nil {
+		return false, err
+	}
 	s.queue, s.ring.dirty = res.rows, true
 	s.nap.busy()
 	s.at.to, s.at.seq = snap, 0
@@ -207,6 +212,16 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		return true, s.pages.begin(ctx, s, res.rows)
 	}
 	return true, nil
+}
+
+// settle flushes the log up to where it was when the snapshot was taken. A
+// snapshot counts transactions as ended whose end is not on disk yet: one that
+// rolled back, or committed asynchronously. After a crash their numbers are given
+// out again, and the rows of the new owners would look as if they were read; and
+// an event could be delivered whose transaction the crash undoes.
+func (s *Source) settle(ctx context.Context, lsn string) error {
+	_, err := s.conn.Exec(ctx, `SELECT CASE WHEN pg_current_wal_flush_lsn() < $1::text::pg_lsn THEN pg_logical_emit_message(true, 'onewrite', '') END`, lsn)
+	return explain(err)
 }
 
 // batch hands over the head of the queue.
@@ -268,6 +283,9 @@ func (s *Source) Close() error {
 	defer s.session.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
+	// Said aloud, for the server sees the end of a session only a moment later:
+	// the next reader need not wait, and writers need not wake anybody.
+	_, _ = s.conn.Exec(ctx, `SELECT setval('onewrite.asleep', 1), pg_advisory_unlock_all()`)
 	if err := s.conn.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("postgres: close: %w", err)
 	}

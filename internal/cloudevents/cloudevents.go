@@ -311,7 +311,7 @@ func ParseJSON(line []byte) (onewrite.Event, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(m)) {
 		raw := m[name]
-		if name == "data" || name == "data_base64" {
+		if name == "data" || name == "data_base64" || string(raw) == "null" { // null is unset (JSON format, 2.2)
 			continue
 		}
 		value := string(raw)

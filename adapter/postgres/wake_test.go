@@ -1,0 +1,268 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/servers"
+	"github.com/onewrite/onewrite/outbox"
+)
+
+// arrivals reads in the background and says when each event came, by payload.
+func arrivals(t *testing.T, s *Source) (wait func(payload string, within time.Duration) (time.Time, bool)) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	came := map[string]time.Time{}
+	news := make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			b, err := s.Read(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					t.Errorf("read: %v", err)
+				}
+				return
+			}
+			now := time.Now()
+			mu.Lock()
+			for _, e := range b.Events {
+				came[string(e.Data)] = now
+			}
+			mu.Unlock()
+			select {
+			case news <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return func(payload string, within time.Duration) (time.Time, bool) {
+		deadline := time.After(within)
+		for {
+			mu.Lock()
+			at, ok := came[payload]
+			mu.Unlock()
+			if ok {
+				return at, true
+			}
+			select {
+			case <-news:
+			case <-deadline:
+				return time.Time{}, false
+			}
+		}
+	}
+}
+
+// asleep waits until the register says that writers have to wake the reader.
+func asleep(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
+	eventually(t, 5*time.Second, "the reader sleeps", func() bool {
+		return one[int](t, conn, `SELECT last_value::int FROM onewrite.asleep`) == 2
+	})
+}
+
+// late is what no wake-up may take: well under the belt of a second.
+const late = 200 * time.Millisecond
+
+// summary sorts delays and says what they are.
+func summary(delays []time.Duration) string {
+	slices.Sort(delays)
+	n := len(delays)
+	return fmt.Sprintf("%d wake-ups: p50 %v, p99 %v, max %v", n, delays[n/2], delays[n*99/100], delays[n-1])
+}
+
+// Plain SQL of another program wakes the reader, wherever it is on its way to
+// sleep: the pauses sweep over the moment when it lies down.
+func TestNoWakeUpIsLost(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		wait := arrivals(t, open(t, url, ""))
+		conn := dial(t, url)
+		asleep(t, conn)
+		const n = 300
+		var delays []time.Duration
+		for i := range n {
+			payload := fmt.Sprint(i)
+			time.Sleep(time.Duration(i%30) * 2500 * time.Microsecond) // the subject of the test, not synchronisation
+			sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
+			start := time.Now()
+			at, ok := wait(payload, 5*time.Second)
+			if !ok {
+				t.Fatalf("event %d never came", i)
+			}
+			delays = append(delays, max(0, at.Sub(start)))
+		}
+		t.Log(summary(delays))
+		if slow := delays[n-1]; slow > late {
+			t.Errorf("a wake-up was lost: %v", slow)
+		}
+	})
+}
+
+// A transaction that inserts before the reader lies down looks at the register
+// too early, pays no NOTIFY, and commits when the reader sleeps.
+func TestCommitAfterTheReaderFellAsleep(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		wait := arrivals(t, open(t, url, ""))
+		conn, other := dial(t, url), dial(t, url)
+		const n = 60
+		var delays []time.Duration
+		for i := range n {
+			// Awake, for an event came just now.
+			sql(t, other, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'first%d')`, i))
+			if _, ok := wait(fmt.Sprint("first", i), 5*time.Second); !ok {
+				t.Fatal("the first event never came")
+			}
+			sql(t, other, `SELECT setval('onewrite.asleep', 1)`) // the worst case, made certain
+			sql(t, conn, `BEGIN`, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'second%d')`, i))
+			sql(t, other, `SELECT setval('onewrite.asleep', 2)`)
+			time.Sleep(time.Duration(i%12) * 10 * time.Millisecond) // the subject of the test
+			sql(t, conn, `COMMIT`)
+			start := time.Now()
+			at, ok := wait(fmt.Sprint("second", i), 5*time.Second)
+			if !ok {
+				t.Fatalf("event %d never came", i)
+			}
+			delays = append(delays, max(0, at.Sub(start)))
+		}
+		t.Log(summary(delays))
+		if slow := delays[n-1]; slow > late {
+			t.Errorf("a wake-up was lost: %v", slow)
+		}
+	})
+}
+
+// The reader that comes after one that died asleep or awake trusts no register.
+func TestFirstSleepAfterOpen(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		conn := dial(t, url)
+		for _, left := range []int{1, 2} {
+			sql(t, conn, fmt.Sprintf(`SELECT setval('onewrite.asleep', %d)`, left), `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'there before')`)
+			s := open(t, url, "")
+			t.Run(fmt.Sprint(left), func(t *testing.T) {
+				wait := arrivals(t, s)
+				if _, ok := wait("there before", 5*time.Second); !ok {
+					t.Fatal("nothing came")
+				}
+				for i := range 5 {
+					time.Sleep(150 * time.Millisecond) // long enough to fall asleep
+					payload := fmt.Sprint(left, i)
+					sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
+					if _, ok := wait(payload, late); !ok {
+						t.Fatalf("event %d took more than %v", i, late)
+					}
+				}
+			})
+			_ = s.Close()
+		}
+	})
+}
+
+// The bell of the same process wakes without NOTIFY.
+func TestBellWakes(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		conn := dial(t, url)
+		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)
+		wait := arrivals(t, open(t, url, ""))
+		var delays []time.Duration
+		for i := range 40 {
+			time.Sleep(70 * time.Millisecond) // long enough to fall asleep
+			sql(t, conn, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '%d')`, i))
+			start := time.Now()
+			outbox.Ring()
+			at, ok := wait(fmt.Sprint(i), 5*time.Second)
+			if !ok {
+				t.Fatal("nothing came")
+			}
+			delays = append(delays, max(0, at.Sub(start)))
+		}
+		t.Log(summary(delays))
+		if slow := delays[len(delays)-1]; slow > late {
+			t.Errorf("the bell was not heard: %v", slow)
+		}
+	})
+}
+
+// The belt: even an insert that rang nothing is found after a second.
+func TestBelt(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		conn := dial(t, url)
+		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)
+		wait := arrivals(t, open(t, url, ""))
+		asleep(t, conn)
+		sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'x')`)
+		if _, ok := wait("x", 3*time.Second); !ok {
+			t.Fatal("not found")
+		}
+	})
+}
+
+// An idle reader asks little, also with an unrelated write transaction open.
+func TestIdleIsQuiet(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		conn, long := dial(t, url), dial(t, url)
+		s := open(t, url, "")
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { _, err := s.Read(ctx); done <- err }()
+		asleep(t, conn)
+		count := func() int { // transactions of the database in 5 s, less our own two
+			sql(t, conn, `SELECT pg_stat_clear_snapshot()`)
+			return one[int](t, conn, `SELECT pg_stat_get_db_xact_commit(oid)::int FROM pg_database WHERE datname = current_database()`)
+		}
+		time.Sleep(1500 * time.Millisecond) // the subject of the test is time
+		before := count()
+		time.Sleep(5 * time.Second)
+		if n := count() - before; n > 12 {
+			t.Errorf("%d transactions in 5 s of idleness", n)
+		} else {
+			t.Logf("%d transactions in 5 s of idleness", n)
+		}
+		sql(t, long, `BEGIN`, `SELECT pg_current_xact_id()`)
+		before = count()
+		time.Sleep(3 * time.Second)
+		if n := count() - before; n > 12 {
+			t.Errorf("%d transactions in 3 s with an open transaction that began while asleep", n)
+		}
+		cancel()
+		if err := <-done; err == nil || ctx.Err() == nil {
+			t.Errorf("read: %v", err)
+		}
+	})
+}
+
+// Read ends soon after ctx does, with the source to be closed.
+func TestReadEndsWithContext(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		s := open(t, url, "")
+		for _, after := range []time.Duration{0, 3 * time.Millisecond, 80 * time.Millisecond, 300 * time.Millisecond} {
+			ctx, cancel := context.WithTimeout(t.Context(), after)
+			start := time.Now()
+			b, err := s.Read(ctx)
+			cancel()
+			if err == nil || len(b.Events) > 0 || time.Since(start) > after+500*time.Millisecond {
+				t.Errorf("after %v: %v, %v, %d events", after, err, time.Since(start), len(b.Events))
+			}
+			if s.conn.IsClosed() {
+				s = open(t, url, onewrite.Pos(""))
+			}
+		}
+	})
+}
