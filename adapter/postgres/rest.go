@@ -28,8 +28,9 @@ type nap struct {
 	looked snapshot
 }
 
-// awakeFor is how long the reader looks by itself after it found rows.
-const awakeFor = 50 * time.Millisecond
+// awakeFor is how long the reader looks by itself after it found rows. Events
+// that come more seldom than that are worth a NOTIFY each.
+const awakeFor = 20 * time.Millisecond
 
 // saw notes the snapshot of a look.
 func (n *nap) saw(s snapshot) {
@@ -43,7 +44,7 @@ func (n *nap) saw(s snapshot) {
 // busy notes that rows were found.
 func (n *nap) busy() {
 	now := time.Now()
-	if now.Sub(n.since) < 2*awakeFor {
+	if now.Sub(n.since) < awakeFor {
 		n.finds++
 	} else {
 		n.finds = 1
@@ -68,11 +69,11 @@ func (s *Source) rest(ctx context.Context) error {
 		if err := s.register(ctx, 2); err != nil {
 			return err
 		}
-		res, err := s.current(ctx)
+		_, err := s.current(ctx)
 		if err != nil {
 			return err
 		}
-		n.open, n.tick = slices.Clone(res.xip), time.Millisecond
+		n.open, n.tick = nil, time.Millisecond
 		return nil // look once more, now that writers see the register
 	}
 	pause := time.Second
@@ -80,7 +81,7 @@ func (s *Source) rest(ctx context.Context) error {
 		// Somebody may still commit without a NOTIFY; look less and less often.
 		pause = n.tick
 		if n.tick < 20*time.Millisecond || time.Since(n.since) > 10*time.Second {
-			n.tick = min(n.tick*5/4+time.Microsecond, time.Second)
+			n.tick = min(n.tick*5/4, 250*time.Millisecond)
 		}
 	}
 	return s.wait(ctx, bell, pause)

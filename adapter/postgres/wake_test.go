@@ -117,31 +117,48 @@ func TestCommitAfterTheReaderFellAsleep(t *testing.T) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		wait := arrivals(t, open(t, url, ""))
 		conn, other := dial(t, url), dial(t, url)
-		const n = 60
+		const n = 40
 		var delays []time.Duration
 		for i := range n {
-			// Awake, for an event came just now.
-			sql(t, other, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'first%d')`, i))
-			if _, ok := wait(fmt.Sprint("first", i), 5*time.Second); !ok {
-				t.Fatal("the first event never came")
+			early := false
+			for try := 0; !early; try++ {
+				// Events that come thick keep the reader awake.
+				for k := range 8 {
+					payload := fmt.Sprint("thick", i, try, k)
+					sql(t, other, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
+					if _, ok := wait(payload, 5*time.Second); !ok {
+						t.Fatal("nothing came")
+					}
+				}
+				sql(t, conn, `BEGIN`, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'late%d.%d')`, i, try))
+				if early = one[int](t, other, `SELECT last_value::int FROM onewrite.asleep`) == 1; !early {
+					sql(t, conn, `ROLLBACK`)
+				}
+				if early {
+					delays = append(delays, commitLate(t, conn, other, fmt.Sprintf("late%d.%d", i, try), i, wait))
+				}
 			}
-			sql(t, other, `SELECT setval('onewrite.asleep', 1)`) // the worst case, made certain
-			sql(t, conn, `BEGIN`, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'second%d')`, i))
-			sql(t, other, `SELECT setval('onewrite.asleep', 2)`)
-			time.Sleep(time.Duration(i%12) * 10 * time.Millisecond) // the subject of the test
-			sql(t, conn, `COMMIT`)
-			start := time.Now()
-			at, ok := wait(fmt.Sprint("second", i), 5*time.Second)
-			if !ok {
-				t.Fatalf("event %d never came", i)
-			}
-			delays = append(delays, max(0, at.Sub(start)))
 		}
 		t.Log(summary(delays))
 		if slow := delays[n-1]; slow > late {
 			t.Errorf("a wake-up was lost: %v", slow)
 		}
 	})
+}
+
+// commitLate commits some time after the reader fell asleep, and says how long
+// the event took.
+func commitLate(t *testing.T, conn, other *pgx.Conn, payload string, i int, wait func(string, time.Duration) (time.Time, bool)) time.Duration {
+	t.Helper()
+	asleep(t, other)
+	time.Sleep(time.Duration(i%12) * 10 * time.Millisecond) // the subject of the test
+	sql(t, conn, `COMMIT`)
+	start := time.Now()
+	at, ok := wait(payload, 5*time.Second)
+	if !ok {
+		t.Fatalf("%s never came", payload)
+	}
+	return max(0, at.Sub(start))
 }
 
 // The reader that comes after one that died asleep or awake trusts no register.
