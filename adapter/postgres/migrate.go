@@ -141,19 +141,18 @@ func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string
 	var version int
 	var limit string
 	err = tx.QueryRow(ctx, `SELECT (SELECT max(version) FROM onewrite.migration),
-		coalesce((SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'onewrite.outbox'::regclass AND conname = 'outbox_event_is_within_the_size_limit'), '')`).Scan(&version, &limit)
+		coalesce((SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'onewrite.outbox'::regclass AND conname = 'outbox_event_is_valid'), '')`).Scan(&version, &limit)
 	if err != nil {
 		return nil, err
 	}
 	if version > 1 {
 		return nil, fmt.Errorf("the outbox has layout version %d, this onewrite knows version 1; install the newer onewrite", version)
 	}
-	if strings.Contains(limit, fmt.Sprintf("<= %d)", o.maxEvent())) {
+	if strings.Contains(limit, fmt.Sprintf(", %d)", o.maxEvent())) {
 		return nil, nil
 	}
-	_, err = tx.Exec(ctx, fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_within_the_size_limit,
-		ADD CONSTRAINT outbox_event_is_within_the_size_limit CHECK (octet_length(topic) + coalesce(octet_length(key), 0) + coalesce(octet_length(type), 0)
-		+ coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) <= %d)`, o.maxEvent()), pgx.QueryExecModeSimpleProtocol)
+	_, err = tx.Exec(ctx, fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid
+		CHECK (onewrite.valid(topic, key, type, content_type, headers, payload, payload_bytes, %d))`, o.maxEvent()), pgx.QueryExecModeSimpleProtocol)
 	return []string{fmt.Sprintf("set the largest event to %d bytes", o.maxEvent())}, err
 }
 

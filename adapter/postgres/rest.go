@@ -69,11 +69,11 @@ func (s *Source) rest(ctx context.Context) error {
 		if err := s.register(ctx, 2); err != nil {
 			return err
 		}
-		_, err := s.current(ctx)
+		res, err := s.current(ctx)
 		if err != nil {
 			return err
 		}
-		n.open, n.tick = nil, time.Millisecond
+		n.open, n.tick = slices.Clone(res.xip), time.Millisecond
 		return nil // look once more, now that writers see the register
 	}
 	pause := time.Second
