@@ -233,7 +233,7 @@ func (a *api) tail(w http.ResponseWriter, r *http.Request) {
 		if _, err := w.Write(line); err != nil {
 			return err
 		}
-		return nil
+		return flush.Flush()
 	})
 	if err != nil && r.Context().Err() == nil {
 		a.Log.Warn("tail ended", "error", err)

@@ -41,6 +41,21 @@ func NewMetrics(status func() Status) *Metrics {
 	return m
 }
 
+// Source makes the counters of a source appear, at zero, before its first event:
+// an alert on their increase sees only what was there before.
+func (m *Metrics) Source(name string) {
+	m.appended.WithLabelValues(name)
+	m.append.WithLabelValues(name)
+	m.gaps.WithLabelValues(name)
+}
+
+// Destination does the same for a destination.
+func (m *Metrics) Destination(name string) {
+	m.lag.WithLabelValues(name)
+	m.failures.WithLabelValues(name)
+	m.parked.WithLabelValues(name)
+}
+
 // Gatherer returns what /metrics serves.
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 

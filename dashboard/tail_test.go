@@ -21,7 +21,7 @@ const soon = 5 * time.Second
 // tail opens a stream; stop is what a client does that goes away.
 func tail(t *testing.T, s *httptest.Server, query string) (lines *bufio.Scanner, stop func()) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), soon) // so that a stream that says nothing fails
 	t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/api/tail"+query, nil)
 	if err != nil {

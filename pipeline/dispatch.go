@@ -185,6 +185,11 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 	if !r.health.down() {
 		r.log.Warn("write failed, will try again", "id", e.msg.ID, "error", err)
 	}
+	if e.ref != 0 && (errors.Is(err, onewrite.ErrRejected) || answered(err)) {
+		r.log.Warn("parked event refused again, it stays parked", "id", e.msg.ID, "ref", e.ref, "error", err)
+		r.giveBack(e.lane)
+		return nil
+	}
 	r.health.failed(e, err, now)
 	pause := r.d.Retry.Pause(e.waits)
 	var asked interface{ RetryAfter() time.Duration }

@@ -183,6 +183,7 @@ func (r *Relay) startSource(name string, c config.Source) {
 			return openSource(ctx, name, c, r.bus.ID(), pos, r.log.With("source", name))
 		},
 	}
+	r.metrics.Source(name)
 	s := &source{Ingest: in, done: make(chan struct{})}
 	r.sources[name] = s
 	ctx := r.ctx
@@ -196,6 +197,7 @@ func (r *Relay) startSource(name string, c config.Source) {
 func (r *Relay) startDestination(name string, c config.Destination) {
 	d := newDelivery(name, c, slices.Sorted(maps.Keys(r.cfg.Sources)), r.log)
 	d.Bus, d.Observe, d.Log = r.bus, r.observe, r.log
+	r.metrics.Destination(name)
 	ctx, stop := context.WithCancel(r.ctx)
 	run := &destination{Delivery: d, cfg: c, stop: stop, done: make(chan struct{})}
 	r.destinations[name] = run

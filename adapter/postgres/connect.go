@@ -98,8 +98,8 @@ func lead(ctx context.Context, conn *pgx.Conn, warn func(msg string, args ...any
 		var pid int
 		var silent time.Duration
 		var busy bool // the server works for it; a long query is no silence
-		err := conn.QueryRow(ctx, `SELECT l.pid, clock_timestamp() - greatest(a.query_start, a.state_change, a.backend_start),
-				a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Client'
+		err := conn.QueryRow(ctx, `SELECT l.pid, coalesce(clock_timestamp() - greatest(a.query_start, a.state_change, a.backend_start), interval '0'),
+				coalesce(a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Client', true)
 			FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 			WHERE l.locktype = 'advisory' AND l.classid = $1::bigint::oid AND l.objid = 1 AND l.objsubid = 2 AND l.granted
 			AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, lockClass).Scan(&pid, &silent, &busy)

@@ -98,7 +98,7 @@ func TestBadRowsAreRefused(t *testing.T) {
 	const (
 		topic       = "outbox_topic_is_letters_digits_and_single_dots"
 		typ         = "outbox_type_is_short_text_without_control_characters"
-		contentType = "outbox_content_type_is_short_text_without_control_characters"
+		contentType = "outbox_content_type_is_a_short_media_type"
 		object      = "outbox_headers_are_an_object_of_strings"
 		names       = "outbox_header_names_are_allowed"
 		values      = "outbox_header_values_have_no_control_characters"

@@ -120,18 +120,56 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 	} else if applied, err = o.adjust(ctx, tx); err != nil {
 		return nil, explain(err)
 	}
-	if o.AppRole != "" || o.RelayRole != "" {
-		if _, err := tx.Exec(ctx, o.grants(), pgx.QueryExecModeSimpleProtocol); err != nil {
-			return nil, explain(err)
-		}
-		for _, r := range []string{o.AppRole, o.RelayRole} {
-			if r != "" {
-				applied = append(applied, "granted what it needs to role "+r)
-			}
-		}
+	granted, err := o.grant(ctx, tx)
+	if err != nil {
+		return nil, err
 	}
+	applied = append(applied, granted...)
 	if err := tx.Commit(ctx); err != nil {
 		return nil, explain(err)
+	}
+	return applied, nil
+}
+
+// grant gives the roles what they lack. PostgreSQL only warns when somebody who
+// may not grant tries to, so the result is looked at.
+func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string, err error) {
+	lacks := func(role, sql string) (bool, error) {
+		if role == "" {
+			return false, nil
+		}
+		var has bool
+		err := tx.QueryRow(ctx, sql, role).Scan(&has)
+		return !has, explain(err)
+	}
+	const (
+		appSQL   = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
+		relaySQL = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
+	)
+	app, err := lacks(o.AppRole, appSQL)
+	if err != nil {
+		return nil, err
+	}
+	relay, err := lacks(o.RelayRole, relaySQL)
+	if err != nil || !app && !relay {
+		return nil, err
+	}
+	if _, err := tx.Exec(ctx, o.grants(), pgx.QueryExecModeSimpleProtocol); err != nil {
+		return nil, explain(err)
+	}
+	for _, r := range []struct {
+		name, sql string
+		lacked    bool
+	}{{o.AppRole, appSQL, app}, {o.RelayRole, relaySQL, relay}} {
+		if !r.lacked {
+			continue
+		}
+		if still, err := lacks(r.name, r.sql); err != nil {
+			return nil, err
+		} else if still {
+			return nil, fmt.Errorf("postgres: this role may not grant to %s; run onewrite migrate as the owner of the schema onewrite", r.name)
+		}
+		applied = append(applied, "granted what it needs to role "+r.name)
 	}
 	return applied, nil
 }

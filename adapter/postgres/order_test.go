@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -175,6 +176,10 @@ func TestRestartAnywhere(t *testing.T) {
 				}
 			}
 			s, err := Open(t.Context(), Config{Name: "shop", URL: url, BusID: "bus1", MaxBatchBytes: 20_000}, pos)
+			if errors.Is(err, onewrite.ErrStandby) {
+				time.Sleep(10 * time.Millisecond) // the server sees the end of the last session a moment later
+				continue
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,9 +187,14 @@ func TestRestartAnywhere(t *testing.T) {
 				if want >= 0 && len(events) >= want {
 					break
 				}
-				b := read(t, s)
-				if b.Gap != nil {
-					t.Fatalf("gap: %v", b.Gap)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				b, err := s.Read(ctx)
+				cancel()
+				if errors.Is(err, context.DeadlineExceeded) {
+					break // all is read, and the writers are just about to say how much that is
+				}
+				if err != nil || b.Gap != nil {
+					t.Fatalf("%v, gap: %v", err, b.Gap)
 				}
 				if n := len(b.Events); n > 0 && rnd.IntN(2) == 0 { // in the middle of a batch
 					i := rnd.IntN(n)

@@ -26,8 +26,8 @@ BEGIN
         broken := 'outbox_key_is_at_most_1024_bytes';
     ELSIF type IS NOT NULL AND (octet_length(type) NOT BETWEEN 1 AND 255 OR type ~ '[[:cntrl:]]') THEN
         broken := 'outbox_type_is_short_text_without_control_characters';
-    ELSIF content_type IS NOT NULL AND (octet_length(content_type) NOT BETWEEN 1 AND 255 OR content_type ~ '[[:cntrl:]]') THEN
-        broken := 'outbox_content_type_is_short_text_without_control_characters';
+    ELSIF content_type IS NOT NULL AND (octet_length(content_type) NOT BETWEEN 1 AND 255 OR content_type ~ '[[:cntrl:]]' OR strpos(content_type, '/') = 0) THEN
+        broken := 'outbox_content_type_is_a_short_media_type';
     ELSIF octet_length(topic) + coalesce(octet_length(key), 0) + coalesce(octet_length(type), 0)
             + coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) > max_event THEN
         broken := 'outbox_event_is_within_the_size_limit';

@@ -56,7 +56,15 @@ func migrate(t *testing.T, pg *servers.PG, o postgres.MigrateOptions) string {
 
 func open(t *testing.T, url, bus string, pos onewrite.Pos) *postgres.Source {
 	t.Helper()
-	s, err := postgres.Open(t.Context(), postgres.Config{Name: "shop", URL: url, BusID: bus}, pos)
+	var s *postgres.Source
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); ; { // the server sees the end of the last session a moment later
+		s, err = postgres.Open(t.Context(), postgres.Config{Name: "shop", URL: url, BusID: bus}, pos)
+		if !errors.Is(err, onewrite.ErrStandby) || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,6 +176,9 @@ func TestHostileServers(t *testing.T) {
 				} else if err != nil {
 					got = unknown
 				}
+				if got == unknown && strings.Contains(err.Error(), "readLoopPeekFailLocked") {
+					continue // the answer came before the question: net/http gave the connection up
+				}
 				if got != mode.want || (n == 1) != (err == nil) || errors.Is(err, onewrite.ErrGone) {
 					t.Errorf("Write = %d, %v; want %s", n, err, mode.want)
 				}

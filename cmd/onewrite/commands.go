@@ -137,7 +137,7 @@ func (a *app) migrate() *cobra.Command {
 the role that the source's url names. It may be repeated, and run twice at once.
 With --print it changes nothing and prints the SQL with the grants for the
 application's and the relay's role, for a database administrator to run.`,
-		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql shop\n  onewrite migrate --down",
+		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --down",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.load()
 			if err != nil {
