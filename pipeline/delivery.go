@@ -111,7 +111,6 @@ func (d *Delivery) setup() {
 		if d.Drain <= 0 {
 			d.Drain = 10 * time.Second
 		}
-		d.status.State = Waiting
 	})
 }
 

@@ -136,8 +136,10 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err := r.findOrphans(ctx); err != nil {
 		return err
 	}
+	r.reloading.Lock() // a reload before all is started would find no destination
 	face, err := r.listen(cancel)
 	if err != nil {
+		r.reloading.Unlock()
 		return err
 	}
 	r.mu.Lock()
@@ -148,6 +150,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		r.startSource(name, c)
 	}
 	r.mu.Unlock()
+	r.reloading.Unlock()
 
 	r.keepHouse(ctx)
 
