@@ -59,15 +59,20 @@ func TestPlans(t *testing.T) {
 		pages := one[int](t, conn, `SELECT (pg_relation_size('onewrite.outbox_0') + pg_relation_size('onewrite.outbox_1'))::int / 8192`)
 
 		tail := explained(t, s, tailSQL, "bigint, bigint, text, text", fmt.Sprintf("1000, 8000000, '%d', '{}'", to.xmax))
-		if strings.Contains(tail, "Seq Scan") || !strings.Contains(tail, "outbox_1_xid_idx") || buffers(t, tail) > 100 {
+		if badPlan(tail) || !strings.Contains(tail, "outbox_1_xid_idx") || buffers(t, tail) > 100 {
 			t.Errorf("the tail is not read by the index on xid:\n%s", tail)
 		}
 		piece := explained(t, s, pieceSQL, "text, text, bigint, bigint, bigint", fmt.Sprintf("'%s', '%s', 20000, 30000, 8000000", empty.text, snap))
-		if strings.Contains(piece, "Seq Scan") || !strings.Contains(piece, "outbox_0_seq_idx") || buffers(t, piece) > pages/5 {
+		if badPlan(piece) || !strings.Contains(piece, "outbox_0_seq_idx") || buffers(t, piece) > pages/5 {
 			t.Errorf("a piece of %d pages is not read by its block ranges:\n%s", pages, piece)
 		}
 		t.Logf("buffers: tail %d, piece of a tenth %d, of %d pages", buffers(t, tail), buffers(t, piece), pages)
 	})
+}
+
+// badPlan: the whole leaf is read, or workers are started for a few rows.
+func badPlan(plan string) bool {
+	return strings.Contains(plan, "Seq Scan on outbox") || strings.Contains(plan, "Gather")
 }
 
 // buffers returns how many pages the whole plan touched.
@@ -176,8 +181,8 @@ func TestByteBudget(t *testing.T) {
 			for i := range b.Events {
 				size += b.Events[i].Size()
 			}
-			for i := range s.queue {
-				size += s.queue[i].event.Size()
+			for i := range s.queue.events {
+				size += s.queue.events[i].Size()
 			}
 			most, seen = max(most, size), seen+len(b.Events)
 		}

@@ -23,7 +23,7 @@ func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, errors.New("postgres: the url is not understood; write postgres://user@host:5432/database?sslmode=verify-full") // the text may hold a password
 	}
-	d := &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3}}
+	d := &net.Dialer{Timeout: 10 * time.Second, Control: deadNetwork, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3}}
 	cfg.DialFunc = d.DialContext
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
@@ -54,8 +54,9 @@ func rootCause(err error) error {
 }
 
 // settings of the relay's session. Plans: the leaves have no statistics, an
-// index is always right, and planning anew costs more than reading.
-const settings = `SET enable_seqscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan;
+// index is always right, planning anew costs more than reading, and so does the
+// start of parallel workers.
+const settings = `SET enable_seqscan = off; SET jit = off; SET max_parallel_workers_per_gather = 0; SET plan_cache_mode = force_generic_plan;
 SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET work_mem = '32MB';
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
 SET idle_in_transaction_session_timeout = '10s'; SET search_path = pg_catalog`

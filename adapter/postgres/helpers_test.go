@@ -24,6 +24,14 @@ func each(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
 	}
 }
 
+// eachAtOnce is each for tests that mostly wait.
+func eachAtOnce(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		t.Parallel()
+		f(t, pg)
+	})
+}
+
 // newOutbox makes a database with an outbox.
 func newOutbox(t testing.TB, pg *servers.PG, o MigrateOptions) (url string) {
 	t.Helper()
@@ -185,10 +193,17 @@ func eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 // drain reads on in the background, keeps count and acknowledges. It ends with
 // stop, which returns what came.
 func drain(t testing.TB, s *Source, ack bool) (count func() int, stop func() []onewrite.Event) {
+	count, _, stop = drainPos(t, s, ack)
+	return count, stop
+}
+
+// drainPos also says where it is.
+func drainPos(t testing.TB, s *Source, ack bool) (count func() int, pos func() onewrite.Pos, stop func() []onewrite.Event) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
 	var events []onewrite.Event
+	var at onewrite.Pos
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -201,7 +216,7 @@ func drain(t testing.TB, s *Source, ack bool) (count func() int, stop func() []o
 				return
 			}
 			mu.Lock()
-			events = append(events, b.Events...)
+			events, at = append(events, b.Events...), b.Pos
 			mu.Unlock()
 			if ack {
 				if err := s.Ack(ctx, b.Pos); err != nil {
@@ -215,7 +230,12 @@ func drain(t testing.TB, s *Source, ack bool) (count func() int, stop func() []o
 		defer mu.Unlock()
 		return len(events)
 	}
-	return count, func() []onewrite.Event {
+	pos = func() onewrite.Pos {
+		mu.Lock()
+		defer mu.Unlock()
+		return at
+	}
+	return count, pos, func() []onewrite.Event {
 		cancel()
 		<-done
 		return events

@@ -12,30 +12,39 @@ import (
 // identity is what a server says of itself at Open.
 type identity struct {
 	system   uint64 // pg_control_system's identifier
+	line     uint64 // the timeline
 	xmax     uint64 // next transaction
 	seq      int64  // last number given out
-	epoch    int64  // of this Open
+	epoch    int64  // what the register says
 	bus      string // recorded for this source; "" if none
 	recorded uint64 // the system identifier recorded with it
 	future   bool   // rows with transactions that do not exist yet
 }
 
 func identify(ctx context.Context, conn *pgx.Conn, source string) (id identity, err error) {
-	var system, recorded int64
+	var system, recorded, line int64
 	err = conn.QueryRow(ctx, `SELECT (SELECT system_identifier FROM pg_control_system()),
-		pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (SELECT last_value FROM onewrite.seq), nextval('onewrite.epoch'),
+		('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint,
+		pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (SELECT last_value FROM onewrite.seq), (SELECT last_value FROM onewrite.epoch),
 		coalesce((SELECT bus_id FROM onewrite.bus WHERE source = $1), ''), coalesce((SELECT system_identifier FROM onewrite.bus WHERE source = $1), 0),
 		EXISTS (SELECT FROM onewrite.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))`, source).
-		Scan(&system, &id.xmax, &id.seq, &id.epoch, &id.bus, &recorded, &id.future)
-	id.system, id.recorded = uint64(system), uint64(recorded)
+		Scan(&system, &line, &id.xmax, &id.seq, &id.epoch, &id.bus, &recorded, &id.future)
+	id.system, id.line, id.recorded = uint64(system), uint64(line), uint64(recorded)
 	return id, explain(err)
 }
 
 // judge decides where reading starts: at the position, or, when the position
 // does not belong to this server or this bus, at the oldest row that is there.
+// The place's epoch is above that of every position given out before.
+//
+// The register epoch moves with the positions and is on disk before they are
+// given out. So a server whose register is behind a position went back in time,
+// and one whose register is not has all that was on disk when it was moved: after
+// a failover to a standby that lacks the last moment, reading goes on from there,
+// for the transaction numbers of that moment may be given out again.
 // adopt says that rows carry transaction numbers of another history.
 func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewrite.Gap, adopt bool, err error) {
-	fresh := place{system: id.system, epoch: id.epoch, bus: busID, from: empty}
+	fresh := place{system: id.system, line: id.line, epoch: id.epoch + 1, base: 1, bus: busID, from: empty}
 	again := func(format string, args ...any) (place, *onewrite.Gap, bool, error) {
 		return fresh, &onewrite.Gap{Reason: fmt.Sprintf(format, args...) + "; every row of the outbox is read again, with the same ids", From: "the oldest row", To: fmt.Sprint("seq ", id.seq)}, adopt, nil
 	}
@@ -60,13 +69,18 @@ func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewr
 		return again("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", id.system, p.system)
 	case p.bus != busID:
 		return again("the bus is a foreign one: its place belongs to bus %s", p.bus)
-	case p.from.xmax > id.xmax || p.to.xmax > id.xmax || p.epoch >= id.epoch || p.top > id.seq:
+	case p.from.xmax > id.xmax || p.to.xmax > id.xmax || p.epoch > id.epoch || p.top > id.seq:
+		fresh.epoch = max(id.epoch, p.epoch) + 1
 		return again("the database went back in time (a backup was restored, or a failover lost commits): transaction %d, seq %d, epoch %d; was at least %d, %d, %d",
-			id.xmax, id.seq, id.epoch, max(p.from.xmax, p.to.xmax), p.top, p.epoch+1)
+			id.xmax, id.seq, id.epoch, max(p.from.xmax, p.to.xmax), p.top, p.epoch)
 	}
-	p.epoch = id.epoch
 	if adopt {
 		return again("rows of another history were loaded into the outbox")
+	}
+	p.epoch = id.epoch + 1
+	if p.line != id.line {
+		p.line, p.base = id.line, min(p.base, p.from.xmin)
+		p.from, p.to, p.seq = before(p.base), snapshot{}, 0
 	}
 	return p, nil, false, nil
 }

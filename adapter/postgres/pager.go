@@ -12,6 +12,7 @@ type pager struct {
 	to    int64 // the last number that may belong to the difference; 0: off
 	step  int64 // numbers looked at in a piece
 	last  int64 // the last number read
+	found int   // rows in the last piece
 	ahead chan piece
 	count int
 }
@@ -32,8 +33,8 @@ const (
 func (p *pager) on() bool { return p.to > 0 }
 
 // begin freezes the pair after a first page that was cut.
-func (p *pager) begin(ctx context.Context, s *Source, first []row) error {
-	p.last = first[len(first)-1].seq
+func (p *pager) begin(ctx context.Context, s *Source, first rows) error {
+	p.last = first.last()
 	return p.start(ctx, s)
 }
 
@@ -55,9 +56,9 @@ func (p *pager) start(ctx context.Context, s *Source) error {
 // read reads the piece behind p.last; the session is the caller's.
 func (p *pager) read(ctx context.Context, s *Source) piece {
 	out := piece{upto: min(p.last+p.step, p.to)}
-	out.result, out.err = s.piece(ctx, s.at.from.text, s.at.to.text, p.last, out.upto)
-	if n := len(out.rows); out.more && n > 0 {
-		out.upto = out.rows[n-1].seq
+	out.result, out.err = s.piece(ctx, s.at.from.text, s.at.to.text, p.last, out.upto, max(p.found*9/8, 64))
+	if out.more {
+		out.upto = out.last()
 	}
 	return out
 }
@@ -80,23 +81,23 @@ func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
 		return false, got.err
 	}
 	p.step = fullStep
-	if len(got.rows) < fullStep/8 && !got.more {
+	if got.len() < fullStep/8 && !got.more {
 		p.step = min((got.upto-p.last)*2, maxStep)
 	}
-	p.last = got.upto
+	p.last, p.found = got.upto, got.len()
 	s.queue = got.rows
 	if p.last >= p.to {
 		p.to = 0
-		if len(got.rows) == 0 {
+		if p.found == 0 {
 			s.at.from, s.at.to, s.at.seq = s.at.to, snapshot{}, 0
 		}
-		return len(got.rows) > 0, nil
+		return p.found > 0, nil
 	}
 	// Never after an empty piece: the caller comes back at once with the session.
-	if p.count++; len(got.rows) > 0 && p.count%breathers != 0 {
+	if p.count++; p.found > 0 && p.count%breathers != 0 {
 		p.readAhead(s)
 	}
-	return len(got.rows) > 0, nil
+	return p.found > 0, nil
 }
 
 // readAhead reads the next piece while the caller works on this one. It takes
@@ -104,7 +105,7 @@ func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
 func (p *pager) readAhead(s *Source) {
 	ahead := make(chan piece, 1)
 	p.ahead = ahead
-	next := pager{to: p.to, step: p.step, last: p.last}
+	next := pager{to: p.to, step: p.step, last: p.last, found: p.found}
 	from := Source{cfg: s.cfg, texts: texts{}, conn: s.conn, at: place{from: s.at.from, to: s.at.to}}
 	s.work.Go(func() {
 		s.session.Lock()

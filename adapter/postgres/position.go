@@ -12,12 +12,18 @@ import (
 // snapshot is a pg_snapshot: which transactions had ended when it was taken.
 type snapshot struct {
 	text string
+	xmin uint64 // all before it had ended
 	xmax uint64
 	xip  []uint64 // in progress, ascending
 }
 
 // empty is the snapshot that saw nothing.
-var empty = snapshot{text: "1:1:", xmax: 1}
+var empty = snapshot{text: "1:1:", xmin: 1, xmax: 1}
+
+// before is the snapshot that saw the transactions before x and no other.
+func before(x uint64) snapshot {
+	return snapshot{text: fmt.Sprintf("%d:%d:", x, x), xmin: x, xmax: x}
+}
 
 func parseSnapshot(s string) (snapshot, error) {
 	f := strings.Split(s, ":")
@@ -26,6 +32,9 @@ func parseSnapshot(s string) (snapshot, error) {
 	}
 	out := snapshot{text: s}
 	var err error
+	if out.xmin, err = strconv.ParseUint(f[0], 10, 64); err != nil {
+		return snapshot{}, fmt.Errorf("postgres: %q is not a snapshot", s)
+	}
 	if out.xmax, err = strconv.ParseUint(f[1], 10, 64); err != nil {
 		return snapshot{}, fmt.Errorf("postgres: %q is not a snapshot", s)
 	}
@@ -60,7 +69,9 @@ func (s snapshot) array() string {
 // nothing.
 type place struct {
 	system uint64 // the cluster's system identifier
-	epoch  int64  // of the relay that read it
+	line   uint64 // the timeline; a failover or a recovery begins a new one
+	epoch  int64  // what the register epoch said, on disk, when it was read
+	base   uint64 // transactions before it had ended when the register was moved
 	bus    string // the bus that stores it
 	from   snapshot
 	to     snapshot // zero: not inside a page
@@ -77,7 +88,11 @@ func (p place) pos() onewrite.Pos {
 	b.WriteByte('/')
 	b.WriteString(strconv.FormatUint(p.system, 10))
 	b.WriteByte('/')
+	b.WriteString(strconv.FormatUint(p.line, 10))
+	b.WriteByte('/')
 	b.WriteString(strconv.FormatInt(p.epoch, 10))
+	b.WriteByte('/')
+	b.WriteString(strconv.FormatUint(p.base, 10))
 	b.WriteByte('/')
 	b.WriteString(p.bus)
 	b.WriteByte('/')
@@ -97,7 +112,7 @@ func (p place) pos() onewrite.Pos {
 func parsePlace(pos onewrite.Pos) (place, error) {
 	bad := fmt.Errorf("postgres: %q is not a position of this source; was the source's type or name changed? Start with an empty bus folder, or put the configuration back", pos)
 	f := strings.Split(string(pos), "/")
-	if (len(f) != 6 && len(f) != 8) || f[0] != placeVersion {
+	if (len(f) != 8 && len(f) != 10) || f[0] != placeVersion {
 		return place{}, bad
 	}
 	var p place
@@ -105,21 +120,27 @@ func parsePlace(pos onewrite.Pos) (place, error) {
 	if p.system, err = strconv.ParseUint(f[1], 10, 64); err != nil {
 		return place{}, bad
 	}
-	if p.epoch, err = strconv.ParseInt(f[2], 10, 64); err != nil {
+	if p.line, err = strconv.ParseUint(f[2], 10, 64); err != nil {
 		return place{}, bad
 	}
-	p.bus = f[3]
-	if p.top, err = strconv.ParseInt(f[4], 10, 64); err != nil {
+	if p.epoch, err = strconv.ParseInt(f[3], 10, 64); err != nil {
 		return place{}, bad
 	}
-	if p.from, err = parseSnapshot(f[5]); err != nil {
+	if p.base, err = strconv.ParseUint(f[4], 10, 64); err != nil {
 		return place{}, bad
 	}
-	if len(f) == 8 {
-		if p.to, err = parseSnapshot(f[6]); err != nil {
+	p.bus = f[5]
+	if p.top, err = strconv.ParseInt(f[6], 10, 64); err != nil {
+		return place{}, bad
+	}
+	if p.from, err = parseSnapshot(f[7]); err != nil {
+		return place{}, bad
+	}
+	if len(f) == 10 {
+		if p.to, err = parseSnapshot(f[8]); err != nil {
 			return place{}, bad
 		}
-		if p.seq, err = strconv.ParseInt(f[7], 10, 64); err != nil {
+		if p.seq, err = strconv.ParseInt(f[9], 10, 64); err != nil {
 			return place{}, bad
 		}
 	}

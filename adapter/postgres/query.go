@@ -19,12 +19,13 @@ const selection = `seq, id, created, topic, key, type, content_type, headers::te
 
 // page wraps a selection of rows: at most $1 rows, in the order of seq, as long
 // as what went before them is less than $2 bytes. Its first row is no event: it
-// holds the snapshot that the statement saw and the number of rows found.
+// holds the snapshot that the statement saw, the number of rows found, the end of
+// the log and the last number given out.
 const page = `
 	WITH s AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snap, pg_current_wal_insert_lsn()::text AS lsn),
 	d AS MATERIALIZED (SELECT * FROM (%s) u ORDER BY seq LIMIT $1),
 	w AS (SELECT d.*, sum(size) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - size AS before FROM d)
-	SELECT (SELECT count(*) FROM d) AS seq, NULL::uuid AS id, NULL::timestamptz AS created, s.snap AS topic, s.lsn AS key, NULL AS type, NULL AS content_type, NULL AS headers, NULL AS payload, NULL::bytea AS payload_bytes, 0 AS place FROM s
+	SELECT (SELECT count(*) FROM d) AS seq, NULL::uuid AS id, NULL::timestamptz AS created, s.snap AS topic, s.lsn AS key, (SELECT last_value::text FROM onewrite.seq) AS type, NULL AS content_type, NULL AS headers, NULL AS payload, NULL::bytea AS payload_bytes, 0 AS place FROM s
 	UNION ALL
 	SELECT seq, id, created, topic, key, type, content_type, headers, payload, payload_bytes, 1 FROM w WHERE before < $2
 	ORDER BY place, seq`
@@ -48,18 +49,36 @@ var (
 // headers.
 const rowOverhead = 200
 
-// row is an event with its number.
-type row struct {
-	event onewrite.Event
-	seq   int64
+// rows are events with their numbers.
+type rows struct {
+	events []onewrite.Event
+	seqs   []int64
+}
+
+func (r *rows) len() int { return len(r.seqs) }
+
+// last is the number of the last one.
+func (r *rows) last() int64 { return r.seqs[len(r.seqs)-1] }
+
+// room makes room for n.
+func (r *rows) room(n int) {
+	r.events, r.seqs = make([]onewrite.Event, 0, n), make([]int64, 0, n)
+}
+
+// cut takes the first n away, which become the caller's.
+func (r *rows) cut(n int) (head rows) {
+	head = rows{r.events[:n:n], r.seqs[:n:n]}
+	r.events, r.seqs = r.events[n:], r.seqs[n:]
+	return head
 }
 
 // result is what a page holds.
 type result struct {
-	rows []row
-	snap string
-	lsn  string // the end of the log after the snapshot was taken
-	more bool   // the page was cut by rows or bytes
+	rows
+	snap  string
+	lsn   string // the end of the log after the snapshot was taken
+	given string // the last number given out
+	more  bool   // the page was cut by rows or bytes
 }
 
 // texts keeps one copy of the words that come again and again.
@@ -79,58 +98,56 @@ func (t texts) of(b []byte) string {
 // run reads one page.
 func (s *Source) run(ctx context.Context, sql string, limit int, args ...any) (result, error) {
 	args = append([]any{limit, s.cfg.MaxBatchBytes}, args...)
-	rows, err := s.conn.Query(ctx, sql, args...)
+	answer, err := s.conn.Query(ctx, sql, args...)
 	if err != nil {
 		return result{}, explain(err)
 	}
-	defer rows.Close()
+	defer answer.Close()
 	var out result
 	found, first := int64(0), true
-	for rows.Next() {
-		v := rows.RawValues()
+	for answer.Next() {
+		v := answer.RawValues()
 		if first {
 			first = false
-			found, out.snap, out.lsn = int64(binary.BigEndian.Uint64(v[0])), string(v[3]), string(v[4])
+			found, out.snap, out.lsn, out.given = int64(binary.BigEndian.Uint64(v[0])), string(v[3]), string(v[4]), string(v[5])
 			if found > 0 {
-				out.rows = make([]row, 0, min(found, int64(limit)))
+				out.room(int(min(found, int64(limit))))
 			}
 			continue
 		}
-		out.rows = append(out.rows, row{})
-		if err := s.decode(v, &out.rows[len(out.rows)-1]); err != nil {
+		if err := s.decode(v, &out.rows); err != nil {
 			return result{}, err
 		}
 	}
-	if err := rows.Err(); err != nil {
+	if err := answer.Err(); err != nil {
 		return result{}, explain(err)
 	}
 	if first {
 		return result{}, errors.New("postgres: the page came without its head")
 	}
-	out.more = int64(len(out.rows)) < found || found == int64(limit)
+	out.more = int64(out.len()) < found || found == int64(limit)
 	return out, nil
 }
 
 // piece reads a piece of a frozen difference. It is cut where the bytes that
-// were read reach the budget.
-func (s *Source) piece(ctx context.Context, from, to string, after, upto int64) (out result, err error) {
-	rows, err := s.conn.Query(ctx, pieceSQL, from, to, after, upto, s.cfg.MaxBatchBytes)
+// were read reach the budget. About expect rows are in it.
+func (s *Source) piece(ctx context.Context, from, to string, after, upto int64, expect int) (out result, err error) {
+	answer, err := s.conn.Query(ctx, pieceSQL, from, to, after, upto, s.cfg.MaxBatchBytes)
 	if err != nil {
 		return result{}, explain(err)
 	}
-	defer rows.Close()
-	out.rows = make([]row, 0, 1024)
+	defer answer.Close()
+	out.room(expect)
 	size := 0
-	for rows.Next() {
-		out.rows = append(out.rows, row{})
-		v := rows.RawValues()
-		if err := s.decode(v, &out.rows[len(out.rows)-1]); err != nil {
+	for answer.Next() {
+		v := answer.RawValues()
+		if err := s.decode(v, &out.rows); err != nil {
 			return result{}, err
 		}
 		size += rowOverhead + len(v[4]) + len(v[7]) + len(v[8]) + len(v[9])
 	}
 	out.more = size >= s.cfg.MaxBatchBytes
-	return out, explain(rows.Err())
+	return out, explain(answer.Err())
 }
 
 // epoch2000 is where PostgreSQL counts microseconds from.
@@ -138,25 +155,29 @@ var epoch2000 = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // decode makes an event of a row in the binary format. The values are valid
 // only until the next row, so all is copied.
-func (s *Source) decode(v [][]byte, r *row) error {
+func (s *Source) decode(v [][]byte, out *rows) error {
 	if len(v[0]) != 8 || len(v[1]) != 16 || len(v[2]) != 8 {
 		return errors.New("postgres: a row of the outbox has an unexpected form; was the table altered? Compare it with onewrite migrate --print")
 	}
-	e := &r.event
-	r.seq = int64(binary.BigEndian.Uint64(v[0]))
-	e.Seq = fmtSeq(r.seq)
-	var id [36]byte
+	out.events = append(out.events, onewrite.Event{})
+	e := &out.events[len(out.events)-1]
+	seq := int64(binary.BigEndian.Uint64(v[0]))
+	out.seqs = append(out.seqs, seq)
+	// One allocation for the id, the number and the key.
+	words := make([]byte, 56, 128)
+	id := words[:36]
 	hex.Encode(id[0:8], v[1][0:4])
 	hex.Encode(id[9:13], v[1][4:6])
 	hex.Encode(id[14:18], v[1][6:8])
 	hex.Encode(id[19:23], v[1][8:10])
 	hex.Encode(id[24:36], v[1][10:16])
 	id[8], id[13], id[18], id[23] = '-', '-', '-', '-'
-	e.ID = string(id[:])
+	putSeq(words[36:56], seq)
+	all := string(append(words, v[4]...))
+	e.ID, e.Seq, e.Key = all[:36], all[36:56], all[56:]
 	e.Source = s.cfg.Name
 	e.Time = epoch2000.Add(time.Duration(int64(binary.BigEndian.Uint64(v[2]))) * time.Microsecond)
 	e.Topic = s.texts.of(v[3])
-	e.Key = string(v[4])
 	e.Type = e.Topic
 	if v[5] != nil {
 		e.Type = s.texts.of(v[5])
@@ -182,12 +203,11 @@ func (s *Source) decode(v [][]byte, r *row) error {
 	return nil
 }
 
-// fmtSeq writes a number in 20 digits, so that text compares as numbers do.
-func fmtSeq(n int64) string {
-	var b [20]byte
+// putSeq writes a number in as many digits as b has, so that text compares as
+// numbers do.
+func putSeq(b []byte, n int64) {
 	for i := len(b) - 1; i >= 0; i-- {
 		b[i] = byte('0' + n%10)
 		n /= 10
 	}
-	return string(b[:])
 }

@@ -13,7 +13,8 @@ import (
 // ring empties leaves. It works on the reader's own session, between reads: a
 // session of its own starves under load.
 type ring struct {
-	dirty   bool // rows may be in the ring
+	dirty   bool   // rows may be in the ring
+	given   string // the last number given out at the last look
 	next    time.Time
 	filled  time.Time // when the current leaf was first seen to hold rows; zero: it does not
 	poked   atomic.Bool
@@ -54,7 +55,7 @@ func (s *Source) reclaim(ctx context.Context) error {
 			continue
 		}
 		used++
-		if i == current || acked == nil || now.Before(r.pinned[i]) {
+		if i == current || now.Before(r.pinned[i]) {
 			continue
 		}
 		emptied, err := s.truncate(ctx, i, *acked)

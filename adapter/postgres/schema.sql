@@ -7,7 +7,7 @@ CREATE SEQUENCE onewrite.seq CACHE 1;
 -- Sequences as registers: no row, so nothing to vacuum, and not rolled back.
 CREATE SEQUENCE onewrite.slot MINVALUE 0;   -- the leaf that inserts go to
 CREATE SEQUENCE onewrite.asleep;            -- 2: the relay sleeps and wants a NOTIFY
-CREATE SEQUENCE onewrite.epoch;             -- grows each time a relay starts
+CREATE SEQUENCE onewrite.epoch;             -- grows with what the relay reads
 SELECT setval('onewrite.slot', 0), setval('onewrite.asleep', 1), setval('onewrite.epoch', 1);
 
 -- What a row must be to be delivered. One function instead of a CHECK a rule:

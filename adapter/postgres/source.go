@@ -40,17 +40,19 @@ type Source struct {
 	stop    context.CancelFunc
 	work    sync.WaitGroup // goroutines that use conn
 
-	id  identity
-	at  place
-	gap *onewrite.Gap // to be handed over with the next batch
+	id    identity
+	at    place
+	since int64         // acknowledgements of an earlier epoch are of another history
+	moved time.Time     // when the register epoch was moved
+	gap   *onewrite.Gap // to be handed over with the next batch
 
-	queue []row // read and not handed over yet
+	queue rows // read and not handed over yet
 	pages pager
 	nap   nap
 	ring  ring
 
 	ackMu sync.Mutex
-	acked *place        // covers what the source may forget; nil: nothing yet
+	acked *place        // covers what the source may forget
 	acks  chan struct{} // holds a token when acked moved
 }
 
@@ -108,7 +110,14 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 		return err
 	}
 	s.id, s.at, s.gap = id, start, gap
+	if was, err := parsePlace(pos); err != nil || was.from.text != start.from.text {
+		s.since = start.epoch
+	}
+	s.acked = &place{from: empty}
 	s.ring.dirty = true
+	if _, err := s.conn.Exec(ctx, `SELECT setval('onewrite.epoch', $1)`, start.epoch); err != nil {
+		return explain(err)
+	}
 	if err := s.register(ctx, 1); err != nil { // the last reader may have left it asleep
 		return err
 	}
@@ -144,7 +153,7 @@ func (s *Source) heartbeat() {
 
 // Read returns the next committed events. See [onewrite.Source].
 func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
-	if len(s.queue) > 0 {
+	if s.queue.len() > 0 {
 		return s.batch(), nil
 	}
 	if s.pages.ahead != nil { // it has the session, or will have it next
@@ -157,7 +166,7 @@ func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
 	s.session.Lock()
 	defer s.session.Unlock()
 	for {
-		if len(s.queue) > 0 {
+		if s.queue.len() > 0 {
 			return s.batch(), nil
 		}
 		if err := s.reclaim(ctx); err != nil {
@@ -198,11 +207,14 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		return false, err
 	}
 	s.nap.saw(snap)
-	if len(res.rows) == 0 {
+	if res.given != s.ring.given { // rows were inserted, if only to be rolled back
+		s.ring.given, s.ring.dirty = res.given, true
+	}
+	if res.len() == 0 {
 		s.at.from = snap
 		return false, nil
 	}
-	if err := s.settle(ctx, res.lsn); err != nil {
+	if err := s.settle(ctx, snap, res.lsn); err != nil {
 		return false, err
 	}
 	s.queue, s.ring.dirty = res.rows, true
@@ -219,35 +231,39 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 // rolled back, or committed asynchronously. After a crash their numbers are given
 // out again, and the rows of the new owners would look as if they were read; and
 // an event could be delivered whose transaction the crash undoes.
-func (s *Source) settle(ctx context.Context, lsn string) error {
-	_, err := s.conn.Exec(ctx, `SELECT CASE WHEN pg_current_wal_flush_lsn() < $1::text::pg_lsn THEN pg_logical_emit_message(true, 'onewrite', '') END`, lsn)
+//
+// What flushes is a move of the register epoch, which is made once a second at
+// least; see judge.
+func (s *Source) settle(ctx context.Context, snap snapshot, lsn string) error {
+	due := time.Since(s.moved) >= time.Second
+	var epoch *int64
+	err := s.conn.QueryRow(ctx, `SELECT CASE WHEN $1 OR pg_current_wal_flush_lsn() < $2::text::pg_lsn THEN setval('onewrite.epoch', $3) END`,
+		due, lsn, s.at.epoch+1).Scan(&epoch)
+	if err == nil && epoch != nil {
+		s.moved, s.at.epoch, s.at.base = time.Now(), *epoch, snap.xmin
+	}
 	return explain(err)
 }
 
 // batch hands over the head of the queue.
 func (s *Source) batch() onewrite.Batch {
-	n := min(len(s.queue), onewrite.MaxBatch)
-	rows := s.queue[:n:n]
-	s.queue = s.queue[n:]
-	events := make([]onewrite.Event, n)
-	for i := range rows {
-		events[i] = rows[i].event
-		s.at.top = max(s.at.top, rows[i].seq)
-	}
-	before := s.at
-	s.at.seq = rows[n-1].seq
-	if len(s.queue) == 0 && !s.pages.on() { // all of the difference is read
+	n := min(s.queue.len(), onewrite.MaxBatch)
+	head := s.queue.cut(n)
+	s.at.top = max(s.at.top, head.last())
+	start := s.at
+	s.at.seq = head.last()
+	if s.queue.len() == 0 && !s.pages.on() { // all of the difference is read
 		s.at.from, s.at.to, s.at.seq = s.at.to, snapshot{}, 0
 	}
-	b := onewrite.Batch{Events: events, Pos: s.at.pos(), Gap: s.gap}
+	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), Gap: s.gap}
 	s.gap = nil
 	last := b.Pos
 	b.PosAt = func(i int) onewrite.Pos {
 		if i == n-1 {
 			return last
 		}
-		p := before
-		p.seq = rows[i].seq
+		p := start
+		p.seq = head.seqs[i]
 		return p.pos()
 	}
 	return b
@@ -259,7 +275,7 @@ func (s *Source) Ack(_ context.Context, pos onewrite.Pos) error {
 	if err != nil {
 		return err
 	}
-	if p.system != s.id.system || p.bus != s.cfg.BusID {
+	if p.system != s.id.system || p.bus != s.cfg.BusID || p.epoch < s.since {
 		return nil // of another history; it covers nothing here
 	}
 	s.ackMu.Lock()

@@ -94,7 +94,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		var delays []time.Duration
 		for i := range n {
 			payload := fmt.Sprint(i)
-			time.Sleep(time.Duration(i%30) * 2500 * time.Microsecond) // the subject of the test, not synchronisation
+			time.Sleep(time.Duration(i%30) * 1500 * time.Microsecond) // the subject of the test, not synchronisation
 			sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
 			start := time.Now()
 			at, ok := wait(payload, 5*time.Second)
@@ -231,7 +231,7 @@ func TestBelt(t *testing.T) {
 
 // An idle reader asks little, also with an unrelated write transaction open.
 func TestIdleIsQuiet(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn, long := dial(t, url), dial(t, url)
 		s := open(t, url, "")
