@@ -18,13 +18,21 @@ import (
 const lockClass = 0x6f6e6577
 
 // connect opens a direct session that notices a dead network within seconds.
-func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+func connect(ctx context.Context, url string) (*pgx.Conn, *wire, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, errors.New("postgres: the url is not understood; write postgres://user@host:5432/database?sslmode=verify-full") // the text may hold a password
+		return nil, nil, errors.New("postgres: the url is not understood; write postgres://user@host:5432/database?sslmode=verify-full") // the text may hold a password
 	}
 	d := &net.Dialer{Timeout: 10 * time.Second, Control: deadNetwork, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3}}
-	cfg.DialFunc = d.DialContext
+	var w *wire
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		w = newWire(c)
+		return w, nil
+	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
 	}
@@ -35,11 +43,11 @@ func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	if err != nil {
 		var pe *pgconn.PgError
 		if errors.As(err, &pe) {
-			return nil, explain(pe)
+			return nil, nil, explain(pe)
 		}
-		return nil, fmt.Errorf("postgres: cannot connect to %s:%d: %w; check that the server runs and that the source's url is right", cfg.Host, cfg.Port, rootCause(err))
+		return nil, nil, fmt.Errorf("postgres: cannot connect to %s:%d: %w; check that the server runs and that the source's url is right", cfg.Host, cfg.Port, rootCause(err))
 	}
-	return conn, nil
+	return conn, w, nil
 }
 
 // rootCause drops the connection string that pgconn puts into its errors.
@@ -59,7 +67,7 @@ func rootCause(err error) error {
 const settings = `SET enable_seqscan = off; SET jit = off; SET max_parallel_workers_per_gather = 0; SET plan_cache_mode = force_generic_plan;
 SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET work_mem = '32MB';
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
-SET idle_in_transaction_session_timeout = '10s'; SET search_path = pg_catalog`
+SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = pg_catalog`
 
 // prepare checks that the session can do the work and sets it up.
 func prepare(ctx context.Context, conn *pgx.Conn) error {

@@ -10,7 +10,7 @@ import (
 
 func TestDeadNetworkIsNoticed(t *testing.T) {
 	s := open(t, newOutbox(t, servers.Postgres(t, 15), MigrateOptions{}), "")
-	raw, err := s.conn.PgConn().Conn().(*net.TCPConn).SyscallConn()
+	raw, err := s.conn.PgConn().Conn().(*wire).Conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

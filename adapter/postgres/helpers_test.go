@@ -32,6 +32,16 @@ func eachAtOnce(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
 	})
 }
 
+// eachAsleep is each on servers without two-phase commit, where writers wake the
+// reader by NOTIFY.
+func eachAsleep(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
+	for _, version := range []int{15, 18} {
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
+			f(t, servers.NewPostgres(t, version, servers.Set("max_prepared_transactions", "0")))
+		})
+	}
+}
+
 // newOutbox makes a database with an outbox.
 func newOutbox(t testing.TB, pg *servers.PG, o MigrateOptions) (url string) {
 	t.Helper()

@@ -94,7 +94,7 @@ func Schema(o MigrateOptions) string {
 // may be repeated, and run twice at once. It connects as the role of url, which
 // needs CREATE on the database and becomes the owner of the tables.
 func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []string, err error) {
-	conn, err := connect(ctx, url)
+	conn, _, err := connect(ctx, url)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +197,7 @@ func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string
 // Rollback removes the outbox. It refuses while rows are in it, which may not
 // be delivered yet, unless forced.
 func Rollback(ctx context.Context, url string, force bool) error {
-	conn, err := connect(ctx, url)
+	conn, _, err := connect(ctx, url)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (s snapshot) array() string {
 // nothing.
 type place struct {
 	system uint64 // the cluster's system identifier
-	line   uint64 // the timeline; a failover or a recovery begins a new one
+	line   uint64 // a failover and a recovery, of a crash or from a backup, begin a new one
 	epoch  int64  // what the register epoch said, on disk, when it was read
 	base   uint64 // transactions before it had ended when the register was moved
 	bus    string // the bus that stores it

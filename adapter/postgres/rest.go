@@ -26,6 +26,12 @@ type nap struct {
 	tick   time.Duration   // the pause before the next look
 	bell   <-chan struct{} // taken before the last look
 	looked snapshot
+
+	// polls: the server knows two-phase commit, so writers are never asked for a
+	// NOTIFY, and the reader looks at the last number given out.
+	polls bool
+	high  int64 // the last number, taken before the last look
+	renew bool  // what is open at the next look is to be waited for
 }
 
 // awakeFor is how long the reader looks by itself after it found rows. Events
@@ -35,6 +41,10 @@ const awakeFor = 20 * time.Millisecond
 // saw notes the snapshot of a look.
 func (n *nap) saw(s snapshot) {
 	n.looked = s
+	if n.renew {
+		n.open, n.renew, n.tick = slices.Clone(s.xip), false, time.Millisecond
+		return
+	}
 	n.open = slices.DeleteFunc(n.open, func(x uint64) bool {
 		_, running := slices.BinarySearch(s.xip, x)
 		return !running
@@ -56,6 +66,9 @@ func (n *nap) busy() {
 func (s *Source) rest(ctx context.Context) error {
 	n := &s.nap
 	bell := n.bell
+	if n.polls {
+		return s.doze(ctx, bell)
+	}
 	if time.Since(n.since) < awakeFor && (!n.asleep || n.finds > 3) {
 		if n.asleep {
 			// Events come thick: spare the writers the NOTIFY.
@@ -79,12 +92,84 @@ func (s *Source) rest(ctx context.Context) error {
 	pause := time.Second
 	if len(n.open) > 0 {
 		// Somebody may still commit without a NOTIFY; look less and less often.
-		pause = n.tick
-		if n.tick < 20*time.Millisecond || time.Since(n.since) > 10*time.Second {
-			n.tick = min(n.tick*5/4, 250*time.Millisecond)
-		}
+		pause = n.slower()
 	}
 	return s.wait(ctx, bell, pause)
+}
+
+// slower returns the pause before the next look, and makes the one after longer.
+func (n *nap) slower() time.Duration {
+	pause := n.tick
+	if n.tick < 20*time.Millisecond || time.Since(n.since) > 10*time.Second {
+		n.tick = min(n.tick*5/4, 250*time.Millisecond)
+	}
+	return pause
+}
+
+// dozeFor returns how long to wait before the last number is asked for again:
+// short while events come, and after ten quiet seconds so that it costs less than
+// a hundredth of a core.
+func (n *nap) dozeFor() time.Duration {
+	switch quiet := time.Since(n.since); {
+	case quiet < time.Second:
+		return 5 * time.Millisecond
+	case quiet < 10*time.Second:
+		return 20 * time.Millisecond
+	}
+	return 50 * time.Millisecond
+}
+
+// mark ends a transaction of the reader's own: a snapshot lists as in progress only
+// transactions that are older than the last one that has ended.
+const mark = `BEGIN; SET LOCAL synchronous_commit = off; SELECT setval('onewrite.asleep', 1); COMMIT`
+
+// doze is rest without NOTIFY: it waits until numbers are given out. They are
+// taken before the commit, so it keeps looking until the transactions that are
+// open then have ended.
+func (s *Source) doze(ctx context.Context, bell <-chan struct{}) error {
+	n := &s.nap
+	if time.Since(n.since) < awakeFor {
+		_, err := s.pause(ctx, bell, time.Millisecond)
+		return err
+	}
+	belt := time.Second
+	if len(n.open) > 0 {
+		belt = n.slower()
+	}
+	for start := time.Now(); time.Since(start) < belt; {
+		var high int64
+		if err := s.conn.QueryRow(ctx, `SELECT last_value + is_called::int FROM onewrite.seq`).Scan(&high); err != nil {
+			return explain(err)
+		}
+		if high != n.high {
+			n.high, n.renew = high, true
+			_, err := s.conn.Exec(ctx, mark, pgx.QueryExecModeSimpleProtocol)
+			return explain(err)
+		}
+		if woken, err := s.pause(ctx, bell, min(n.dozeFor(), belt)); woken || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pause ends with the bell, an acknowledgement or the time.
+func (s *Source) pause(ctx context.Context, bell <-chan struct{}, d time.Duration) (woken bool, err error) {
+	s.wire.rest(true)
+	defer s.wire.rest(false)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-bell:
+		return true, nil
+	case <-s.acks:
+		s.ring.poke()
+		return true, nil
+	case <-timer.C:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
 }
 
 // register moves the register asleep: 1 awake, 2 asleep.
@@ -116,7 +201,9 @@ func (s *Source) wait(ctx context.Context, bell <-chan struct{}, pause time.Dura
 		}
 		cancel()
 	}()
+	s.wire.rest(true)
 	_, err := s.conn.WaitForNotification(wctx)
+	s.wire.rest(false)
 	cancel()
 	<-stopped
 	if ctx.Err() != nil {

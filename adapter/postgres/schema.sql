@@ -77,13 +77,19 @@ CREATE TABLE onewrite.bus (
     source            text PRIMARY KEY,
     bus_id            text NOT NULL,
     system_identifier bigint NOT NULL,
+    database          oid NOT NULL,
+    valid_from        bigint NOT NULL,  -- positions of an earlier epoch count for nothing
     since             timestamptz NOT NULL DEFAULT now()
 );
 
 -- Wakes a sleeping relay. Under load nobody sleeps and nobody pays for NOTIFY,
--- which serialises commits.
+-- which serialises commits. A transaction that notified cannot be prepared: where
+-- two-phase commit is on, the relay looks by itself instead.
 CREATE FUNCTION onewrite.wake() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN PERFORM pg_notify('onewrite', ''); RETURN NULL; END$$;
+$$BEGIN
+    IF current_setting('max_prepared_transactions') = '0' THEN PERFORM pg_notify('onewrite', ''); END IF;
+    RETURN NULL;
+END$$;
 CREATE TRIGGER wake AFTER INSERT ON onewrite.outbox FOR EACH STATEMENT
     WHEN (pg_sequence_last_value('onewrite.asleep') = 2) EXECUTE FUNCTION onewrite.wake();
 

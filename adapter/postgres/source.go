@@ -36,6 +36,7 @@ type Source struct {
 
 	session sync.Mutex // held while conn is used
 	conn    *pgx.Conn
+	wire    *wire           // below conn
 	alive   context.Context // ends with Close
 	stop    context.CancelFunc
 	work    sync.WaitGroup // goroutines that use conn
@@ -69,15 +70,20 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	conn, err := connect(ctx, cfg.URL)
+	conn, wire, err := connect(ctx, cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{cfg: cfg, log: cfg.Logger, texts: texts{}, conn: conn,
+	s := &Source{cfg: cfg, log: cfg.Logger, texts: texts{}, conn: conn, wire: wire,
 		acks: make(chan struct{}, 1)}
 	s.alive, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	if err := s.begin(ctx, pos); err != nil {
+	s.work.Go(s.watch)
+	s.session.Lock()
+	err = s.begin(ctx, pos)
+	s.session.Unlock()
+	if err != nil {
 		s.stop()
+		s.work.Wait()
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
@@ -106,7 +112,11 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 			return err
 		}
 	}
-	if err := record(ctx, s.conn, s.cfg.Name, id, s.cfg.BusID); err != nil {
+	valid := id.valid
+	if gap != nil {
+		valid = start.epoch
+	}
+	if err := record(ctx, s.conn, s.cfg.Name, id, s.cfg.BusID, valid); err != nil {
 		return err
 	}
 	s.id, s.at, s.gap = id, start, gap
@@ -120,6 +130,10 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 	}
 	if err := s.register(ctx, 1); err != nil { // the last reader may have left it asleep
 		return err
+	}
+	err = s.conn.QueryRow(ctx, `SELECT current_setting('max_prepared_transactions')::int > 0`).Scan(&s.nap.polls)
+	if err != nil {
+		return explain(err)
 	}
 	if s.at.to.text != "" {
 		if err := s.pages.resume(ctx, s); err != nil {

