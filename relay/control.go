@@ -59,6 +59,12 @@ func position(logs map[string]uint64) string {
 // read (a standby is not ready either) or that has a gap, a destination that is
 // not being delivered.
 func (r *Relay) NotReady(ctx context.Context) []string {
+	r.mu.Lock()
+	up := r.up
+	r.mu.Unlock()
+	if !up {
+		return []string{"starting"}
+	}
 	var out []string
 	s := r.Status(ctx)
 	for _, name := range slices.Sorted(maps.Keys(s.Sources)) {

@@ -113,19 +113,44 @@ func (r *Relay) stored(ctx context.Context, log string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := r.orphaned(ctx, log, floors); err != nil {
+		return 0, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	floor := uint64(math.MaxUint64 - 1) // no destination: nothing is waited for
 	for name := range r.destinations {
 		floor = min(floor, floors[name]) // one that has no place yet: 0
 	}
-	for name, f := range floors {
+	for _, f := range floors {
 		floor = min(floor, f)
-		if orphan, ok := r.orphans[name]; ok {
-			orphan[log] = f
-		}
 	}
 	return floor, nil
+}
+
+// orphaned learns, once, up to where the orphans have confirmed a log; it does
+// not change any more. A parked event is not confirmed.
+func (r *Relay) orphaned(ctx context.Context, log string, floors map[string]uint64) error {
+	r.mu.Lock()
+	var unknown []string
+	for name, known := range r.orphans {
+		if _, ok := known[log]; !ok {
+			unknown = append(unknown, name)
+		}
+	}
+	r.mu.Unlock()
+	for _, name := range unknown {
+		safe, err := r.bus.Unparked(ctx, name, log, floors[name])
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		if known, ok := r.orphans[name]; ok {
+			known[log] = safe
+		}
+		r.mu.Unlock()
+	}
+	return nil
 }
 
 // capped frees the outbox of a source whose unconfirmed events exceed keep.

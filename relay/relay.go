@@ -70,6 +70,7 @@ type Relay struct {
 	destinations map[string]*destination
 	orphans      map[string]map[string]uint64 // destinations without a configuration: their floor in each log
 	usage        dashboard.Bus
+	up           bool              // all is started
 	warnings     map[string]string // by subject, said aloud in the status
 
 	reloading sync.Mutex // one reload at a time
@@ -149,6 +150,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	for name, c := range r.cfg.Sources {
 		r.startSource(name, c)
 	}
+	r.up = true
 	r.mu.Unlock()
 	r.reloading.Unlock()
 

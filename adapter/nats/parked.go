@@ -211,3 +211,25 @@ func (s *subscription) unpark(ctx context.Context, ref uint64) error {
 	}
 	return s.b.link.deleteMsg(ctx, stream, ref)
 }
+
+// Unparked returns the greatest offset of a log, up to floor, that has no parked
+// event of a destination at or before it. It asks for a destination that nobody
+// delivers to.
+func (b *Bus) Unparked(ctx context.Context, name, log string, floor uint64) (uint64, error) {
+	s := &subscription{b: b, in: onewrite.Interest{Name: name}}
+	for after := uint64(0); ; {
+		list, err := s.Parked(ctx, after, 500, nil)
+		if err != nil {
+			return 0, err
+		}
+		for i := range list {
+			after = list[i].Ref
+			if m := &list[i].Message; m.Log == log && m.Offset <= floor {
+				floor = m.Offset - 1
+			}
+		}
+		if len(list) < 500 {
+			return floor, nil
+		}
+	}
+}
