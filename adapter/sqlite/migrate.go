@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
 // MigrateOptions say what the tables and triggers are made for.
@@ -50,17 +51,11 @@ func Migrate(ctx context.Context, path string, o MigrateOptions) (applied []stri
 		return nil, err
 	}
 	defer done()
-	var before, after string
-	if err := c.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&before); err != nil {
+	changed, err := setWAL(ctx, c)
+	if err != nil {
 		return nil, migrateError(path, err)
 	}
-	if before != "wal" {
-		if err := c.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&after); err != nil {
-			return nil, migrateError(path, err)
-		}
-		if after != "wal" {
-			return nil, fmt.Errorf("sqlite: %s stays in journal mode %s; onewrite needs WAL: close the other programs that use the file and %s", path, after, migrateHint)
-		}
+	if changed {
 		applied = append(applied, "journal mode set to WAL")
 	}
 	err = immediate(ctx, c, func() error {
@@ -82,6 +77,34 @@ func Migrate(ctx context.Context, path string, o MigrateOptions) (applied []stri
 		return nil, migrateError(path, err)
 	}
 	return applied, nil
+}
+
+// setWAL says whether it changed the journal mode. SQLite does not call the busy
+// handler when the mode is read or changed, so another migration of the same
+// moment is waited for here.
+func setWAL(ctx context.Context, c *sql.Conn) (changed bool, err error) {
+	for end := time.Now().Add(30 * time.Second); ; {
+		var before, after string
+		if err = c.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&before); err == nil && before == "wal" {
+			return false, nil
+		}
+		if err == nil {
+			err = c.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&after)
+		}
+		switch {
+		case err == nil && after == "wal":
+			return true, nil
+		case err == nil:
+			return false, fmt.Errorf("it stays in journal mode %s, and onewrite needs WAL: close the other programs that use the file and %s", after, migrateHint)
+		case !isBusy(err) || time.Now().After(end):
+			return false, err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
 }
 
 func migrateError(path string, err error) error {
