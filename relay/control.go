@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +21,7 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := dashboard.Status{
-		Version: r.opts.Version, PID: pid, Started: r.started, Config: r.opts.ConfigPath, Bus: r.usage,
+		Version: r.opts.Version, PID: pid, Started: r.started, Config: absolute(r.opts.ConfigPath), Bus: r.usage,
 		Sources: map[string]dashboard.Source{}, Destinations: map[string]dashboard.Destination{},
 		Warnings: slices.Sorted(maps.Values(r.warnings)),
 	}
@@ -44,6 +45,14 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		s.Destinations[name] = dashboard.Destination{State: pipeline.Stopped, LastError: "not in the configuration; its events are kept: put it back, or onewrite reload --forget " + name}
 	}
 	return s
+}
+
+// absolute is the path as a program with another working directory knows it.
+func absolute(path string) string {
+	if full, err := filepath.Abs(path); path != "" && err == nil {
+		return full
+	}
+	return path
 }
 
 // position writes the place in each log as "shop=42 stock=7".
@@ -182,9 +191,14 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	for _, w := range warnings {
 		report.Warnings = append(report.Warnings, w.String())
 	}
-	if err := r.mayGo(diff.Removed, forget); err != nil {
+	idle, err := r.nothingToForget(fresh, diff.Removed, forget)
+	if err == nil {
+		err = r.mayGo(diff.Removed, forget)
+	}
+	if err != nil {
 		return dashboard.Reload{}, err
 	}
+	report.Warnings = append(report.Warnings, idle...)
 	for _, name := range slices.Concat(diff.Removed, diff.Changed) {
 		if d, err := r.destination(name); err == nil {
 			d.halt()
@@ -211,6 +225,23 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	r.cfg = &next
 	r.log.Info("configuration reloaded", "added", diff.Added, "removed", diff.Removed, "changed", diff.Changed, "restart_needed", diff.RestartNeeded)
 	return report, nil
+}
+
+// nothingToForget refuses to forget a destination that the file still has, and
+// returns a warning for each name that nobody knows.
+func (r *Relay) nothingToForget(fresh *config.Config, removed, forget []string) (warnings []string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, name := range forget {
+		_, kept := fresh.Destinations[name]
+		switch {
+		case kept:
+			return nil, fmt.Errorf("%w: destination %s is in %s; take it out there, then run onewrite reload --forget %s", errNothingChanged, name, r.opts.ConfigPath, name)
+		case !slices.Contains(removed, name) && r.orphans[name] == nil:
+			warnings = append(warnings, "there is no destination "+name+" to forget; onewrite status shows their names")
+		}
+	}
+	return warnings, nil
 }
 
 // mayGo refuses to remove a destination that still has something to deliver.

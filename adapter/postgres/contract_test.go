@@ -46,6 +46,8 @@ func TestContractRows(t *testing.T) {
 			onewrite.Event{ID: id, Topic: "A_b-9.c.D", Key: "Grüße", Type: "com.example.thing", ContentType: "text/csv", Data: []byte("a;b"), Header: map[string]string{"traceparent": "00-1", "X-a": "ä"}}},
 		{"long topic", `(topic) VALUES (repeat('t', 255))`, onewrite.Event{Topic: strings.Repeat("t", 255)}},
 		{"long key", `(topic, key) VALUES ('t', repeat('k', 1024))`, onewrite.Event{Topic: "t", Key: strings.Repeat("k", 1024)}},
+		{"as large as may be", `(topic, payload, content_type, headers) VALUES ('t', repeat('x', 1048576 - 28), 'text/plain', '{"a": "b", "c": "d"}')`,
+			onewrite.Event{Topic: "t", ContentType: "text/plain", Data: []byte(strings.Repeat("x", 1<<20-28)), Header: map[string]string{"a": "b", "c": "d"}}},
 		{"no headers", `(topic, headers) VALUES ('t', '{}')`, onewrite.Event{Topic: "t"}},
 		{"large", `(topic, payload) VALUES ('t', repeat('x', 1000000))`, onewrite.Event{Topic: "t", ContentType: "text/plain; charset=utf-8", Data: []byte(strings.Repeat("x", 1000000))}},
 	}
@@ -103,6 +105,7 @@ func TestBadRowsAreRefused(t *testing.T) {
 		names       = "outbox_header_names_are_allowed"
 		values      = "outbox_header_values_have_no_control_characters"
 		size        = "outbox_event_is_within_the_size_limit"
+		twins       = "outbox_header_names_differ_by_more_than_case"
 	)
 	bad := []struct{ constraint, insert string }{
 		{topic, `(topic) VALUES ('')`}, {topic, `(topic) VALUES ('a b')`}, {topic, `(topic) VALUES ('.a')`}, {topic, `(topic) VALUES ('a.')`},
@@ -119,6 +122,9 @@ func TestBadRowsAreRefused(t *testing.T) {
 		{object, `(topic, headers) VALUES ('t', jsonb_build_object('a', repeat('x', 65536)))`},
 		{values, `(topic, headers) VALUES ('t', '{"a": "b\r\nc: d"}')`}, {values, `(topic, headers) VALUES ('t', '{"a": "b", "c": "\u0001"}')`}, {values, `(topic, headers) VALUES ('t', '{"a": "\u007f"}')`},
 		{size, `(topic, payload) VALUES ('t', repeat('x', 1048576))`}, {size, `(topic, payload) VALUES ('t', repeat('ä', 524288))`}, {size, `(topic, payload_bytes) VALUES ('t', convert_to(repeat('x', 1048576), 'UTF8'))`},
+		// "t", text/plain and {"a":"b","c":"d"} are 28 bytes.
+		{size, `(topic, payload, content_type, headers) VALUES ('t', repeat('x', 1048576 - 27), 'text/plain', '{"a": "b", "c": "d"}')`},
+		{twins, `(topic, headers) VALUES ('t', '{"a": "b", "A": "c"}')`}, {"outbox_id_is_not_nil", `(topic, id) VALUES ('t', '00000000-0000-0000-0000-000000000000')`},
 	}
 	for _, name := range []string{"", "a b", "a:b", "ä", `a\n`, `\"`, "specversion", "id", "ID", "source", "type", "time", "datacontenttype", "data", "data_base64", "topic", "partitionkey",
 		"sequence", "txid", "txindex", "txlast", "headers", "content-type", "Content-Type", "ce-id", "CE-x", "ce_id", "Nats-Msg-Id", "onewrite-x", "webhook-id"} {

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sort"
 	"strconv"
 	"text/tabwriter"
@@ -20,35 +22,76 @@ import (
 	"github.com/onewrite/onewrite/internal/config"
 )
 
-// client talks to the running instance.
-type client struct{ base, token string }
+// client talks to the running instance. file is the configuration that it should
+// run with; empty if the user named its address.
+type client struct{ base, token, file string }
 
 // client finds the instance by the configuration's listen address.
 func (a *app) client() (*client, error) {
-	cfg, _, err := config.Load(a.file)
-	if a.listen != "" && cfg == nil {
-		cfg = &config.Config{} // the address is enough; the file may be the broken one
-	} else if err != nil {
+	listen, token, err := config.Endpoint(a.file)
+	if err != nil && a.listen == "" {
 		return nil, usage(err)
 	}
-	if a.listen != "" {
-		cfg.Listen = a.listen
+	if a.listen != "" { // the address is enough; the file may be the broken one
+		listen = a.listen
 	}
-	if cfg.Listen == "" || cfg.Listen == "off" {
+	if listen == "" || listen == "off" {
 		return nil, usage(fmt.Errorf("%s sets no listen address; add listen: 127.0.0.1:8484 and start onewrite again", a.file))
 	}
-	host, port, err := net.SplitHostPort(cfg.Listen)
+	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, usage(fmt.Errorf("listen: %w", err))
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return &client{"http://" + net.JoinHostPort(host, port), cfg.Token.Reveal()}, nil
+	c := &client{base: "http://" + net.JoinHostPort(host, port), token: token.Reveal()}
+	if a.listen == "" {
+		c.file = a.file
+	}
+	return c, nil
+}
+
+// foreign returns an error if the instance runs with another file: two files may
+// name the same address, and a command must not change the other's instance.
+func (c *client) foreign(s dashboard.Status) error {
+	if c.file == "" || s.Config == "" {
+		return nil
+	}
+	path, err := filepath.Abs(c.file)
+	if err != nil || path == s.Config {
+		return err
+	}
+	mine, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if its, err := os.Stat(s.Config); err == nil && os.SameFile(mine, its) {
+		return nil
+	}
+	return fmt.Errorf("the instance at %s runs with %s, not with %s; give -c %s to mean that one, or start one with %s on an address of its own",
+		c.base, s.Config, path, s.Config, c.file)
+}
+
+// same asks the instance which file it runs with, before anything is changed.
+func (c *client) same(ctx context.Context) error {
+	if c.file == "" {
+		return nil
+	}
+	var s dashboard.Status
+	if err := c.call(ctx, "GET", "/api/status", nil, &s); err != nil {
+		return err
+	}
+	return c.foreign(s)
 }
 
 // do sends a request; an answer other than 2xx is an error with its text.
 func (c *client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
+	if method != "GET" {
+		if err := c.same(ctx); err != nil {
+			return nil, err
+		}
+	}
 	u := c.base + path
 	if len(query) > 0 {
 		u += "?" + query.Encode()
@@ -102,6 +145,9 @@ func (a *app) status() *cobra.Command {
 			if err := cl.call(cmd.Context(), "GET", "/api/status", nil, &s); err != nil {
 				return err
 			}
+			if err := cl.foreign(s); err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err)
+			}
 			if a.json {
 				return printJSON(cmd.OutOrStdout(), s)
 			}
@@ -126,8 +172,11 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	if s.Bus.Embedded {
 		kind = "embedded"
 	}
-	fmt.Fprintf(w, "onewrite %s, pid %d, up %s\nbus: %s, %d events kept, %s of %s\n\n", s.Version, s.PID,
-		time.Since(s.Started).Round(time.Second), kind, s.Bus.Messages, size(s.Bus.Bytes), size(s.Bus.MaxBytes))
+	fmt.Fprintf(w, "onewrite %s, pid %d, up %s\n", s.Version, s.PID, time.Since(s.Started).Round(time.Second))
+	if s.Config != "" {
+		fmt.Fprintf(w, "config: %s\n", s.Config)
+	}
+	fmt.Fprintf(w, "bus: %s, %d events kept, %s of %s\n\n", kind, s.Bus.Messages, size(s.Bus.Bytes), size(s.Bus.MaxBytes))
 	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "SOURCE\tSTATE\tEVENTS\tLAG")
 	for _, name := range sortedKeys(s.Sources) {
@@ -195,6 +244,11 @@ func (a *app) tail() *cobra.Command {
 			if _, err := dashboard.ParseFrom(from); err != nil {
 				return usage(err)
 			}
+			for _, pattern := range topics {
+				if err := config.CheckTopic(pattern); err != nil {
+					return usage(err)
+				}
+			}
 			resp, err := cl.do(cmd.Context(), "GET", "/api/tail", url.Values{"topic": topics, "from": {from}})
 			if err != nil {
 				return err
@@ -242,6 +296,9 @@ destination with pending or parked events goes only with --forget.`,
 			}
 			if a.json {
 				return printJSON(cmd.OutOrStdout(), r)
+			}
+			for _, w := range r.Warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
 			out := cmd.OutOrStdout()
 			for what, names := range map[string][]string{"added": r.Added, "removed": r.Removed, "changed": r.Changed} {

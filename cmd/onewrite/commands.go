@@ -108,6 +108,9 @@ Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`
 				}
 			} else {
 				for _, p := range problems {
+					if p.Warning {
+						fmt.Fprint(cmd.OutOrStdout(), "warning: ")
+					}
 					fmt.Fprintln(cmd.OutOrStdout(), p)
 				}
 			}

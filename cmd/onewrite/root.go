@@ -46,11 +46,13 @@ files and brokers, each at its own pace.`,
   onewrite init                     write a commented onewrite.yaml
   onewrite migrate                  create the outbox
   onewrite run                      move events until stopped`,
+		Version:       versionText(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate("onewrite {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.PersistentFlags().StringVarP(&a.file, "config", "c", "onewrite.yaml", "the configuration `file`")
 	root.AddCommand(a.run(), a.init(), a.check(), a.migrate(), a.demo(), a.status(), a.tail(), a.reload(),

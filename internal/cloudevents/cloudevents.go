@@ -29,7 +29,7 @@ type Attr struct{ Name, Value string }
 const HeadersAttr = "headers"
 
 // reserved are the attributes that onewrite sets itself; an application header
-// of such a name is refused by package outbox and by the tables' CHECKs.
+// of such a name is refused by package outbox and by the tables.
 var reserved = map[string]bool{
 	"specversion": true, "id": true, "source": true, "type": true, "time": true,
 	"datacontenttype": true, "data": true, "data_base64": true, "topic": true,

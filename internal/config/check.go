@@ -191,7 +191,7 @@ func (c *checker) destination(path string, d Destination) {
 			continue
 		}
 		if reason := badTopic(topic); reason != "" {
-			c.bad(at, c.show(at, topic)+" is not a topic pattern: "+reason, `write words of letters, digits, _ and - with dots between; * stands for one word, > at the end for all that follow: "order.>"`)
+			c.bad(at, c.show(at, topic)+" is not a topic pattern: "+reason, topicCure)
 		}
 	}
 	if _, err := d.Start(); err != nil && !c.broken(path+".from") {
@@ -225,6 +225,16 @@ func (d Destination) Start() (onewrite.From, error) {
 	}
 	return onewrite.From{Time: t}, nil
 }
+
+// CheckTopic returns an error that says what is wrong with a topic pattern.
+func CheckTopic(pattern string) error {
+	if reason := badTopic(pattern); reason != "" {
+		return fmt.Errorf("%q is not a topic pattern: %s; %s", pattern, reason, topicCure)
+	}
+	return nil
+}
+
+const topicCure = `write words of letters, digits, _ and - with dots between; * stands for one word, > at the end for all that follow: "order.>"`
 
 // badTopic says what is wrong with a topic pattern, or nothing.
 func badTopic(topic string) string {

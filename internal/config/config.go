@@ -23,6 +23,21 @@ import (
 // inside the file, else says why it cannot be read; the configuration is nil
 // then.
 func Load(path string) (*Config, Problems, error) {
+	data, info, err := read(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	d := &decoder{file: path, dir: filepath.Dir(path)}
+	cfg := d.run(data)
+	if d.literal && worldReadable(info) {
+		d.warn(&yaml.Node{}, "", "every user of this machine can read this file and the secret in it", "chmod 600 "+path)
+	}
+	return d.finish(cfg)
+}
+
+// read returns the bytes of a configuration file; one more than maxFile if it is
+// larger.
+func read(path string) ([]byte, fs.FileInfo, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("%s: no such file (%w); make one with: onewrite init, or name another with -c FILE", path, fs.ErrNotExist)
@@ -42,12 +57,7 @@ func Load(path string) (*Config, Problems, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	d := &decoder{file: path, dir: filepath.Dir(path)}
-	cfg := d.run(data)
-	if d.literal && worldReadable(info) {
-		d.warn(&yaml.Node{}, "", "every user of this machine can read this file and the secret in it", "chmod 600 "+path)
-	}
-	return d.finish(cfg)
+	return data, info, nil
 }
 
 // Parse reads and checks a configuration from memory. The name stands in the
@@ -81,6 +91,25 @@ func (c *Config) ownMaps() {
 	for name, d := range destinations {
 		c.Destinations[name] = d
 	}
+}
+
+// Endpoint returns where the instance of a configuration listens, and the token
+// that it wants, for the commands that only talk to it: all else in the file may
+// be wrong, and the secrets of sources and destinations may be missing. The error
+// says what is wrong with these two, or why the file cannot be read.
+func Endpoint(path string) (listen string, token Secret, err error) {
+	data, _, err := read(path)
+	if err != nil {
+		return "", Secret{}, err
+	}
+	d := decoder{file: path, dir: filepath.Dir(path)}
+	cfg := d.run(data)
+	bad, _ := d.problems.split()
+	bad = slices.DeleteFunc(bad, func(p Problem) bool { return cfg != nil && p.Path != "listen" && p.Path != "token" })
+	if len(bad) > 0 {
+		return "", Secret{}, bad
+	}
+	return cfg.Listen, cfg.Token, nil
 }
 
 // run parses, decodes, fills in and checks.
