@@ -5,11 +5,10 @@ import (
 	"database/sql"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/onewrite/onewrite/internal/servers"
 )
 
 // BenchmarkIdle measures what the program costs when nothing happens, with one
@@ -30,7 +29,7 @@ func BenchmarkIdle(b *testing.B) {
 		return db.QueryRow(`SELECT count(*) FROM onewrite.outbox`).Scan(&rows) == nil && rows == 0
 	})
 	db.Close()
-	watch, err := sql.Open("pgx", servers.Postgres(b, 15).URL(""))
+	watch, err := sql.Open("pgx", strings.Replace(url, "/"+name, "/postgres", 1))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -15,9 +15,6 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
-//go:embed guard.sql
-var guardSQL string
-
 // leaves is the number of leaf tables in the ring.
 const leaves = 8
 
@@ -49,12 +46,7 @@ func (o MigrateOptions) layout() string {
 	for i := range leaves {
 		fmt.Fprintf(&b, "CREATE TABLE onewrite.outbox_%d PARTITION OF onewrite.outbox FOR VALUES IN (%d) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);\n", i, i)
 	}
-	return strings.NewReplacer("{{guard}}", o.guard(), "{{leaves}}", b.String()).Replace(schemaSQL)
-}
-
-// guard is the DDL of the function that looks at each row.
-func (o MigrateOptions) guard() string {
-	return strings.ReplaceAll(guardSQL, "{{max_event}}", strconv.Itoa(o.maxEvent()))
+	return strings.NewReplacer("{{max_event}}", strconv.Itoa(o.maxEvent()), "{{leaves}}", b.String()).Replace(schemaSQL)
 }
 
 // grants is the least that the roles need.
@@ -185,19 +177,20 @@ func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string,
 // adjust brings an outbox that is there to what o asks.
 func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string, err error) {
 	var version int
-	var guard string
+	var limit string
 	err = tx.QueryRow(ctx, `SELECT (SELECT max(version) FROM onewrite.migration),
-		coalesce((SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure('onewrite.guard()')), '')`).Scan(&version, &guard)
+		coalesce((SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'onewrite.outbox'::regclass AND conname = 'outbox_event_is_valid'), '')`).Scan(&version, &limit)
 	if err != nil {
 		return nil, err
 	}
 	if version > 1 {
 		return nil, fmt.Errorf("the outbox has layout version %d, this onewrite knows version 1; install the newer onewrite", version)
 	}
-	if guard != "" && strings.Contains(o.guard(), "$$"+guard+"$$") {
+	if strings.Contains(limit, fmt.Sprintf(", %d)", o.maxEvent())) {
 		return nil, nil
 	}
-	_, err = tx.Exec(ctx, o.guard(), pgx.QueryExecModeSimpleProtocol)
+	_, err = tx.Exec(ctx, fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid
+		CHECK (onewrite.valid(id, topic, key, type, content_type, headers, payload, payload_bytes, %d))`, o.maxEvent()), pgx.QueryExecModeSimpleProtocol)
 	return []string{fmt.Sprintf("set the largest event to %d bytes", o.maxEvent())}, err
 }
 

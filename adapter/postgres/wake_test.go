@@ -193,7 +193,7 @@ func TestBellWakes(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
-		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER guard`)
+		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)
 		wait := arrivals(t, open(t, url, ""))
 		var delays []time.Duration
 		for i := range 40 {
@@ -219,7 +219,7 @@ func TestBelt(t *testing.T) {
 	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
-		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER guard`)
+		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)
 		wait := arrivals(t, open(t, url, ""))
 		asleep(t, conn)
 		sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'x')`)
