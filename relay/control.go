@@ -191,14 +191,10 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	for _, w := range warnings {
 		report.Warnings = append(report.Warnings, w.String())
 	}
-	idle, err := r.nothingToForget(fresh, diff.Removed, forget)
-	if err == nil {
-		err = r.mayGo(diff.Removed, forget)
-	}
-	if err != nil {
+	report.Warnings = append(report.Warnings, r.nothingToForget(fresh, diff.Removed, forget)...)
+	if err := r.mayGo(diff.Removed, forget); err != nil {
 		return dashboard.Reload{}, err
 	}
-	report.Warnings = append(report.Warnings, idle...)
 	for _, name := range slices.Concat(diff.Removed, diff.Changed) {
 		if d, err := r.destination(name); err == nil {
 			d.halt()
@@ -227,21 +223,21 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	return report, nil
 }
 
-// nothingToForget refuses to forget a destination that the file still has, and
-// returns a warning for each name that nobody knows.
-func (r *Relay) nothingToForget(fresh *config.Config, removed, forget []string) (warnings []string, err error) {
+// nothingToForget returns a warning for each destination that is not forgotten: the
+// file still has it, or nobody knows it.
+func (r *Relay) nothingToForget(fresh *config.Config, removed, forget []string) (warnings []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, name := range forget {
 		_, kept := fresh.Destinations[name]
 		switch {
 		case kept:
-			return nil, fmt.Errorf("%w: destination %s is in %s; take it out there, then run onewrite reload --forget %s", errNothingChanged, name, r.opts.ConfigPath, name)
+			warnings = append(warnings, fmt.Sprintf("destination %s is not forgotten, %s has it; take it out there, then run onewrite reload --forget %s", name, r.opts.ConfigPath, name))
 		case !slices.Contains(removed, name) && r.orphans[name] == nil:
 			warnings = append(warnings, "there is no destination "+name+" to forget; onewrite status shows their names")
 		}
 	}
-	return warnings, nil
+	return warnings
 }
 
 // mayGo refuses to remove a destination that still has something to deliver.
