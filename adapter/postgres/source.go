@@ -84,11 +84,20 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 	if err != nil {
 		s.stop()
 		s.work.Wait()
-		_ = conn.Close(context.WithoutCancel(ctx))
+		s.release(ctx)
 		return nil, err
 	}
 	s.work.Go(s.heartbeat)
 	return s, nil
+}
+
+// release gives the lock back before the session ends, which the server does in
+// its own time: whoever opens next, perhaps at once, is no standby.
+func (s *Source) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = s.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`)
+	_ = s.conn.Close(ctx)
 }
 
 func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
