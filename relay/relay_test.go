@@ -274,7 +274,7 @@ type samples struct {
 // settle is how long a number may be on its way from one count to another. The
 // status is no snapshot: events are read from the source first, and those that a
 // destination does not want are counted a moment later.
-const settle = time.Second
+const settle = 5 * time.Second
 
 // sample looks at the status again and again: no event may be missing, or be
 // there twice, for longer than settle.

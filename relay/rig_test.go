@@ -27,7 +27,8 @@ import (
 	"github.com/onewrite/onewrite/relay"
 )
 
-const soon = 10 * time.Second
+// soon bounds every wait; a busy machine stands still for seconds.
+const soon = 60 * time.Second
 
 // until waits for a condition; what says which.
 func until(t *testing.T, what string, is func() bool) {

@@ -158,12 +158,12 @@ func TestOtherCopyIsHeard(t *testing.T) {
 	}
 	fast := 0
 	for _, d := range took {
-		if d < 200*time.Millisecond {
+		if d < 700*time.Millisecond { // by asking each second it would be a second, one after the other
 			fast++
 		}
 	}
 	if fast < 15 {
-		t.Errorf("only %d of 20 events came faster than by asking each second: %v", fast, took)
+		t.Errorf("only %d of 20 events came sooner than by asking each second: %v", fast, took)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/nats"
 )
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // until waits for a condition.
 func until(t testing.TB, what string, ok func() bool) {

@@ -223,7 +223,7 @@ func TestStopInsideBacklog(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, 5*time.Second, "the lock is free", func() bool {
+			eventually(t, "the lock is free", func() bool {
 				return one[bool](t, dial(t, url), `SELECT NOT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE l.locktype = 'advisory' AND d.datname = current_database())`)
 			})
 		}

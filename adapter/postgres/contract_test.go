@@ -226,7 +226,7 @@ func TestRelayRoleThatIsNotTheOwner(t *testing.T) {
 		defer cancel()
 		go func() { _, _ = s.Read(ctx) }()
 		conn := dial(t, super)
-		eventually(t, 15*time.Second, "the ring is empty", func() bool {
+		eventually(t, "the ring is empty", func() bool {
 			return one[int64](t, conn, ringBytes) == 0
 		})
 	})

@@ -213,7 +213,7 @@ func swap(t *testing.T, pg *servers.PG, data, copied string, options ...servers.
 	}
 	_ = os.Remove(filepath.Join(data, "postmaster.pid"))
 	pg.Start(t, options...)
-	eventually(t, 30*time.Second, "the server may be written", func() bool { return !one[bool](t, dial(t, pg.URL("")), `SELECT pg_is_in_recovery()`) })
+	eventually(t, "the server may be written", func() bool { return !one[bool](t, dial(t, pg.URL("")), `SELECT pg_is_in_recovery()`) })
 }
 
 // copyData copies the data folder of a server that is stopped or paused.

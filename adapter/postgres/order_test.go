@@ -137,7 +137,7 @@ func TestOrderUnderLoad(t *testing.T) {
 		count, stop := drain(t, s, false)
 		committed := workload(t, url, 16, 300)
 		want := total(committed)
-		eventually(t, 10*time.Second, "all events came", func() bool { return count() >= want })
+		eventually(t, "all events came", func() bool { return count() >= want })
 		events := stop()
 		verify(t, events, committed)
 		// The workload is worth something only if numbers and commits are at odds.

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -21,7 +20,7 @@ func TestPreparedTransactions(t *testing.T) {
 			sql(t, app, `BEGIN`, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '%d')`, i), fmt.Sprintf(`PREPARE TRANSACTION '%s%d'`, gid, i))
 		}
 		prepare(0)
-		wait := arrivals(t, open(t, url, ""))
+		wait := arrivals(t, unbelted(t, url))
 		for i := 1; i <= 6; i++ {
 			time.Sleep(time.Duration(i) * 100 * time.Millisecond) // the subject of the test
 			prepare(i)
@@ -32,7 +31,7 @@ func TestPreparedTransactions(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 			sql(t, app, fmt.Sprintf(`COMMIT PREPARED '%s%d'`, gid, i))
 			if _, ok := wait(fmt.Sprint(i), late); !ok {
-				t.Fatalf("event %d took more than %v", i, late)
+				t.Fatalf("event %d never came", i)
 			}
 		}
 		sql(t, app, fmt.Sprintf(`COMMIT PREPARED '%s0'`, gid))
@@ -42,28 +41,25 @@ func TestPreparedTransactions(t *testing.T) {
 	})
 }
 
-// Without NOTIFY the reader looks by itself, fast and at a low price.
+// Without NOTIFY the reader looks by itself at the last number given out, and
+// not only when the belt is due.
 func TestDozing(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
-		wait := arrivals(t, open(t, url, ""))
+		wait := arrivals(t, unbelted(t, url))
 		conn := dial(t, url)
 		var delays []time.Duration
 		for i := range 60 {
 			time.Sleep(time.Duration(40+i*3) * time.Millisecond) // the subject of the test
 			sql(t, conn, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '%d')`, i))
 			start := time.Now()
-			at, ok := wait(fmt.Sprint(i), 5*time.Second)
+			at, ok := wait(fmt.Sprint(i), late)
 			if !ok {
 				t.Fatalf("event %d never came", i)
 			}
 			delays = append(delays, max(0, at.Sub(start)))
 		}
-		slices.Sort(delays)
-		t.Logf("p50 %v, most %v", delays[30], delays[59])
-		if delays[59] > late {
-			t.Errorf("an event took %v", delays[59])
-		}
+		t.Log(summary(delays))
 	})
 }
 
@@ -71,14 +67,14 @@ func TestDozing(t *testing.T) {
 func TestDozingBesideALateCommit(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
-		wait := arrivals(t, open(t, url, ""))
+		wait := arrivals(t, unbelted(t, url))
 		conn := dial(t, url)
 		for i := range 8 {
 			sql(t, conn, `BEGIN`, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '%d')`, i))
 			time.Sleep(time.Duration(i) * 60 * time.Millisecond) // the subject of the test
 			sql(t, conn, `COMMIT`)
 			if _, ok := wait(fmt.Sprint(i), late); !ok {
-				t.Fatalf("event %d took more than %v", i, late)
+				t.Fatalf("event %d never came", i)
 			}
 		}
 	})

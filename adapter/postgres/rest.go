@@ -32,6 +32,8 @@ type nap struct {
 	polls bool
 	high  int64 // the last number, taken before the last look
 	renew bool  // what is open at the next look is to be waited for
+
+	belt time.Duration // the longest rest, should a wake-up ever be lost
 }
 
 // awakeFor is how long the reader looks by itself after it found rows. Events
@@ -89,7 +91,7 @@ func (s *Source) rest(ctx context.Context) error {
 		n.open, n.tick = slices.Clone(res.xip), time.Millisecond
 		return nil // look once more, now that writers see the register
 	}
-	pause := time.Second
+	pause := n.belt
 	if len(n.open) > 0 {
 		// Somebody may still commit without a NOTIFY; look less and less often.
 		pause = n.slower()
@@ -132,7 +134,7 @@ func (s *Source) doze(ctx context.Context, bell <-chan struct{}) error {
 		_, err := s.pause(ctx, bell, time.Millisecond)
 		return err
 	}
-	belt := time.Second
+	belt := n.belt
 	if len(n.open) > 0 {
 		belt = n.slower()
 	}

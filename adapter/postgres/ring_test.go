@@ -33,7 +33,7 @@ func TestRingIsEmptySoonAfterAck(t *testing.T) {
 		s := open(t, url, "")
 		count, pos, stop := drainPos(t, s, false)
 		defer stop()
-		eventually(t, 20*time.Second, "all is read", func() bool { return count() == n })
+		eventually(t, "all is read", func() bool { return count() == n })
 		time.Sleep(6 * time.Second) // nothing acknowledged: nothing may go
 		if left := one[int](t, conn, `SELECT count(*)::int FROM onewrite.outbox`); left != n {
 			t.Fatalf("%d rows are left of %d that nobody acknowledged", left, n)
@@ -44,12 +44,12 @@ func TestRingIsEmptySoonAfterAck(t *testing.T) {
 			if err := s.Ack(t.Context(), pos()); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, 10*time.Second, "the ring is empty after "+what, func() bool { return one[int64](t, conn, ringBytes) == 0 })
+			eventually(t, "the ring is empty after "+what, func() bool { return one[int64](t, conn, ringBytes) == 0 })
 			t.Logf("empty %v after the acknowledgement of %s", time.Since(start).Round(time.Millisecond), what)
 		}
 		empty("a backlog")
 		sql(t, conn, `INSERT INTO onewrite.outbox (topic) VALUES ('t')`)
-		eventually(t, 5*time.Second, "the row is read", func() bool { return count() == n+1 })
+		eventually(t, "the row is read", func() bool { return count() == n+1 })
 		empty("a lonely row")
 	})
 }
@@ -79,15 +79,15 @@ func TestRingKeepsTheRest(t *testing.T) {
 		if err := s.Ack(t.Context(), places[first-2]); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 5*time.Second, "the first leaf is empty", func() bool { return rows() == n-n/3 })
+		eventually(t, "the first leaf is empty", func() bool { return rows() == n-n/3 })
 		time.Sleep(1500 * time.Millisecond)
 		if left := rows(); left != n-n/3 {
 			t.Fatalf("%d rows are left, want the %d of the leaves that are not all acknowledged", left, n-n/3)
 		}
 		_ = s.Ack(t.Context(), places[first-1])
-		eventually(t, 5*time.Second, "the second leaf is empty", func() bool { return rows() == n-first })
+		eventually(t, "the second leaf is empty", func() bool { return rows() == n-first })
 		_ = s.Ack(t.Context(), places[n-1])
-		eventually(t, 10*time.Second, "all is gone", func() bool { return rows() == 0 })
+		eventually(t, "all is gone", func() bool { return rows() == 0 })
 	})
 }
 
@@ -136,10 +136,10 @@ func TestRingStaysSmallUnderLoad(t *testing.T) {
 		}
 		stop()
 		n := int(written.Load())
-		eventually(t, 5*time.Second, "all is read", func() bool { return read() >= n })
+		eventually(t, "all is read", func() bool { return read() >= n })
 		sql(t, conn, `SELECT pg_stat_clear_snapshot()`)
 		dead := one[int64](t, conn, `SELECT sum(n_dead_tup)::bigint FROM pg_stat_user_tables WHERE schemaname = 'onewrite'`)
-		eventually(t, 15*time.Second, "the ring is empty", func() bool { return one[int64](t, conn, ringBytes) == 0 })
+		eventually(t, "the ring is empty", func() bool { return one[int64](t, conn, ringBytes) == 0 })
 		if got := len(stopReading()); got != n {
 			t.Errorf("%d events came of %d", got, n)
 		}
@@ -166,13 +166,13 @@ func TestPinnedLeafIsPassedOver(t *testing.T) {
 		n := 1
 		visited := map[int]bool{}
 		heavy := `INSERT INTO onewrite.outbox (topic, payload) SELECT 't', string_agg(md5(random()::text), '') FROM generate_series(1, 2000) i, generate_series(1, 20) j GROUP BY j`
-		eventually(t, 60*time.Second, "inserts went round the ring twice", func() bool {
+		eventually(t, "inserts went round the ring twice", func() bool {
 			before := slot()
 			for range 8 {
 				sql(t, conn, heavy)
 				n += 20
 			}
-			eventually(t, 15*time.Second, "inserts go on to another leaf", func() bool { return slot() != before })
+			eventually(t, "inserts go on to another leaf", func() bool { return slot() != before })
 			now := slot()
 			if now == pinned {
 				t.Fatalf("inserts go to leaf %d, which is pinned", now)
@@ -187,7 +187,7 @@ func TestPinnedLeafIsPassedOver(t *testing.T) {
 			t.Errorf("%d leaves are in use: the others are not emptied", n)
 		}
 		sql(t, pin, `COMMIT`)
-		eventually(t, 20*time.Second, "all is read and gone", func() bool { return read() == n && one[int64](t, conn, ringBytes) == 0 })
+		eventually(t, "all is read and gone", func() bool { return read() == n && one[int64](t, conn, ringBytes) == 0 })
 		seen := 0
 		for _, e := range stopReading() {
 			if e.Topic == "pinned" {
@@ -209,15 +209,15 @@ func TestFullRing(t *testing.T) {
 		read, _ := drain(t, s, false)
 		n := 0
 		heavy := `INSERT INTO onewrite.outbox (topic, payload) SELECT 't', string_agg(md5(random()::text), '') FROM generate_series(1, 2000) i, generate_series(1, 20) j GROUP BY j`
-		eventually(t, 90*time.Second, "every leaf is in use", func() bool {
+		eventually(t, "every leaf is in use", func() bool {
 			before := one[int](t, conn, usedLeaves)
 			for range 8 {
 				sql(t, conn, heavy)
 				n += 20
 			}
-			eventually(t, 5*time.Second, "it is read", func() bool { return read() == n })
+			eventually(t, "it is read", func() bool { return read() == n })
 			if before < leaves {
-				eventually(t, 10*time.Second, "a leaf more", func() bool {
+				eventually(t, "a leaf more", func() bool {
 					sql(t, conn, `INSERT INTO onewrite.outbox (topic) VALUES ('small')`)
 					n++
 					return one[int](t, conn, usedLeaves) > before || before == leaves
@@ -229,7 +229,7 @@ func TestFullRing(t *testing.T) {
 			sql(t, conn, heavy)
 			n += 20
 		}
-		eventually(t, 5*time.Second, "it is read", func() bool { return read() == n })
+		eventually(t, "it is read", func() bool { return read() == n })
 		if rows := one[int](t, conn, `SELECT count(*)::int FROM onewrite.outbox`); rows != n {
 			t.Fatalf("%d rows are left of %d not acknowledged", rows, n)
 		}
@@ -246,11 +246,11 @@ func TestRolledBackRowsAreReclaimed(t *testing.T) {
 		_, pos := readN(t, s, 1)
 		_ = s.Ack(t.Context(), pos)
 		idle(t, s)
-		eventually(t, 10*time.Second, "the ring is empty", func() bool { return one[int64](t, conn, ringBytes) == 0 })
+		eventually(t, "the ring is empty", func() bool { return one[int64](t, conn, ringBytes) == 0 })
 		_, err := conn.Exec(t.Context(), `BEGIN; INSERT INTO onewrite.outbox (topic, payload) SELECT 't', repeat('x', 100) FROM generate_series(1, 10000); ROLLBACK`, pgx.QueryExecModeSimpleProtocol)
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 30*time.Second, "the ring is empty again", func() bool { return one[int64](t, conn, ringBytes) == 0 })
+		eventually(t, "the ring is empty again", func() bool { return one[int64](t, conn, ringBytes) == 0 })
 	})
 }

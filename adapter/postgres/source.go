@@ -75,7 +75,7 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{cfg: cfg, log: cfg.Logger, texts: texts{}, conn: conn, wire: wire,
-		acks: make(chan struct{}, 1)}
+		acks: make(chan struct{}, 1), nap: nap{belt: time.Second}}
 	s.alive, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.work.Go(s.watch)
 	s.session.Lock()

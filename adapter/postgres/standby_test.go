@@ -49,7 +49,7 @@ func TestFrozenReaderIsEvicted(t *testing.T) {
 			if next, err = tryOpen(t, Config{URL: relay, Logger: log.logger()}, ""); err != nil && !errors.Is(err, onewrite.ErrStandby) {
 				t.Fatal(err)
 			}
-			if time.Since(frozen) > 20*time.Second {
+			if time.Since(frozen) > patience {
 				t.Fatal("nobody took over")
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -63,7 +63,7 @@ func TestFrozenReaderIsEvicted(t *testing.T) {
 		readN(t, next, 1)
 		// It thaws: its session is gone, and it says so.
 		s.session.Unlock()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		var err error
 		for err == nil {

@@ -67,13 +67,22 @@ func arrivals(t *testing.T, s *Source) (wait func(payload string, within time.Du
 // asleep waits until the register says that writers have to wake the reader.
 func asleep(t *testing.T, conn *pgx.Conn) {
 	t.Helper()
-	eventually(t, 5*time.Second, "the reader sleeps", func() bool {
+	eventually(t, "the reader sleeps", func() bool {
 		return one[int](t, conn, `SELECT last_value::int FROM onewrite.asleep`) == 2
 	})
 }
 
-// late is what no wake-up may take: well under the belt of a second.
-const late = 200 * time.Millisecond
+// late is what no wake-up may take. The belt, which would find the event of a
+// lost one, is off in these tests: late or never.
+const late = 20 * time.Second
+
+// unbelted opens a source that rests until something wakes it.
+func unbelted(t *testing.T, url string) *Source {
+	t.Helper()
+	s := open(t, url, "")
+	s.nap.belt = time.Hour
+	return s
+}
 
 // summary sorts delays and says what they are.
 func summary(delays []time.Duration) string {
@@ -87,7 +96,7 @@ func summary(delays []time.Duration) string {
 func TestNoWakeUpIsLost(t *testing.T) {
 	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
-		wait := arrivals(t, open(t, url, ""))
+		wait := arrivals(t, unbelted(t, url))
 		conn := dial(t, url)
 		asleep(t, conn)
 		const n = 300
@@ -97,16 +106,13 @@ func TestNoWakeUpIsLost(t *testing.T) {
 			time.Sleep(time.Duration(i%30) * 1500 * time.Microsecond) // the subject of the test, not synchronisation
 			sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
 			start := time.Now()
-			at, ok := wait(payload, 5*time.Second)
+			at, ok := wait(payload, late)
 			if !ok {
-				t.Fatalf("event %d never came", i)
+				t.Fatalf("the wake-up of event %d was lost", i)
 			}
 			delays = append(delays, max(0, at.Sub(start)))
 		}
 		t.Log(summary(delays))
-		if slow := delays[n-1]; slow > late {
-			t.Errorf("a wake-up was lost: %v", slow)
-		}
 	})
 }
 
@@ -115,7 +121,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 func TestCommitAfterTheReaderFellAsleep(t *testing.T) {
 	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
-		wait := arrivals(t, open(t, url, ""))
+		wait := arrivals(t, unbelted(t, url))
 		conn, other := dial(t, url), dial(t, url)
 		const n = 40
 		var delays []time.Duration
@@ -126,7 +132,7 @@ func TestCommitAfterTheReaderFellAsleep(t *testing.T) {
 				for k := range 8 {
 					payload := fmt.Sprint("thick", i, try, k)
 					sql(t, other, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
-					if _, ok := wait(payload, 5*time.Second); !ok {
+					if _, ok := wait(payload, patience); !ok {
 						t.Fatal("nothing came")
 					}
 				}
@@ -140,9 +146,6 @@ func TestCommitAfterTheReaderFellAsleep(t *testing.T) {
 			}
 		}
 		t.Log(summary(delays))
-		if slow := delays[n-1]; slow > late {
-			t.Errorf("a wake-up was lost: %v", slow)
-		}
 	})
 }
 
@@ -154,9 +157,9 @@ func commitLate(t *testing.T, conn, other *pgx.Conn, payload string, i int, wait
 	time.Sleep(time.Duration(i%12) * 10 * time.Millisecond) // the subject of the test
 	sql(t, conn, `COMMIT`)
 	start := time.Now()
-	at, ok := wait(payload, 5*time.Second)
+	at, ok := wait(payload, late)
 	if !ok {
-		t.Fatalf("%s never came", payload)
+		t.Fatalf("the wake-up of %s was lost", payload)
 	}
 	return max(0, at.Sub(start))
 }
@@ -168,10 +171,10 @@ func TestFirstSleepAfterOpen(t *testing.T) {
 		conn := dial(t, url)
 		for _, left := range []int{1, 2} {
 			sql(t, conn, fmt.Sprintf(`SELECT setval('onewrite.asleep', %d)`, left), `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'there before')`)
-			s := open(t, url, "")
+			s := unbelted(t, url)
 			t.Run(fmt.Sprint(left), func(t *testing.T) {
 				wait := arrivals(t, s)
-				if _, ok := wait("there before", 5*time.Second); !ok {
+				if _, ok := wait("there before", patience); !ok {
 					t.Fatal("nothing came")
 				}
 				for i := range 5 {
@@ -179,7 +182,7 @@ func TestFirstSleepAfterOpen(t *testing.T) {
 					payload := fmt.Sprint(left, i)
 					sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '`+payload+`')`)
 					if _, ok := wait(payload, late); !ok {
-						t.Fatalf("event %d took more than %v", i, late)
+						t.Fatalf("the wake-up of event %d was lost", i)
 					}
 				}
 			})
@@ -194,23 +197,20 @@ func TestBellWakes(t *testing.T) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)
-		wait := arrivals(t, open(t, url, ""))
+		wait := arrivals(t, unbelted(t, url))
 		var delays []time.Duration
 		for i := range 40 {
 			time.Sleep(70 * time.Millisecond) // long enough to fall asleep
 			sql(t, conn, fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', '%d')`, i))
 			start := time.Now()
 			outbox.Ring()
-			at, ok := wait(fmt.Sprint(i), 5*time.Second)
+			at, ok := wait(fmt.Sprint(i), late)
 			if !ok {
-				t.Fatal("nothing came")
+				t.Fatalf("bell %d was not heard", i)
 			}
 			delays = append(delays, max(0, at.Sub(start)))
 		}
 		t.Log(summary(delays))
-		if slow := delays[len(delays)-1]; slow > late {
-			t.Errorf("the bell was not heard: %v", slow)
-		}
 	})
 }
 
@@ -223,7 +223,7 @@ func TestBelt(t *testing.T) {
 		wait := arrivals(t, open(t, url, ""))
 		asleep(t, conn)
 		sql(t, conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'x')`)
-		if _, ok := wait("x", 3*time.Second); !ok {
+		if _, ok := wait("x", late); !ok {
 			t.Fatal("not found")
 		}
 	})
@@ -274,7 +274,7 @@ func TestReadEndsWithContext(t *testing.T) {
 			start := time.Now()
 			b, err := s.Read(ctx)
 			cancel()
-			if err == nil || len(b.Events) > 0 || time.Since(start) > after+500*time.Millisecond {
+			if err == nil || len(b.Events) > 0 || time.Since(start) > after+5*time.Second {
 				t.Errorf("after %v: %v, %v, %d events", after, err, time.Since(start), len(b.Events))
 			}
 			if s.conn.IsClosed() {

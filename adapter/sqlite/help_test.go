@@ -82,7 +82,7 @@ func opened(tb testing.TB, path string, pos onewrite.Pos) *Source {
 // read reads until n events came; the first gap met is returned too.
 func read(tb testing.TB, s *Source, n int) (events []onewrite.Event, pos onewrite.Pos, gap *onewrite.Gap) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
 	defer cancel()
 	for len(events) < n {
 		b, err := s.Read(ctx)
@@ -112,15 +112,19 @@ func quiet(tb testing.TB, s *Source) {
 	}
 }
 
+// patience bounds every wait. It says nothing of how fast a thing should be: a
+// busy machine stands still for seconds.
+const patience = 60 * time.Second
+
 // until waits for a condition.
-func until(tb testing.TB, limit time.Duration, what string, cond func() bool) {
+func until(tb testing.TB, what string, cond func() bool) {
 	tb.Helper()
-	deadline := time.Now().Add(limit)
+	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		if time.Now().After(deadline) {
-			tb.Fatalf("not within %v: %s", limit, what)
+			tb.Fatalf("not within %v: %s", patience, what)
 		}
 		<-tick.C
 	}
@@ -134,7 +138,7 @@ func isGapError(err error) bool {
 // isGap expects Read to say that only an operator can go on.
 func isGap(tb testing.TB, s *Source) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
 	defer cancel()
 	for {
 		if _, err := s.Read(ctx); isGapError(err) {

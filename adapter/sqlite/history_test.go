@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/onewrite/onewrite"
 )
@@ -48,7 +47,7 @@ func hasGap(t *testing.T, path string, pos onewrite.Pos, bus string, rows int, w
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		b, err := s.Read(ctx)
 		cancel()
 		_ = s.Close()
@@ -139,7 +138,7 @@ func TestLostBusIsNoticed(t *testing.T) {
 	if err := s.Ack(t.Context(), pos); err != nil {
 		t.Fatal(err)
 	}
-	until(t, 5*time.Second, "deleted", func() bool { return value[int](t, db, "SELECT count(*) FROM onewrite_outbox") == 0 })
+	until(t, "deleted", func() bool { return value[int](t, db, "SELECT count(*) FROM onewrite_outbox") == 0 })
 	exec1(t, db, three)
 	second, pos, _ := read(t, s, 3)
 	_ = s.Close()
@@ -213,7 +212,7 @@ func TestChangesUnderTheReaderAreNoticed(t *testing.T) {
 			_, pos, _ := read(t, s, 3)
 			_ = db.Close()
 			c.damage(t, path, copied)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if b, err := s.Read(ctx); err == nil || ctx.Err() != nil {
 				t.Fatalf("not noticed: %d events, %v", len(b.Events), err)
@@ -234,7 +233,7 @@ func TestSecondReaderFencesTheFirst(t *testing.T) {
 	path := migrated(t, "", MigrateOptions{})
 	s := opened(t, path, "")
 	exec1(t, app(t, path), "UPDATE onewrite_meta SET epoch = epoch + 1")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, err := s.Read(ctx); !errors.Is(err, onewrite.ErrFenced) {
 		t.Error(err)

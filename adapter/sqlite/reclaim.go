@@ -105,6 +105,7 @@ func (r *reclaimer) once() (again bool, err error) {
 	}
 	took := time.Since(start)
 	r.s.longest.Store(max(r.s.longest.Load(), int64(took)))
+	r.s.deletes.Add(1)
 	r.low, r.since = upto, r.since+cost
 	switch {
 	case took > aim:

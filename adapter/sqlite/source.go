@@ -67,6 +67,7 @@ type Source struct {
 	ackWake chan struct{}
 	failed  atomic.Pointer[error] // why the reclaiming ended
 	longest atomic.Int64          // the longest transaction of ours, in ns
+	deletes atomic.Int64          // how many there were
 
 	// All below belongs to the goroutine that calls Read.
 	at          place // the last event handed over

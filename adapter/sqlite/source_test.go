@@ -144,7 +144,7 @@ func TestRestartAnywhere(t *testing.T) {
 		if err := s.Ack(t.Context(), places[at]); err != nil {
 			t.Fatal(err)
 		}
-		until(t, 5*time.Second, "rows deleted", func() bool {
+		until(t, "rows deleted", func() bool {
 			return value[int](t, db, "SELECT coalesce(min(seq), 0) FROM onewrite_outbox") == at+2
 		})
 	}
@@ -202,13 +202,13 @@ func TestReadEndsWithContext(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
-	case <-time.After(2 * time.Second):
+	case <-time.After(patience):
 		t.Error("Read goes on")
 	}
 }
 
-// Acknowledged rows go within 5 s, in transactions of at most 5 ms, whatever
-// their size, while the application writes.
+// Acknowledged rows go by themselves, in short transactions, whatever their size,
+// while the application writes.
 func TestReclaim(t *testing.T) {
 	path := migrated(t, "CREATE TABLE x (a)", MigrateOptions{MaxEvent: 2 << 20})
 	db := app(t, path)
@@ -223,15 +223,17 @@ func TestReclaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	until(t, 5*time.Second, "acknowledged rows deleted", func() bool {
+	until(t, "acknowledged rows deleted", func() bool {
 		exec1(t, db, "INSERT INTO x VALUES (1)")
 		n++
 		return value[int](t, db, "SELECT min(seq) FROM onewrite_outbox") == 8042
 	})
-	longest := time.Duration(s.longest.Load())
-	t.Logf("%v, %d writes of the application meanwhile, longest transaction %v", time.Since(start), n, longest)
-	if longest > 25*time.Millisecond { // 5 ms, and room for a busy machine
-		t.Errorf("a deleting transaction took %v", longest)
+	// How long one takes is the benchmark's to say: that the rows went in many,
+	// and the application's writes between them, is what keeps them short.
+	deletes := s.deletes.Load()
+	t.Logf("%v, %d transactions, %d writes of the application meanwhile, longest %v", time.Since(start), deletes, n, time.Duration(s.longest.Load()))
+	if deletes < 8041/maxBudget+40*244/maxBudget {
+		t.Errorf("only %d deleting transactions", deletes)
 	}
 	if topic := value[string](t, db, "SELECT topic FROM onewrite_outbox"); topic != "kept" {
 		t.Error(topic)
@@ -262,7 +264,7 @@ func TestReclaimWaitsForTheApplication(t *testing.T) {
 	quiet(t, s)
 	quiet(t, s)
 	exec1(t, db, "COMMIT")
-	until(t, 5*time.Second, "row deleted", func() bool { return value[int](t, db, "SELECT count(*) FROM onewrite_outbox") == 0 })
+	until(t, "row deleted", func() bool { return value[int](t, db, "SELECT count(*) FROM onewrite_outbox") == 0 })
 	if err := s.Ack(t.Context(), pos); err != nil {
 		t.Error(err)
 	}

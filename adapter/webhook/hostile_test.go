@@ -167,7 +167,7 @@ func TestHostileServers(t *testing.T) {
 			for range 2 { // the second may find a connection that the first left
 				start := time.Now()
 				n, err := s.Write(context.Background(), []onewrite.Event{order("1")})
-				if took := time.Since(start); took > 10*time.Second {
+				if took := time.Since(start); took > 30*time.Second {
 					t.Errorf("Write took %v", took)
 				}
 				got := ok
@@ -226,7 +226,7 @@ func TestSilentBodyIsNotWaitedFor(t *testing.T) {
 		if _, err := s.Write(context.Background(), []onewrite.Event{order("1")}); !errors.Is(err, want) {
 			t.Errorf("Write = %v, want %v", err, want)
 		}
-		if took := time.Since(start); took > 20*time.Second {
+		if took := time.Since(start); took > 60*time.Second {
 			t.Errorf("Write took %v", took)
 		}
 	}

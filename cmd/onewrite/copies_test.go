@@ -114,7 +114,7 @@ func TestFrozenLeader(t *testing.T) {
 		frozen, before := time.Now(), c.count()
 		b.waitState("ok", "catching-up")
 		c.waitFor(t, before+100)
-		if took := time.Since(frozen); took > 20*time.Second {
+		if took := time.Since(frozen); took > time.Minute {
 			t.Errorf("round %d: the standby took %v", round, took)
 		}
 		if err := a.cmd.Process.Signal(syscall.SIGCONT); err != nil {
