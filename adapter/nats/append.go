@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -116,12 +117,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 		return 0, fmt.Errorf("nats: append for source %s: %w", source, err)
 	}
 	l.known = false // until the answer is there
-	if b.oneByOne(&batch) {
-		err = b.appendFew(ctx, nc, l, &batch)
-	} else {
-		err = b.appendBatch(ctx, nc, l, &batch)
-	}
-	if err != nil {
+	if err := b.store(ctx, nc, l, &batch); err != nil {
 		return 0, err
 	}
 	l.seq += uint64(len(batch.Events))
@@ -130,6 +126,28 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	b.raise(l, l.seq)
 	b.sendWake(nc, source, l.seq)
 	return l.seq, nil
+}
+
+// store sends a batch. A server of a cluster hears of a new stream, and of its
+// new leader, a moment after the others: until then nobody answers, and nothing
+// is stored.
+func (b *Bus) store(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) error {
+	put := b.appendBatch
+	if b.oneByOne(batch) {
+		put = b.appendFew
+	}
+	for pause := 25 * time.Millisecond; ; pause *= 2 {
+		err := put(ctx, nc, l, batch)
+		if !errors.Is(err, natsgo.ErrNoResponders) || b.emb != nil || pause > time.Second {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+		l.calls++ // a late answer is none to the next attempt
+	}
 }
 
 // oneByOne decides how a batch is stored. Several plain messages in flight are
