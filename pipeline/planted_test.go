@@ -17,7 +17,7 @@ func TestPlantedBugs(t *testing.T) {
 		"skip-batch":        "I1",
 		"max-floor":         "I10",
 		"parallel-key":      "I3",
-		"ignore-fence":      "I14 I3 I10",
+		"ignore-fence":      "I14 I3 I9 I10",
 		"followers-flow":    "I3",
 		"no-last-commit":    "I7",
 		"short-write":       "I1 I10",

@@ -18,11 +18,14 @@ const (
 // cannot see; instr finds it.
 const control = `'*[' || char(1) || '-' || char(31) || char(127) || ']*'`
 
+// uuid is the GLOB of a UUID: one comparison costs less than several.
+var uuid = "'" + strings.NewReplacer("h", "[0-9A-Fa-f]").Replace("hhhhhhhh-hhhh-hhhh-hhhh-hhhhhhhhhhhh") + "'"
+
 // outboxTable is written so that SQLite's own words say what is wrong with a
 // row: the name of a constraint is its explanation. Only functions of the core
 // are used, for the application's library has to know them. Row changes are
 // written by our triggers, so most rules pass them by: they cost time.
-const outboxTable = `CREATE TABLE onewrite_outbox (
+var outboxTable = `CREATE TABLE onewrite_outbox (
   seq           INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of commits; never given
   topic         TEXT NOT NULL,
   key           TEXT, -- events of one key arrive in order
@@ -41,16 +44,15 @@ const outboxTable = `CREATE TABLE onewrite_outbox (
   "after"       TEXT,
   CONSTRAINT "seq is given by the database; leave it out" CHECK (seq BETWEEN 1 AND 9000000000000000000),
   CONSTRAINT "topic must be words of letters, digits, _ and - joined by single dots, at most 255 bytes" CHECK (op IS NOT NULL OR
-    typeof(topic) = 'text' AND length(topic) BETWEEN 1 AND 255 AND length(topic) = length(CAST(topic AS BLOB))
-    AND topic NOT GLOB '*[^A-Za-z0-9_.-]*' AND topic NOT GLOB '.*' AND topic NOT GLOB '*.' AND topic NOT GLOB '*..*'),
+    typeof(topic) = 'text' AND length(topic) <= 255 AND length(topic) = length(CAST(topic AS BLOB))
+    AND topic NOT GLOB '*[^A-Za-z0-9_.-]*' AND '.' || topic || '.' NOT GLOB '*..*'),
   CONSTRAINT "key must be text without NUL, at most 1024 bytes" CHECK (key IS NULL OR
     typeof(key) = 'text' AND length(CAST(key AS BLOB)) <= 1024 AND instr(CAST(key AS BLOB), x'00') = 0),
   CONSTRAINT "payload must be text; use payload_bytes for a BLOB" CHECK (typeof(payload) IN ('null', 'text')),
   CONSTRAINT "payload_bytes must be a BLOB; use payload for text" CHECK (typeof(payload_bytes) IN ('null', 'blob')),
   CONSTRAINT "at most one of payload and payload_bytes may be set" CHECK (payload IS NULL OR payload_bytes IS NULL),
   CONSTRAINT "id must be a UUID of 36 characters" CHECK (op IS NOT NULL OR typeof(id) = 'text'
-    AND length(id) = 36 AND length(CAST(id AS BLOB)) = 36 AND id GLOB '????????-????-????-????-????????????'
-    AND length(replace(id, '-', '')) = 32 AND replace(id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'
+    AND length(CAST(id AS BLOB)) = 36 AND id GLOB ` + uuid + `
     AND id <> '00000000-0000-0000-0000-000000000000'),
   CONSTRAINT "type must be text without control characters, at most 255 bytes" CHECK (type IS NULL OR
     typeof(type) = 'text' AND length(CAST(type AS BLOB)) <= 255 AND instr(CAST(type AS BLOB), x'00') = 0
@@ -99,31 +101,41 @@ var reservedHeaders = []string{
 	"partitionkey", "sequence", "txid", "txindex", "txlast", "headers", "content-type",
 }
 
-// guard holds the rules that no CHECK can state: the limit, which changes with
-// the configuration; the names within headers; and that seq was not given, as a
-// number below the cursor would never be read. sqlite_sequence gets its new
-// value at the end of a statement, so here it still tells the one before.
+// The guards hold the rules that no CHECK can state. They are few and short, for
+// SQLite compiles them into every INSERT.
+const (
+	guardName   = "onewrite_outbox_guard"
+	headersName = "onewrite_outbox_headers"
+)
+
+// guard refuses what is above the limit, which changes with the configuration,
+// and a seq that was given, as a number below the cursor would never be read.
+// sqlite_sequence gets its new value at the end of a statement, so here it still
+// tells the one before.
 func guard(maxEvent int) string {
-	const size = `length(CAST(NEW.topic AS BLOB)) + coalesce(length(CAST(NEW.key AS BLOB)), 0) + coalesce(length(CAST(NEW.type AS BLOB)), 0)
-    + coalesce(length(CAST(NEW.payload AS BLOB)), length(NEW.payload_bytes), 0) + coalesce(length(CAST(NEW.headers AS BLOB)), 0)
-    + CASE WHEN coalesce(NEW.payload, NEW.payload_bytes) IS NULL THEN 0 ELSE coalesce(length(NEW.content_type), 0) END`
-	const before = `(SELECT seq FROM sqlite_sequence WHERE name = 'onewrite_outbox')`
-	names := "'" + strings.Join(reservedHeaders, "', '") + "'"
-	return fmt.Sprintf(`CREATE TRIGGER onewrite_outbox_guard AFTER INSERT ON onewrite_outbox
-WHEN NEW.op IS NULL AND (NEW.headers IS NOT NULL OR NEW.seq <= %[2]s OR
-    %[1]s > %[3]d)
+	return fmt.Sprintf(`CREATE TRIGGER onewrite_outbox_guard AFTER INSERT ON onewrite_outbox WHEN NEW.op IS NULL
 BEGIN
-  SELECT RAISE(ABORT, 'onewrite_outbox: seq is given by the database; leave it out') WHERE NEW.seq <= %[2]s;
-  SELECT RAISE(ABORT, 'onewrite_outbox: the event has more than %[3]d bytes; publish a reference to the data, or raise max_event and run: onewrite migrate')
-    WHERE %[1]s > %[3]d;
+  SELECT CASE WHEN NEW.seq <= (SELECT seq FROM sqlite_sequence WHERE name = 'onewrite_outbox')
+    THEN RAISE(ABORT, 'onewrite_outbox: seq is given by the database; leave it out')
+  WHEN length(CAST(NEW.topic AS BLOB)) + coalesce(length(CAST(NEW.key AS BLOB)), 0) + coalesce(length(CAST(NEW.type AS BLOB)), 0)
+    + coalesce(length(CAST(NEW.payload AS BLOB)), length(NEW.payload_bytes), 0) + coalesce(length(CAST(NEW.headers AS BLOB)), 0)
+    + CASE WHEN coalesce(NEW.payload, NEW.payload_bytes) IS NULL THEN 0 ELSE coalesce(length(NEW.content_type), 0) END > %[1]d
+    THEN RAISE(ABORT, 'onewrite_outbox: the event has more than %[1]d bytes; publish a reference to the data, or raise max_event and run: onewrite migrate') END;
+END`, maxEvent)
+}
+
+// headerGuard looks into the headers.
+func headerGuard() string {
+	return fmt.Sprintf(`CREATE TRIGGER onewrite_outbox_headers AFTER INSERT ON onewrite_outbox WHEN NEW.headers IS NOT NULL
+BEGIN
   SELECT RAISE(ABORT, 'onewrite_outbox: two header names differ by case only')
     WHERE (SELECT count(*) <> count(DISTINCT lower(key)) FROM json_each(NEW.headers));
-  SELECT RAISE(ABORT, 'onewrite_outbox: a header name must be 1 to 255 letters, digits and !#$%%&''*+-.^_`+"`"+`|~')
-    FROM json_each(NEW.headers) WHERE key = '' OR length(CAST(key AS BLOB)) > 255 OR key GLOB '*[^-!#$%%&''*+.^_`+"`"+`|~0-9A-Za-z]*';
-  SELECT RAISE(ABORT, 'onewrite_outbox: a header has a name that onewrite sets itself; rename it')
-    FROM json_each(NEW.headers) WHERE lower(key) IN (%[4]s)
-    OR lower(key) GLOB 'ce[-_]*' OR lower(key) GLOB 'nats-*' OR lower(key) GLOB 'onewrite-*' OR lower(key) GLOB 'webhook-*';
-  SELECT RAISE(ABORT, 'onewrite_outbox: a header value must be a string without control characters')
-    FROM json_each(NEW.headers) WHERE type <> 'text' OR value GLOB %[5]s OR instr(lower(NEW.headers), '\u0000');
-END`, size, before, maxEvent, names, control)
+  SELECT CASE WHEN key = '' OR length(CAST(key AS BLOB)) > 255 OR key GLOB '*[^-!#$%%&''*+.^_`+"`"+`|~0-9A-Za-z]*'
+    THEN RAISE(ABORT, 'onewrite_outbox: a header name must be 1 to 255 letters, digits and !#$%%&''*+-.^_`+"`"+`|~')
+  WHEN lower(key) IN (%[1]s) OR lower(key) GLOB 'ce[-_]*' OR lower(key) GLOB 'nats-*' OR lower(key) GLOB 'onewrite-*' OR lower(key) GLOB 'webhook-*'
+    THEN RAISE(ABORT, 'onewrite_outbox: a header has a name that onewrite sets itself; rename it')
+  WHEN type <> 'text' OR value GLOB %[2]s OR instr(lower(NEW.headers), '\u0000')
+    THEN RAISE(ABORT, 'onewrite_outbox: a header value must be a string without control characters') END
+  FROM json_each(NEW.headers);
+END`, "'"+strings.Join(reservedHeaders, "', '")+"'", control)
 }

@@ -240,12 +240,17 @@ func plan(ctx context.Context, c *sql.Conn, o MigrateOptions) ([]step, error) {
 			return nil, err
 		}
 	}
-	const name = "onewrite_outbox_guard"
-	if want := guard(o.maxEvent()); objects[name].sql != want {
-		if objects[name].sql != "" {
-			steps = append(steps, step{"", "DROP TRIGGER " + name})
+	for _, g := range []struct{ name, says, want string }{
+		{guardName, fmt.Sprintf("largest event set to %d bytes", o.maxEvent()), guard(o.maxEvent())},
+		{headersName, "", headerGuard()},
+	} {
+		if objects[g.name].sql == g.want {
+			continue
 		}
-		steps = append(steps, step{fmt.Sprintf("largest event set to %d bytes", o.maxEvent()), want})
+		if objects[g.name].sql != "" {
+			steps = append(steps, step{"", "DROP TRIGGER " + g.name})
+		}
+		steps = append(steps, step{g.says, g.want})
 	}
 	capture, err := planTables(ctx, c, o, objects, current)
 	return append(steps, capture...), err
@@ -283,7 +288,7 @@ func currentLayouts(ctx context.Context, c *sql.Conn) (map[int64]bool, error) {
 // that are missing, and writes the snapshots.
 func planTables(ctx context.Context, c *sql.Conn, o MigrateOptions, objects map[string]object, current map[int64]bool) ([]step, error) {
 	var drops, layouts, creates, snapshots []step
-	wanted := map[string]bool{"onewrite_outbox_guard": true}
+	wanted := map[string]bool{guardName: true, headersName: true}
 	seen := map[string]bool{}
 	for _, name := range o.Tables {
 		t, found, err := describe(ctx, c, name)
