@@ -194,17 +194,17 @@ func (a *api) act(w http.ResponseWriter, r *http.Request, what string, do func(c
 }
 
 func (a *api) replay(w http.ResponseWriter, r *http.Request) {
-	from, err := ParseFrom(r.URL.Query().Get("from"))
+	since := r.URL.Query().Get("from")
+	from, err := ParseFrom(since)
+	if err == nil && (since == "" || from.Now) {
+		err = errors.New("a replay goes back: from must be beginning or a time like 2006-01-02T15:04:05Z")
+	}
 	if err != nil {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
-	if from.Now {
-		fail(w, http.StatusBadRequest, errors.New("a replay goes back: from must be beginning or a time like 2006-01-02T15:04:05Z"))
-		return
-	}
 	destination := r.PathValue("destination")
-	a.Log.Warn("replay asked for", "destination", destination, "since", r.URL.Query().Get("from"), "from", r.RemoteAddr)
+	a.Log.Warn("replay asked for", "destination", destination, "since", since, "from", r.RemoteAddr)
 	if err := a.Control.Replay(r.Context(), destination, from); err != nil {
 		fail(w, http.StatusConflict, err)
 		return

@@ -356,7 +356,7 @@ func TestGarbage(t *testing.T) {
 	c := &control{}
 	s := serve(t, c, "")
 	for path, method := range map[string]string{
-		"/api/replay/audit?from=now": "POST", "/api/replay/audit?from=yesterday": "POST", "/api/replay/audit?from=2026-01-02": "POST",
+		"/api/replay/audit?from=now": "POST", "/api/replay/audit": "POST", "/api/replay/audit?from=yesterday": "POST", "/api/replay/audit?from=2026-01-02": "POST",
 		"/api/replay/audit?from=" + url.QueryEscape("2026-01-02 15:04:05"): "POST",
 		"/api/parked/audit/retry?ref=x":                                    "POST", "/api/parked/audit/retry?ref=-1": "POST", "/api/parked/audit/retry?ref=0": "POST",
 		"/api/parked/audit/skip?ref=x": "POST", "/api/parked/audit/skip?ref=1e3": "POST",

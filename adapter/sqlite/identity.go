@@ -46,7 +46,7 @@ func adopt(ctx context.Context, c *sql.Conn, at place, bus string) (from place, 
 		}
 		gap = &onewrite.Gap{
 			Reason: reason + "; the outbox was read again from its first row, with the same ids; events that were in neither are lost",
-			From:   "seq " + strconv.FormatInt(at.seq+1, 10), To: "seq " + strconv.FormatInt(max(high, at.seq), 10),
+			From:   "the oldest row", To: "seq " + strconv.FormatInt(high, 10),
 		}
 		from.seq, from.id = 0, ""
 		return c.QueryRowContext(ctx, newFile, from.epoch, bus).Scan(&from.file)
