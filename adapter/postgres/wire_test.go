@@ -2,58 +2,28 @@ package postgres
 
 import (
 	"context"
-	"net"
 	"net/url"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/onewrite/onewrite/internal/faultnet"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
-// swallow is a network to a server that, once dark, takes everything, gives
-// nothing and keeps all connections open.
-func swallow(t *testing.T, to string) (addr string, dark *atomic.Bool) {
+// network is a proxy to a server.
+func network(t *testing.T, to string) *faultnet.Proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := faultnet.Listen(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
-	dark = &atomic.Bool{}
-	carry := func(dst, src net.Conn) {
-		defer dst.Close()
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := src.Read(buf)
-			if err != nil {
-				return
-			}
-			if dark.Load() {
-				continue
-			}
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			d, err := net.Dial("tcp", to)
-			if err != nil {
-				_ = c.Close()
-				continue
-			}
-			go carry(d, c)
-			go carry(c, d)
-		}
-	}()
-	return l.Addr().String(), dark
+	t.Cleanup(func() { _ = p.Close() })
+	return p
 }
+
+// dark is a network that takes everything, gives nothing and keeps all
+// connections open.
+var dark = faultnet.Fault{Up: faultnet.Stream{Hold: true}, Down: faultnet.Stream{Hold: true}}
 
 // through returns the URL with another address.
 func through(t *testing.T, base, addr string) string {
@@ -75,10 +45,10 @@ func TestSilentNetwork(t *testing.T) {
 			pg := servers.Postgres(t, 15)
 			base := newOutbox(t, pg, MigrateOptions{})
 			fill(t, dial(t, base), backlog+1, 500)
-			addr, dark := swallow(t, pg.Addr())
-			s := open(t, through(t, base, addr), "")
+			net := network(t, pg.Addr())
+			s := open(t, through(t, base, net.Addr()), "")
 			read(t, s)
-			dark.Store(true)
+			net.Set(dark)
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			defer cancel()
 			start := time.Now()
