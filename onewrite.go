@@ -274,8 +274,9 @@ type Subscription interface {
 	// handed out by now or does not match the topics. Only events that can no
 	// longer vanish are handed out.
 	Read(ctx context.Context) (msgs []Message, upto map[string]uint64, err error)
-	// Pending returns how many matching events Read has not handed out yet.
-	Pending(ctx context.Context) (uint64, error)
+	// Pending returns how many matching events of each log lie above its Floor in
+	// at and in none of its Done spans; a log that at does not name counts whole.
+	Pending(ctx context.Context, at map[string]LogCursor) (uint64, error)
 	// Commit stores the cursor. ErrFenced: another copy owns the destination
 	// now; stop at once.
 	Commit(ctx context.Context, c Cursor) error

@@ -161,20 +161,29 @@ func (t *busTest) onlooker() {
 
 func (t *busTest) pending() {
 	sub := t.subscribe(onewrite.Interest{Name: "d", Sources: []string{"shop", "stock"}, Topics: []string{"want.>", "this"}})
-	t.pendingIs(sub, 0)
+	at := map[string]onewrite.LogCursor{}
+	t.pendingIs(sub, at, 0)
 	pos, _ := t.append("shop", "", t.batch("shop", "want.a", 5))
 	pos, _ = t.append("shop", pos, t.batch("shop", "no", 4))
 	t.append("shop", pos, t.batch("shop", "this", 3))
 	t.append("stock", "", t.batch("stock", "this", 2))
-	t.pendingIs(sub, 10)
+	t.pendingIs(sub, at, 10)
 	t.read(sub, 10)
-	t.pendingIs(sub, 0)
+	t.pendingIs(sub, at, 10) // it is no matter of what Read handed out
+	at["shop"] = onewrite.LogCursor{Floor: 1}
+	t.pendingIs(sub, at, 9)
+	at["shop"] = onewrite.LogCursor{Floor: 1, Done: []onewrite.Span{{From: 3, To: 4}, {From: 8, To: 10}}}
+	t.pendingIs(sub, at, 6)
+	at["stock"] = onewrite.LogCursor{Floor: 2}
+	t.pendingIs(sub, at, 4)
+	at["shop"] = onewrite.LogCursor{Floor: 12}
+	t.pendingIs(sub, at, 0)
 	t.closeSub(sub)
 }
 
-func (t *busTest) pendingIs(sub onewrite.Subscription, want uint64) {
+func (t *busTest) pendingIs(sub onewrite.Subscription, at map[string]onewrite.LogCursor, want uint64) {
 	t.Helper()
-	n, err := sub.Pending(t.ctx)
+	n, err := sub.Pending(t.ctx, at)
 	if err != nil {
 		t.Fatalf("pending: %v", err)
 	}

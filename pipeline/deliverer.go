@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -41,15 +41,18 @@ type deliverer struct {
 	storing   *onewrite.Cursor
 	spans     int
 
-	unread    uint64       // matching events on the bus that the loop has not accepted
-	inHand    atomic.Int64 // of those, the ones that the reader has
-	sampling  chan uint64
+	unread    uint64 // matching events on the bus that the loop has not accepted, when it was last counted
+	accepted  uint64 // events that the loop accepted
+	sampling  chan unread
 	sampled   time.Time
 	published time.Time
 	linger    time.Time // send a short batch not before
 	halted    error     // nothing more is written; errStopped
 	lastError string
 }
+
+// unread is an answer of the bus: n events were not accepted when accepted were.
+type unread struct{ n, accepted uint64 }
 
 // feed is what the reader hands to the loop.
 type feed struct {
@@ -77,7 +80,7 @@ func (d *Delivery) session(ctx context.Context, log *slog.Logger) error {
 		d: d, log: log, sub: sub, finish: finish, cancel: cancel,
 		results: make(chan result, d.Concurrency+1),
 		lanes:   newLanes(), tracks: map[string]*track{},
-		commits: make(chan error, 1), sampling: make(chan uint64, 1),
+		commits: make(chan error, 1), sampling: make(chan unread, 1),
 	}
 	defer r.close()
 	r.cursor, r.epoch = sub.Cursor()
@@ -115,7 +118,6 @@ func (r *deliverer) run(ctx context.Context) error {
 				stopReading(fmt.Errorf("bus: read for %s: %w", r.d.Interest.Name, err))
 				return
 			}
-			r.inHand.Add(int64(len(msgs)))
 			select {
 			case feeds <- feed{msgs, upto}:
 			case <-readCtx.Done():
@@ -161,7 +163,8 @@ func (r *deliverer) loop(ctx context.Context, feeds <-chan feed) error {
 			err = r.answer(res)
 		case err = <-r.commits:
 			err = r.stored(err)
-		case r.unread = <-r.sampling:
+		case u := <-r.sampling:
+			r.unread = u.n - min(u.n, r.accepted-u.accepted)
 		case c := <-r.d.commands:
 			c.done <- c.run(r)
 		case <-timer.C:
@@ -203,11 +206,11 @@ func (r *deliverer) step(now time.Time) (wake time.Time, err error) {
 	}
 	if r.full() && now.Sub(r.sampled) > 500*time.Millisecond {
 		r.sampled = now
+		at, accepted := r.places(), r.accepted
 		r.wg.Go(func() {
-			n, err := r.sub.Pending(r.finish)
-			if err == nil {
+			if n, err := r.sub.Pending(r.finish, at); err == nil {
 				select {
-				case r.sampling <- n:
+				case r.sampling <- unread{n, accepted}:
 				default:
 				}
 			}
@@ -236,7 +239,6 @@ func (r *deliverer) mayWrite(now time.Time) bool {
 
 // accept takes events from the reader.
 func (r *deliverer) accept(f feed) error {
-	r.inHand.Add(-int64(len(f.msgs)))
 	for i := range f.msgs {
 		m := &f.msgs[i]
 		t := r.track(m.Log)
@@ -245,6 +247,8 @@ func (r *deliverer) accept(f feed) error {
 		if !fresh {
 			continue
 		}
+		r.accepted++
+		r.unread -= min(r.unread, 1)
 		l := r.lanes.find(onewrite.Lane{Log: m.Log, Key: m.Key})
 		e := &entry{msg: *m, lane: l}
 		if l.keyed() && (l.parked || l.redo) && planted != "followers-flow" {
@@ -312,9 +316,18 @@ func (r *deliverer) stored(err error) error {
 func (r *deliverer) count() {
 	ctx, cancel := context.WithTimeout(r.finish, 250*time.Millisecond)
 	defer cancel()
-	if n, err := r.sub.Pending(ctx); err == nil {
-		r.unread = n + uint64(max(0, r.inHand.Load()))
+	if n, err := r.sub.Pending(ctx, r.places()); err == nil {
+		r.unread = n
 	}
+}
+
+// places is up to where the loop accepted what is on the bus.
+func (r *deliverer) places() map[string]onewrite.LogCursor {
+	at := make(map[string]onewrite.LogCursor, len(r.tracks))
+	for name, t := range r.tracks {
+		at[name] = onewrite.LogCursor{Floor: t.handed, Done: slices.Clone(t.prior)}
+	}
+	return at
 }
 
 // flush stores the cursor as it is now and waits for it.

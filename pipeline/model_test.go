@@ -167,14 +167,15 @@ func (s *memSub) Read(ctx context.Context) ([]onewrite.Message, map[string]uint6
 	}
 }
 
-func (s *memSub) Pending(context.Context) (uint64, error) {
+func (s *memSub) Pending(_ context.Context, at map[string]onewrite.LogCursor) (uint64, error) {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	var n uint64
 	for _, name := range s.in.Sources {
-		l := s.b.log(name)
-		for o := max(s.next[name], 1); o <= uint64(len(l.events)); o++ {
-			if s.wants(l.events[o-1].Topic) {
+		l, c := s.b.log(name), at[name]
+		for o := c.Floor + 1; o <= uint64(len(l.events)); o++ {
+			inDone := slices.ContainsFunc(c.Done, func(sp onewrite.Span) bool { return sp.From <= o && o <= sp.To })
+			if s.wants(l.events[o-1].Topic) && !inDone {
 				n++
 			}
 		}

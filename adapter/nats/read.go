@@ -232,9 +232,9 @@ func (s *subscription) passed(always bool, wait time.Duration) (map[string]uint6
 	return upto, wait
 }
 
-// Pending counts the matching events that Read has not handed out. With several
-// patterns that overlap in part it may count an event twice, until none is left.
-func (s *subscription) Pending(ctx context.Context) (uint64, error) {
+// Pending counts events; see [onewrite.Subscription]. With several patterns that
+// overlap in part it may count an event twice, until none is left.
+func (s *subscription) Pending(ctx context.Context, at map[string]onewrite.LogCursor) (uint64, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	var in inbox
@@ -245,28 +245,55 @@ func (s *subscription) Pending(ctx context.Context) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		next := r.next.Load()
-		if next > tail {
+		c := at[r.l.source]
+		if c.Floor >= tail {
 			continue
 		}
-		prefix := s.b.subjects(r.l.source)
-		filters := []topicFilter{nil}
-		if len(s.filter) > 0 {
-			filters = filters[:0]
-			for _, p := range s.filter {
-				filters = append(filters, topicFilter{p})
-			}
+		n, err := s.count(ctx, &in, r.l.source, c.Floor+1)
+		for i := 0; i < len(c.Done) && err == nil; i++ {
+			var done uint64
+			done, err = s.countIn(ctx, &in, r.l.source, c.Done[i])
+			n -= min(n, done)
 		}
-		for _, one := range filters {
-			q := query{Seq: next, NextFor: one.subject(prefix), Batch: 1}
-			f, err := s.b.fetch(ctx, &in, s.b.stream(r.l.source), q, func(uint64, *natsgo.Msg) error { return nil })
-			if err != nil {
-				return 0, fmt.Errorf("nats: pending events of source %s: %w", r.l.source, err)
-			}
-			if f.count > 0 {
-				total += f.pending + 1
-			}
+		if err != nil {
+			return 0, fmt.Errorf("nats: pending events of source %s: %w", r.l.source, err)
 		}
+		total += n
 	}
 	return total, nil
+}
+
+// countIn counts the matching events of a span.
+func (s *subscription) countIn(ctx context.Context, in *inbox, source string, span onewrite.Span) (uint64, error) {
+	if len(s.filter) == 0 {
+		return span.To - span.From + 1, nil
+	}
+	n, err := s.count(ctx, in, source, span.From)
+	if err != nil || n == 0 {
+		return 0, err
+	}
+	beyond, err := s.count(ctx, in, source, span.To+1)
+	return n - min(n, beyond), err
+}
+
+// count counts the matching events from an offset on.
+func (s *subscription) count(ctx context.Context, in *inbox, source string, from uint64) (n uint64, err error) {
+	filters := []topicFilter{nil}
+	if len(s.filter) > 0 {
+		filters = filters[:0]
+		for _, p := range s.filter {
+			filters = append(filters, topicFilter{p})
+		}
+	}
+	for _, one := range filters {
+		q := query{Seq: from, NextFor: one.subject(s.b.subjects(source)), Batch: 1}
+		f, err := s.b.fetch(ctx, in, s.b.stream(source), q, func(uint64, *natsgo.Msg) error { return nil })
+		if err != nil {
+			return 0, err
+		}
+		if f.count > 0 {
+			n += f.pending + 1
+		}
+	}
+	return n, nil
 }
