@@ -47,10 +47,12 @@ func identify(ctx context.Context, conn *pgx.Conn, source string) (id identity, 
 // given out. So a server whose register is behind a position went back in time,
 // and one whose register is not has all that was on disk when it was moved: after
 // a failover to a standby that lacks the last moment, reading goes on from there,
-// for the transaction numbers of that moment may be given out again.
+// for the transaction numbers of that moment may be given out again. A large
+// difference of snapshots is safe from that, as the register moved when its
+// reading began, and is read on where it was left.
 // adopt says that rows carry transaction numbers of another history.
 func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewrite.Gap, adopt bool, err error) {
-	fresh := place{system: id.system, line: id.line, epoch: id.epoch + 1, base: 1, bus: busID, from: empty}
+	fresh := place{system: id.system, line: id.line, epoch: id.epoch + 1, base: empty, bus: busID, from: empty}
 	again := func(format string, args ...any) (place, *onewrite.Gap, bool, error) {
 		return fresh, &onewrite.Gap{Reason: fmt.Sprintf(format, args...) + "; every row of the outbox is read again, with the same ids", From: "the oldest row", To: fmt.Sprint("seq ", id.seq)}, adopt, nil
 	}
@@ -89,10 +91,11 @@ func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewr
 		return again("rows of another history were loaded into the outbox")
 	}
 	p.epoch = id.epoch + 1
-	if p.line != id.line {
-		p.line, p.base = id.line, min(p.base, p.from.xmin)
-		p.from, p.to, p.seq = before(p.base), snapshot{}, 0
+	if p.line != id.line && (p.to.text == "" || p.base.text != p.to.short().text) {
+		p.base = p.base.meet(p.from)
+		p.from, p.to, p.seq = p.base, snapshot{}, 0
 	}
+	p.line = id.line
 	return p, nil, false, nil
 }
 

@@ -20,9 +20,37 @@ type snapshot struct {
 // empty is the snapshot that saw nothing.
 var empty = snapshot{text: "1:1:", xmin: 1, xmax: 1}
 
-// before is the snapshot that saw the transactions before x and no other.
-func before(x uint64) snapshot {
-	return snapshot{text: fmt.Sprintf("%d:%d:", x, x), xmin: x, xmax: x}
+// listed bounds the transactions in progress that a position lists a second time.
+const listed = 16
+
+// short returns a snapshot that saw nothing which s did not see, and lists few
+// transactions: of more than listed in progress, all from the one after those on count
+// as such.
+func (s snapshot) short() snapshot {
+	if len(s.xip) <= listed {
+		return s
+	}
+	return of(s.xip[listed], s.xip[:listed])
+}
+
+// meet returns the snapshot that saw what both saw.
+func (s snapshot) meet(t snapshot) snapshot {
+	xmax := min(s.xmax, t.xmax)
+	xip := slices.Concat(s.xip, t.xip)
+	slices.Sort(xip)
+	xip = slices.Compact(xip)
+	n, _ := slices.BinarySearch(xip, xmax)
+	return of(xmax, xip[:n])
+}
+
+// of is the snapshot with that end and those transactions in progress.
+func of(xmax uint64, xip []uint64) snapshot {
+	s := snapshot{xmin: xmax, xmax: xmax, xip: xip}
+	if len(xip) > 0 {
+		s.xmin = xip[0]
+	}
+	s.text = fmt.Sprintf("%d:%d:%s", s.xmin, s.xmax, strings.Trim(s.array(), "{}"))
+	return s
 }
 
 func parseSnapshot(s string) (snapshot, error) {
@@ -68,11 +96,11 @@ func (s snapshot) array() string {
 // visible up to to, everything with a seq up to seq. Without to, seq means
 // nothing.
 type place struct {
-	system uint64 // the cluster's system identifier
-	line   uint64 // a failover and a recovery, of a crash or from a backup, begin a new one
-	epoch  int64  // what the register epoch said, on disk, when it was read
-	base   uint64 // transactions before it had ended when the register was moved
-	bus    string // the bus that stores it
+	system uint64   // the cluster's system identifier
+	line   uint64   // a failover and a recovery, of a crash or from a backup, begin a new one
+	epoch  int64    // what the register epoch said, on disk, when it was read
+	base   snapshot // when the register was moved, or an earlier one
+	bus    string   // the bus that stores it
 	from   snapshot
 	to     snapshot // zero: not inside a page
 	seq    int64
@@ -92,7 +120,7 @@ func (p place) pos() onewrite.Pos {
 	b.WriteByte('/')
 	b.WriteString(strconv.FormatInt(p.epoch, 10))
 	b.WriteByte('/')
-	b.WriteString(strconv.FormatUint(p.base, 10))
+	b.WriteString(p.base.text)
 	b.WriteByte('/')
 	b.WriteString(p.bus)
 	b.WriteByte('/')
@@ -126,7 +154,7 @@ func parsePlace(pos onewrite.Pos) (place, error) {
 	if p.epoch, err = strconv.ParseInt(f[3], 10, 64); err != nil {
 		return place{}, bad
 	}
-	if p.base, err = strconv.ParseUint(f[4], 10, 64); err != nil {
+	if p.base, err = parseSnapshot(f[4]); err != nil {
 		return place{}, bad
 	}
 	p.bus = f[5]

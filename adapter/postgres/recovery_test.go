@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"testing"
+	"time"
 
+	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
@@ -112,6 +114,57 @@ func TestRecoveryBeginsALine(t *testing.T) {
 			pg.Restart(t, true)
 			if line() == was {
 				t.Error("a recovery began no line")
+			}
+		})
+	}
+}
+
+// After a crash only the last moment is read again: also while a transaction is
+// open that is older than all, and in the middle of a backlog.
+func TestCrashRepeatsLittle(t *testing.T) {
+	for _, version := range []int{15, 18} {
+		t.Run(map[int]string{15: "postgres=15", 18: "postgres=18"}[version], func(t *testing.T) {
+			pg := servers.NewPostgres(t, version)
+			url := newOutbox(t, pg, MigrateOptions{})
+			sql(t, dial(t, url), `BEGIN`, `SELECT pg_current_xact_id()`)
+			seen, again := map[string]bool{}, 0
+			read := func(s *Source, n int) (pos onewrite.Pos) {
+				for range n {
+					b := read(t, s)
+					for i := range b.Events {
+						if seen[b.Events[i].ID] {
+							again++
+						}
+						seen[b.Events[i].ID] = true
+					}
+					pos = b.Pos
+				}
+				return pos
+			}
+			all := func(s *Source, n int) (pos onewrite.Pos) {
+				for len(seen) < n {
+					pos = read(s, 1)
+				}
+				return pos
+			}
+			s := open(t, url, "")
+			insertEach(t, url, 300)
+			all(s, 300)
+			s.moved = time.Time{} // as after a second
+			insertEach(t, url, 1)
+			pos := all(s, 301)
+			_ = s.Close()
+			pg.Restart(t, true)
+			s = open(t, url, pos)
+			insertEach(t, url, 1) // now the register need not move for a second
+			all(s, 302)
+			insert(t, url, 5000)
+			pos = all(s, 2302)
+			_ = s.Close()
+			pg.Restart(t, true)
+			all(open(t, url, pos), 5302)
+			if again > 10 {
+				t.Errorf("%d events came again", again)
 			}
 		})
 	}

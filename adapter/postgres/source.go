@@ -237,7 +237,7 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		s.at.from = snap
 		return false, nil
 	}
-	if err := s.settle(ctx, snap, res.lsn); err != nil {
+	if err := s.settle(ctx, snap, res.lsn, res.more); err != nil {
 		return false, err
 	}
 	s.queue, s.ring.dirty = res.rows, true
@@ -256,14 +256,14 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 // an event could be delivered whose transaction the crash undoes.
 //
 // What flushes is a move of the register epoch, which is made once a second at
-// least; see judge.
-func (s *Source) settle(ctx context.Context, snap snapshot, lsn string) error {
-	due := time.Since(s.moved) >= time.Second
+// least, and before a large difference is read; see judge.
+func (s *Source) settle(ctx context.Context, snap snapshot, lsn string, large bool) error {
+	due := large || time.Since(s.moved) >= time.Second
 	var epoch *int64
 	err := s.conn.QueryRow(ctx, `SELECT CASE WHEN $1 OR pg_current_wal_flush_lsn() < $2::text::pg_lsn THEN setval('onewrite.epoch', $3) END`,
 		due, lsn, s.at.epoch+1).Scan(&epoch)
 	if err == nil && epoch != nil {
-		s.moved, s.at.epoch, s.at.base = time.Now(), *epoch, snap.xmin
+		s.moved, s.at.epoch, s.at.base = time.Now(), *epoch, snap.short()
 	}
 	return explain(err)
 }

@@ -82,6 +82,23 @@ type checker struct {
 	keyed   map[uint32]int // events of each key
 	whole   map[uint64]int // events of each transaction
 	restart int            // faults after which something may come again
+	reread  []reread       // in the order of time
+}
+
+// reread allows the source to have read n events again from a moment on.
+type reread struct {
+	at int64
+	n  int
+}
+
+// slack is how many events of the source may be repeats at a moment.
+func (c *checker) slack(at int64) (n uint64) {
+	for _, r := range c.reread {
+		if r.at <= at {
+			n += uint64(r.n)
+		}
+	}
+	return n
 }
 
 // part names an event.
@@ -187,6 +204,7 @@ func (c *checker) faults(dir string) error {
 		n := max(1, f.Times)
 		c.Faults[f.Kind] += n
 		c.restart += n
+		c.reread = append(c.reread, reread{f.At, f.Again})
 	})
 }
 

@@ -100,7 +100,8 @@ type Fault struct {
 	Kind  string `json:"kind"`
 	Times int    `json:"times,omitempty"` // how often within that time; 0 is once
 	On    string `json:"on,omitempty"`
-	Proof string `json:"proof"` // what was seen of its effect; empty: it had none
+	Proof string `json:"proof"`           // what was seen of its effect; empty: it had none
+	Again int    `json:"again,omitempty"` // events that the source may read again for it
 }
 
 // Run says what kind of storm it was, and what has to be in it so that a green

@@ -285,6 +285,10 @@ var spoils = []struct {
 	{"I13", "at rest one is missing", func(t *rapid.T, s *tale) { s.change("db", 10, func(d *SinkState) { d.Delivered-- }) }},
 	{"I13", "at rest one is pending", func(t *rapid.T, s *tale) { s.change("db", 10, func(d *SinkState) { d.Delivered--; d.Pending++ }) }},
 	{"I13", "what was set aside came", func(t *rapid.T, s *tale) { s.run.Parked = map[string][]string{"db": {some(t, s.truth).ID}} }},
+	{"I13", "more read again than the crash allows", func(t *rapid.T, s *tale) {
+		s.faults = append(s.faults, Fault{At: 9 * second, Kind: "crash", Proof: "p", Again: 2})
+		s.samples[10].Events += 3
+	}},
 	{"I14", "two own one epoch", func(t *rapid.T, s *tale) { s.change("db", 8, func(d *SinkState) { d.Epoch = 1 }) }},
 	{"I14", "the old owner goes on", func(t *rapid.T, s *tale) { s.arrived["db"][0].Copy = 2; s.arrived["db"][1].Copy = 1; s.uniq("db") }},
 	{"V1", "too few", func(t *rapid.T, s *tale) { s.run.Floors.Committed = 1000 }},

@@ -28,8 +28,11 @@ func newArchive(s *storm) *archive {
 	return &archive{s: s, file: file}
 }
 
-func (a *archive) name() string       { return "archive" }
-func (a *archive) kind() history.Kind { return history.Kind{Ordered: true} }
+func (a *archive) name() string { return "archive" }
+
+// kind: the numbers of SQLite are given in the order of commits, PostgreSQL's are
+// not.
+func (a *archive) kind() history.Kind { return history.Kind{Ordered: !a.s.db.postgres()} }
 func (a *archive) yaml() string       { return "{type: file, path: " + strconv.Quote(a.file) + "}" }
 func (a *archive) close() error       { return nil }
 

@@ -33,12 +33,16 @@ func (s *storm) torment(ctx context.Context, written <-chan error) error {
 			return ctx.Err()
 		case <-time.After(time.Duration(s.rng.IntN(400)) * time.Millisecond): // where in the work it strikes
 		}
-		at := s.now()
+		at, again := s.now(), s.pace.recent(s.committed.Load()+s.doubtful.Load())
 		proof, err := d.do(ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.kind, err)
 		}
-		s.faults.Add(&history.Fault{At: at, Until: s.now(), Kind: d.kind, On: "onewrite", Proof: proof})
+		f := &history.Fault{At: at, Until: s.now(), Kind: d.kind, On: "onewrite", Proof: proof}
+		if d.kind == "crash" {
+			f.On, f.Again = "postgres", again
+		}
+		s.faults.Add(f)
 		s.say("%3d of %d  %-8s %s; %d events committed", i+1, len(deeds), d.kind, proof, s.committed.Load())
 	}
 	s.labels.hit("tormented")

@@ -2,6 +2,7 @@ package storm
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/onewrite/onewrite/torture/history"
@@ -47,4 +48,32 @@ func (s *storm) takeSample() {
 		}
 	}
 	s.samples.Add(out)
+	s.pace.note(out.At, s.committed.Load())
+}
+
+// pace remembers how much was committed in the last two seconds: after a crash
+// of the database onewrite reads the last moment again.
+type pace struct {
+	mu    sync.Mutex
+	at    []int64
+	count []int64
+}
+
+func (p *pace) note(at, count int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at, p.count = append(p.at, at), append(p.count, count)
+	for len(p.at) > 1 && at-p.at[1] > int64(2*time.Second) {
+		p.at, p.count = p.at[1:], p.count[1:]
+	}
+}
+
+// recent returns how many of count are of the last two seconds.
+func (p *pace) recent(count int64) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.count) == 0 {
+		return int(count)
+	}
+	return int(count - p.count[0])
 }

@@ -60,6 +60,7 @@ type storm struct {
 	aborted   atomic.Int64
 	restarts  atomic.Int64
 	labels    labels
+	pace      pace
 }
 
 // sink is an independent client that records what arrives.
