@@ -85,7 +85,7 @@ recorded stays in --dir. The exit code is 0 if every law held, else 1.`,
 
 func checkCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "check DIR", Short: "Judge a run that was recorded", Args: cobra.ExactArgs(1), Example: "  torture check /tmp/onewrite-torture/20260102-150405",
+		Use: "check DIR", Short: "Judge a run that was recorded", Args: cobra.ExactArgs(1), Example: "  torture check storms/20260102-150405",
 		RunE: func(_ *cobra.Command, args []string) error {
 			r, err := history.Check(args[0])
 			if err != nil {
