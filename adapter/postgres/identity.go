@@ -16,6 +16,7 @@ type identity struct {
 	xmax     uint64 // next transaction
 	seq      int64  // last number given out
 	epoch    int64  // what the register says
+	freed    int64  // greatest number among what was confirmed and truncated
 	database uint32 // the database's oid
 	bus      string // recorded for this source; "" if none
 	recorded uint64 // the system identifier recorded with it
@@ -29,12 +30,12 @@ func identify(ctx context.Context, conn *pgx.Conn, source string) (id identity, 
 	err = conn.QueryRow(ctx, `SELECT (SELECT system_identifier FROM pg_control_system()),
 		('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint
 			+ coalesce((SELECT (extract(epoch FROM stats_reset) * 1000000)::bigint FROM pg_stat_bgwriter), 0), -- a recovery drops the statistics
-		pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (SELECT last_value FROM onewrite.seq), (SELECT last_value FROM onewrite.epoch),
+		pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (SELECT last_value FROM onewrite.seq), (SELECT last_value FROM onewrite.epoch), (SELECT last_value FROM onewrite.freed),
 		coalesce((SELECT bus_id FROM onewrite.bus WHERE source = $1), ''), coalesce((SELECT system_identifier FROM onewrite.bus WHERE source = $1), 0),
 		(SELECT oid FROM pg_database WHERE datname = current_database()), coalesce((SELECT database FROM onewrite.bus WHERE source = $1), 0),
 		coalesce((SELECT valid_from FROM onewrite.bus WHERE source = $1), 0),
 		EXISTS (SELECT FROM onewrite.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))`, source).
-		Scan(&system, &line, &id.xmax, &id.seq, &id.epoch, &id.bus, &recorded, &id.database, &id.where, &id.valid, &id.future)
+		Scan(&system, &line, &id.xmax, &id.seq, &id.epoch, &id.freed, &id.bus, &recorded, &id.database, &id.where, &id.valid, &id.future)
 	id.system, id.line, id.recorded = uint64(system), uint64(line), uint64(recorded)
 	return id, explain(err)
 }
@@ -52,7 +53,7 @@ func identify(ctx context.Context, conn *pgx.Conn, source string) (id identity, 
 // reading began, and is read on where it was left.
 // adopt says that rows carry transaction numbers of another history.
 func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewrite.Gap, adopt bool, err error) {
-	fresh := place{system: id.system, line: id.line, epoch: id.epoch + 1, base: empty, bus: busID, from: empty}
+	fresh := place{system: id.system, line: id.line, epoch: id.epoch + 1, base: empty, bus: busID, from: empty, top: id.freed}
 	again := func(format string, args ...any) (place, *onewrite.Gap, bool, error) {
 		return fresh, &onewrite.Gap{Reason: fmt.Sprintf(format, args...) + "; every row of the outbox is read again, with the same ids", From: "the oldest row", To: fmt.Sprint("seq ", id.seq)}, adopt, nil
 	}
@@ -64,6 +65,8 @@ func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewr
 			return again("the outbox was carried here from another cluster or database (system identifier %d, database %d; here %d, %d)", id.recorded, id.where, id.system, id.database)
 		case id.bus != "" && id.bus != busID:
 			return again("the bus is new: this outbox was read into bus %s before, which is lost or was exchanged", id.bus)
+		case id.freed > 0:
+			return again("the bus has lost its log of this source, with events up to seq %d that it had confirmed and that were deleted from the outbox for it", id.freed)
 		}
 		return fresh, nil, adopt, nil
 	}
@@ -91,12 +94,19 @@ func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewr
 		return again("rows of another history were loaded into the outbox")
 	}
 	p.epoch = id.epoch + 1
+	if p.top < id.freed {
+		gap = &onewrite.Gap{
+			Reason: "the bus does not have events that it confirmed and that were deleted from the outbox for it: an older copy of it was put back; destinations that had not got them yet miss them",
+			From:   fmt.Sprint("seq ", p.top+1), To: fmt.Sprint("seq ", id.freed),
+		}
+		p.top = id.freed
+	}
 	if p.line != id.line && (p.to.text == "" || p.base.text != p.to.short().text) {
 		p.base = p.base.meet(p.from)
 		p.from, p.to, p.seq = p.base, snapshot{}, 0
 	}
 	p.line = id.line
-	return p, nil, false, nil
+	return p, gap, false, nil
 }
 
 // record notes which bus reads this outbox, if that is news, and after a gap that

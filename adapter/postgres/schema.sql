@@ -8,7 +8,8 @@ CREATE SEQUENCE onewrite.seq CACHE 1;
 CREATE SEQUENCE onewrite.slot MINVALUE 0;   -- the leaf that inserts go to
 CREATE SEQUENCE onewrite.asleep;            -- 2: the relay sleeps and wants a NOTIFY
 CREATE SEQUENCE onewrite.epoch;             -- grows with what the relay reads
-SELECT setval('onewrite.slot', 0), setval('onewrite.asleep', 1), setval('onewrite.epoch', 1);
+CREATE SEQUENCE onewrite.freed MINVALUE 0;  -- the greatest number among what was confirmed and truncated
+SELECT setval('onewrite.slot', 0), setval('onewrite.asleep', 1), setval('onewrite.epoch', 1), setval('onewrite.freed', 0);
 
 -- What a row must be to be delivered. One function instead of a CHECK a rule:
 -- PostgreSQL parses and prepares each CHECK anew for each statement, which made an

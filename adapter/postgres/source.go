@@ -122,7 +122,7 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 		}
 	}
 	valid := id.valid
-	if gap != nil {
+	if gap != nil && start.from.text == empty.text { // all is read again
 		valid = start.epoch
 	}
 	if err := record(ctx, s.conn, s.cfg.Name, id, s.cfg.BusID, valid); err != nil {

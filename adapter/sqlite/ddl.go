@@ -75,10 +75,11 @@ const metaTable = `CREATE TABLE onewrite_meta (
   version INTEGER NOT NULL, -- of these tables
   file    TEXT NOT NULL,    -- the identity of this history; changed when it breaks
   epoch   INTEGER NOT NULL, -- counts the times it was opened for reading
-  bus     TEXT NOT NULL     -- the bus that got the events, '' if none has yet
+  bus     TEXT NOT NULL,    -- the bus that got the events, '' if none has yet
+  freed   INTEGER NOT NULL  -- events up to this seq were confirmed and deleted
 )`
 
-const metaRow = `INSERT INTO onewrite_meta (one, version, file, epoch, bus) VALUES (1, 1, lower(hex(randomblob(16))), 0, '')`
+const metaRow = `INSERT INTO onewrite_meta (one, version, file, epoch, bus, freed) VALUES (1, 1, lower(hex(randomblob(16))), 0, '', 0)`
 
 // layoutTable tells how to read the images. A layout is never changed or
 // removed: rows that were written with it may wait for the relay.

@@ -25,8 +25,8 @@ const highWater = `SELECT max(coalesce((SELECT max(seq) FROM onewrite_outbox), 0
 func adopt(ctx context.Context, c *sql.Conn, at place, bus string) (from place, gap *onewrite.Gap, err error) {
 	err = immediate(ctx, c, func() error {
 		var file, known string
-		var epoch, high int64
-		if err := c.QueryRowContext(ctx, "SELECT file, epoch, bus FROM onewrite_meta").Scan(&file, &epoch, &known); err != nil {
+		var epoch, high, freed int64
+		if err := c.QueryRowContext(ctx, "SELECT file, epoch, bus, freed FROM onewrite_meta").Scan(&file, &epoch, &known, &freed); err != nil {
 			return err
 		}
 		if err := c.QueryRowContext(ctx, highWater).Scan(&high); err != nil {
@@ -41,6 +41,13 @@ func adopt(ctx context.Context, c *sql.Conn, at place, bus string) (from place, 
 		}
 		from = place{file: file, epoch: max(epoch, at.epoch) + 1, seq: at.seq, id: at.id}
 		if reason == "" {
+			if at.seq < freed {
+				gap = &onewrite.Gap{
+					Reason: "the bus does not have events that it confirmed and that were deleted from the outbox for it: its log was removed, or an older copy of it was put back; destinations that had not got them yet miss them",
+					From:   "seq " + strconv.FormatInt(at.seq+1, 10), To: "seq " + strconv.FormatInt(freed, 10),
+				}
+				from.seq, from.id = freed, ""
+			}
 			_, err = c.ExecContext(ctx, "UPDATE onewrite_meta SET epoch = ?, bus = ?", from.epoch, bus)
 			return err
 		}

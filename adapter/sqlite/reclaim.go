@@ -97,6 +97,9 @@ func (r *reclaimer) once() (again bool, err error) {
 	}
 	start := time.Now()
 	if _, err = r.s.writer.ExecContext(ctx, "DELETE FROM onewrite_outbox WHERE seq > ? AND seq <= ?", r.low, upto); err == nil {
+		_, err = r.s.writer.ExecContext(ctx, "UPDATE onewrite_meta SET freed = max(freed, ?)", upto)
+	}
+	if err == nil {
 		_, err = r.s.writer.ExecContext(ctx, "COMMIT")
 	}
 	if err != nil {
