@@ -242,6 +242,9 @@ type Cursor struct {
 	Delivered uint64 `json:"delivered"`
 	Skipped   uint64 `json:"skipped"`
 	Filtered  uint64 `json:"filtered"`
+	// Settled are refs of parked entries that count as delivered or skipped
+	// already and are about to be forgotten.
+	Settled []uint64 `json:"settled,omitempty"`
 }
 
 // Parked is an event that a destination refused, or that waits behind one.

@@ -61,6 +61,8 @@ type Reload struct {
 	Added   []string `json:"added"`
 	Removed []string `json:"removed"`
 	Changed []string `json:"changed"`
+	// Started names the destinations that had stopped and were started again.
+	Started []string `json:"started"`
 	// Restart names the settings that changed but need a restart.
 	Restart  []string `json:"restart_needed"`
 	Warnings []string `json:"warnings"`

@@ -45,6 +45,7 @@ type deliverer struct {
 	accepted  uint64 // events that the loop accepted
 	sampling  chan unread
 	sampled   time.Time
+	mute      time.Time // since when the bus does not answer a count; zero: it does
 	published time.Time
 	linger    time.Time // send a short batch not before
 	halted    error     // nothing more is written; errStopped
@@ -249,6 +250,10 @@ func (r *deliverer) accept(f feed) error {
 		}
 		r.accepted++
 		r.unread -= min(r.unread, 1)
+		if _, parked := r.lot.at[place{m.Log, m.Offset}]; parked && planted != "parked-again" {
+			t.finish(m.Offset) // the last owner died between the lot and the cursor
+			continue
+		}
 		l := r.lanes.find(onewrite.Lane{Log: m.Log, Key: m.Key})
 		e := &entry{msg: *m, lane: l}
 		if l.keyed() && (l.parked || l.redo) && planted != "followers-flow" {
@@ -281,6 +286,7 @@ func (r *deliverer) track(log string) *track {
 // store commits the cursor in the background; stored takes the answer.
 func (r *deliverer) store(now time.Time) {
 	c := r.cursor
+	c.Settled = slices.Clone(c.Settled)
 	c.Logs = make(map[string]onewrite.LogCursor, len(r.tracks))
 	r.spans = 0
 	for name, t := range r.tracks {
@@ -316,10 +322,22 @@ func (r *deliverer) stored(err error) error {
 func (r *deliverer) count() {
 	ctx, cancel := context.WithTimeout(r.finish, 250*time.Millisecond)
 	defer cancel()
-	if n, err := r.sub.Pending(ctx, r.places()); err == nil {
-		r.unread = n
+	n, err := r.sub.Pending(ctx, r.places())
+	switch {
+	case err == nil:
+		r.unread, r.mute = n, time.Time{}
+	case r.mute.IsZero():
+		r.mute = time.Now()
 	}
 }
+
+// silent reports whether the bus has not answered for so long that it must be
+// said.
+func (r *deliverer) silent(now time.Time) bool {
+	return !r.mute.IsZero() && now.Sub(r.mute) > silence || r.storing != nil && now.Sub(r.committed) > silence
+}
+
+var errSilent = fmt.Errorf("the bus has not answered for %v; is its server or its disk stalled?", silence)
 
 // places is up to where the loop accepted what is on the bus.
 func (r *deliverer) places() map[string]onewrite.LogCursor {
@@ -349,12 +367,14 @@ func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 	switch {
 	case r.halted != nil:
 		state, r.lastError = Stopped, r.halted.Error()
+	case r.silent(now):
+		state, r.lastError = Waiting, errSilent.Error()
 	case r.health.down() || r.sink == nil && r.health.failures > 0:
 		state = Waiting
 	case pending > 1000:
 		state = CatchingUp
 	}
-	if r.halted == nil && r.health.failing == 0 && (r.sink != nil || r.health.failures == 0) {
+	if r.halted == nil && !r.silent(now) && r.health.failing == 0 && (r.sink != nil || r.health.failures == 0) {
 		r.lastError = ""
 	}
 	var lag time.Duration

@@ -219,12 +219,19 @@ func (d *Delivery) Run(ctx context.Context) error {
 	}
 }
 
+// silence is how long the bus may leave a question open before the status says
+// so.
+const silence = 5 * time.Second
+
 // errStopped halts a delivery: an operator has to look.
 var errStopped = errors.New("stopped")
 
 func (d *Delivery) note(log *slog.Logger, err error) {
 	d.mu.Lock()
 	fresh := d.status.LastError != err.Error()
+	if errors.Is(err, onewrite.ErrStandby) || errors.Is(err, onewrite.ErrFenced) {
+		d.status = DeliveryStatus{} // the numbers are those of another copy now
+	}
 	d.status.State, d.status.LastError = Waiting, err.Error()
 	d.mu.Unlock()
 	if !fresh {

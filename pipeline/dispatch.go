@@ -173,7 +173,7 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 	case errors.Is(err, onewrite.ErrFenced):
 		return err
 	case errors.Is(err, onewrite.ErrGone):
-		r.halt(fmt.Errorf("%w: %w; fix the destination and restart onewrite, or remove it and run onewrite reload --forget %s", errStopped, err, r.d.Interest.Name))
+		r.halt(fmt.Errorf("%w: %w; fix the destination and run onewrite reload, or remove it and run onewrite reload --forget %s", errStopped, err, r.d.Interest.Name))
 		return nil
 	}
 	if len(rest) > 1 {

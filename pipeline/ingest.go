@@ -36,6 +36,7 @@ type Ingest struct {
 	marks     marks
 	confirmed uint64
 	wake      chan struct{} // holds one token when confirmed moved
+	asked     time.Time     // since when an append is under way; zero: none is
 }
 
 // IngestStatus is a snapshot of an Ingest.
@@ -57,6 +58,9 @@ func (in *Ingest) Status() IngestStatus {
 	s := in.status
 	if s.State == "" {
 		s.State = Waiting
+	}
+	if !in.asked.IsZero() && time.Since(in.asked) > silence && s.State != Stopped {
+		s.State, s.LastError, s.Lag = Waiting, errSilent.Error(), time.Since(in.asked)
 	}
 	return s
 }
@@ -244,7 +248,16 @@ func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Po
 func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b onewrite.Batch) (uint64, error) {
 	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
+	in.ask(time.Now())
+	defer in.ask(time.Time{})
 	return in.Bus.Append(finish, in.Name, prev, b)
+}
+
+// ask notes since when the bus owes an answer.
+func (in *Ingest) ask(since time.Time) {
+	in.mu.Lock()
+	in.asked = since
+	in.mu.Unlock()
 }
 
 // appended records a stored batch.

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -11,6 +12,7 @@ import (
 // lot is what a deliverer knows of its parking lot.
 type lot struct {
 	places map[uint64]place    // the parked entries, and where each stood on the bus
+	at     map[place]struct{}  // those places
 	loaded map[uint64]struct{} // refs of those loaded to be delivered again
 	sweep  bool                // all entries are being loaded, as there is room
 	swept  uint64              // up to this ref
@@ -34,11 +36,31 @@ func (l *lot) below(log string, floor uint64) uint64 {
 	return floor
 }
 
+// add notes a parked entry, drop forgets it.
+func (l *lot) add(ref uint64, p place) {
+	l.places[ref] = p
+	l.at[p] = struct{}{}
+}
+
+func (l *lot) drop(ref uint64) {
+	delete(l.at, l.places[ref])
+	delete(l.places, ref)
+}
+
 const page = 500
 
-// loadLot counts the parked entries and holds the lanes that they hold.
+// loadLot counts the parked entries and holds the lanes that they hold. Entries
+// that the last owner had counted, and died before it forgot them, are forgotten
+// now.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.loaded, r.lot.places = map[uint64]struct{}{}, map[uint64]place{}
+	r.lot.loaded, r.lot.places, r.lot.at = map[uint64]struct{}{}, map[uint64]place{}, map[place]struct{}{}
+	for _, ref := range r.cursor.Settled {
+		if err := r.sub.Unpark(ctx, ref); err != nil {
+			return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
+		}
+		r.dirty = true
+	}
+	r.cursor.Settled = nil
 	for after := uint64(0); ; {
 		list, err := r.sub.Parked(ctx, after, page, nil)
 		if err != nil {
@@ -47,7 +69,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 		for i := range list {
 			p := &list[i]
 			after = p.Ref
-			r.lot.places[p.Ref] = place{p.Message.Log, p.Message.Offset}
+			r.lot.add(p.Ref, place{p.Message.Log, p.Message.Offset})
 			id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
 			if p.Holds {
 				r.lanes.find(id).parked = true
@@ -63,7 +85,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 // e is the first of its lane.
 func (r *deliverer) poison(e *entry, cause error) error {
 	if r.d.OnReject == Stop {
-		r.halt(fmt.Errorf("%w at event %s (on_reject: stop): %w; fix the destination or the event's cause and start again, or set on_reject: park-key", errStopped, e.msg.ID, cause))
+		r.halt(fmt.Errorf("%w at event %s (on_reject: stop): %w; fix the destination or the event's cause and run onewrite reload, or set on_reject: park-key and reload", errStopped, e.msg.ID, cause))
 		return nil
 	}
 	l := e.lane
@@ -105,7 +127,7 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 	r.health.settled(e)
 	r.track(e.msg.Log).finish(e.msg.Offset)
 	r.dirty = true
-	r.lot.places[ref] = place{e.msg.Log, e.msg.Offset}
+	r.lot.add(ref, place{e.msg.Log, e.msg.Offset})
 	if r.d.Observe.Parked != nil {
 		r.d.Observe.Parked(r.d.Interest.Name, e.msg.ID, reason, behind)
 	}
@@ -205,18 +227,21 @@ func (r *deliverer) refill(l *lane) error {
 // redelivered forgets a parked entry whose delivery is done.
 func (r *deliverer) redelivered(e *entry) error {
 	delete(r.lot.loaded, e.ref)
-	// Counted as delivered, durably, before it is forgotten as parked.
-	if err := r.flush(); err != nil {
-		return err
-	}
 	return r.forget(e.lane, e.ref)
 }
 
+// forget drops a parked entry that is delivered or skipped: counted as such,
+// durably, before it is gone from the lot, and by its ref in one of the two only.
 func (r *deliverer) forget(l *lane, ref uint64) error {
+	r.cursor.Settled = append(r.cursor.Settled, ref)
+	if err := r.flush(); err != nil {
+		return err
+	}
 	if err := r.sub.Unpark(r.finish, ref); err != nil {
 		return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
 	}
-	delete(r.lot.places, ref)
+	r.lot.drop(ref)
+	r.cursor.Settled = slices.DeleteFunc(r.cursor.Settled, func(s uint64) bool { return s == ref })
 	r.dirty = true
 	if l.redo && len(l.queue) == 0 {
 		return r.refill(l)

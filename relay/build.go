@@ -17,11 +17,11 @@ import (
 )
 
 // openBus opens the embedded or the external bus.
-func openBus(ctx context.Context, cfg *Config, log *slog.Logger) (*nats.Bus, error) {
+func openBus(ctx context.Context, cfg *Config, log *slog.Logger, vanished func(destination, source string, from, to uint64)) (*nats.Bus, error) {
 	b := cfg.Bus
 	c := nats.Config{
 		Dir: b.Dir, URL: b.URL.Reveal(), Name: b.Name, Creds: b.Creds, NKey: b.NKey, User: b.User, Password: b.Password.Reveal(),
-		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent), Logger: log,
+		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent), Logger: log, Vanished: vanished,
 	}
 	if c.URL != "" {
 		c.Dir = ""
@@ -54,7 +54,7 @@ func opened[S onewrite.Source](s S, err error) (onewrite.Source, error) {
 
 // newDelivery builds the delivery of a destination: how many writes at once and
 // how much in each follows from what its sink can do.
-func newDelivery(name string, c config.Destination, sources []string, log *slog.Logger) *pipeline.Delivery {
+func newDelivery(name string, c config.Destination, bus config.Bus, sources []string, log *slog.Logger) *pipeline.Delivery {
 	from, _ := c.Start() // the configuration was validated
 	d := &pipeline.Delivery{
 		Interest: onewrite.Interest{Name: name, Sources: sources, Topics: c.Topics, From: from},
@@ -88,7 +88,7 @@ func newDelivery(name string, c config.Destination, sources []string, log *slog.
 			if err != nil {
 				return nil, err
 			}
-			return openedSink(nats.NewSink(ctx, natsSink(c, t, log)))
+			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
 		}
 	}
 	return d
@@ -112,6 +112,10 @@ func webhookConfig(c config.Destination, t *tls.Config, log *slog.Logger) webhoo
 	return w
 }
 
-func natsSink(c config.Destination, t *tls.Config, log *slog.Logger) nats.SinkConfig {
-	return nats.SinkConfig{URL: c.URL.Reveal(), Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password.Reveal(), TLS: t, Subject: c.Subject, Core: c.Core, Logger: log}
+func natsSink(name string, c config.Destination, bus config.Bus, t *tls.Config, log *slog.Logger) nats.SinkConfig {
+	s := nats.SinkConfig{URL: c.URL.Reveal(), Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password.Reveal(), TLS: t, Subject: c.Subject, Core: c.Core, Logger: log, Destination: name}
+	if nats.SameServer(c.URL.Reveal(), bus.URL.Reveal()) {
+		s.Reserved = bus.Name
+	}
+	return s
 }

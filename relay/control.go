@@ -195,7 +195,8 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	if err := r.mayGo(diff.Removed, forget); err != nil {
 		return dashboard.Reload{}, err
 	}
-	for _, name := range slices.Concat(diff.Removed, diff.Changed) {
+	report.Started = r.stopped(slices.Concat(diff.Removed, diff.Changed))
+	for _, name := range slices.Concat(diff.Removed, diff.Changed, report.Started) {
 		if d, err := r.destination(name); err == nil {
 			d.halt()
 		}
@@ -203,7 +204,7 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	if err := r.forgetAll(diff.Removed, forget); err != nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		for _, name := range slices.Concat(diff.Removed, diff.Changed) {
+		for _, name := range slices.Concat(diff.Removed, diff.Changed, report.Started) {
 			r.startDestination(name, r.cfg.Destinations[name])
 		}
 		return dashboard.Reload{}, fmt.Errorf("%w: %w; try again when the bus answers", errNothingChanged, err)
@@ -213,7 +214,7 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	for _, name := range diff.Removed {
 		delete(r.destinations, name)
 	}
-	for _, name := range slices.Concat(diff.Changed, diff.Added) {
+	for _, name := range slices.Concat(diff.Changed, diff.Added, report.Started) {
 		r.startDestination(name, fresh.Destinations[name])
 	}
 	next := *r.cfg
@@ -221,6 +222,20 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	r.cfg = &next
 	r.log.Info("configuration reloaded", "added", diff.Added, "removed", diff.Removed, "changed", diff.Changed, "restart_needed", diff.RestartNeeded)
 	return report, nil
+}
+
+// stopped returns the destinations that an event or an answer stopped, but those
+// that are dealt with anyway: a reload starts them again.
+func (r *Relay) stopped(but []string) (names []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, d := range r.destinations {
+		if !slices.Contains(but, name) && d.Status().State == pipeline.Stopped {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // nothingToForget returns a warning for each destination that is not forgotten: the

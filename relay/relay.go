@@ -119,7 +119,7 @@ func (r *Relay) Handler() http.Handler {
 // Run moves events until ctx ends, drains and returns nil. An error says why
 // the relay could not start or go on, with the cure.
 func (r *Relay) Run(ctx context.Context) error {
-	bus, err := openBus(ctx, r.cfg, r.log)
+	bus, err := openBus(ctx, r.cfg, r.log, r.vanished)
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (r *Relay) startSource(name string, c config.Source) {
 
 // startDestination starts one delivery; r.mu is held.
 func (r *Relay) startDestination(name string, c config.Destination) {
-	d := newDelivery(name, c, slices.Sorted(maps.Keys(r.cfg.Sources)), r.log)
+	d := newDelivery(name, c, r.cfg.Bus, slices.Sorted(maps.Keys(r.cfg.Sources)), r.log)
 	d.Bus, d.Observe, d.Log = r.bus, r.observe, r.log
 	r.metrics.Destination(name)
 	ctx, stop := context.WithCancel(r.ctx)
@@ -241,6 +241,13 @@ func (r *Relay) warn(subject, text string) {
 	}
 	r.warnings[subject] = text
 	r.log.Warn(text)
+}
+
+// vanished keeps it in the status that a destination misses events for good.
+func (r *Relay) vanished(destination, source string, from, to uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.warn("vanished "+destination+" "+source, fmt.Sprintf("destination %s misses events %d to %d of source %s: they vanished from the bus from outside before it had got them; what the application still knows of them has to be published again", destination, from, to, source))
 }
 
 // tee calls both observers.

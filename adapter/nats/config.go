@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,6 +43,10 @@ type Config struct {
 	MaxBytes int64
 	// MaxEvent is the largest event in bytes; default 1 MiB.
 	MaxEvent int
+	// Vanished is told of events that left the bus from outside before a
+	// destination had got them: offsets from to to of a source's log. It may be
+	// nil, and is called by any goroutine.
+	Vanished func(destination, source string, from, to uint64)
 	// Logger gets warnings; nil discards them.
 	Logger *slog.Logger
 
@@ -113,4 +120,37 @@ func validName(s string) bool {
 		}
 	}
 	return true
+}
+
+// SameServer reports whether two addresses, each maybe a list with commas, have
+// a host and port in common.
+func SameServer(a, b string) bool {
+	seen := map[string]bool{}
+	for _, h := range hosts(a) {
+		seen[h] = true
+	}
+	return slices.ContainsFunc(hosts(b), func(h string) bool { return seen[h] })
+}
+
+// hosts returns the host:port pairs of a list of addresses.
+func hosts(list string) (out []string) {
+	for _, text := range strings.Split(list, ",") {
+		if !strings.Contains(text, "://") {
+			text = "nats://" + text
+		}
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil || u.Hostname() == "" {
+			continue
+		}
+		port := u.Port()
+		if port == "" {
+			port = "4222"
+		}
+		host := strings.ToLower(u.Hostname())
+		if host == "localhost" {
+			host = "127.0.0.1"
+		}
+		out = append(out, net.JoinHostPort(host, port))
+	}
+	return out
 }

@@ -139,6 +139,9 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	}
 	had, seen := len(msgs), next-1
 	f, err := s.b.fetch(ctx, &s.inbox, s.b.stream(r.l.source), q, func(seq uint64, m *natsgo.Msg) error {
+		if q.NextFor == "" && seq > seen+1 && seen+1 >= next && s.in.Name != "" {
+			s.b.vanished(s.in.Name, r.l.source, seen+1, seq-1)
+		}
 		seen = max(seen, seq)
 		if seq < next || seq > tail || r.skips(seq) {
 			return nil

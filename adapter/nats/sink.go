@@ -32,6 +32,12 @@ type SinkConfig struct {
 	// Subject is the subject to publish to; {topic} stands for the event's
 	// topic. Default "{topic}".
 	Subject string
+	// Destination is part of the message ids, so that two destinations may share a
+	// stream.
+	Destination string
+	// Reserved is the name of the bus, where it is on the same server: its subjects
+	// are not published to. Empty reserves none.
+	Reserved string
 	// Core publishes without a stream's acknowledgement: the events are known to
 	// have reached the server, and what no one listens to is lost.
 	Core bool
@@ -39,8 +45,8 @@ type SinkConfig struct {
 	Logger *slog.Logger
 }
 
-// Sink publishes events to another NATS. The event's id is the message id, so
-// the stream drops a repeat within its duplicate window.
+// Sink publishes events to another NATS. The event's id and the destination make
+// the message id, so the stream drops a repeat within its duplicate window.
 type Sink struct {
 	c    SinkConfig
 	link *link
@@ -136,6 +142,10 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, even
 	var cause error
 	for ; sent < len(events); sent++ {
 		m := s.message(&enc, &events[sent])
+		if err := s.allowed(m.Subject); err != nil {
+			bad, cause = sent, err
+			break
+		}
 		m.Reply = prefix + strconv.Itoa(sent)
 		if err := nc.PublishMsg(m); err != nil {
 			bad, cause = sent, s.failed(&events[sent], err)
@@ -190,7 +200,11 @@ func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, events []onewrite
 	sent := 0
 	var cause error
 	for ; sent < len(events); sent++ {
-		if err := nc.PublishMsg(s.message(&enc, &events[sent])); err != nil {
+		m := s.message(&enc, &events[sent])
+		if cause = s.allowed(m.Subject); cause != nil {
+			break
+		}
+		if err := nc.PublishMsg(m); err != nil {
 			cause = s.failed(&events[sent], err)
 			break
 		}
@@ -203,8 +217,22 @@ func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, events []onewrite
 
 func (s *Sink) message(enc *encoder, e *onewrite.Event) *natsgo.Msg {
 	m := enc.encode(strings.ReplaceAll(s.c.Subject, "{topic}", subjectOf(e.Topic)), e)
-	enc.set(natsgo.MsgIdHdr, cloudevents.Escape(e.ID))
+	id := e.ID
+	if s.c.Destination != "" {
+		id += "@" + s.c.Destination
+	}
+	enc.set(natsgo.MsgIdHdr, cloudevents.Escape(id))
 	return m
+}
+
+// allowed refuses the subjects of the bus: an event that lands there would be
+// taken for one of its own.
+func (s *Sink) allowed(subject string) error {
+	rest, ours := strings.CutPrefix(subject, s.c.Reserved)
+	if s.c.Reserved == "" || !ours || rest == "" || rest[0] != '.' && rest[0] != '-' {
+		return nil
+	}
+	return fmt.Errorf("nats: the subject %s belongs to the bus on the same server: %w; give the destination a subject such as events.{topic}", subject, onewrite.ErrRejected)
 }
 
 // refused is an answer of the other side about one event, that may change.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
@@ -39,7 +40,7 @@ type claim struct {
 func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err error) {
 	m, err := b.link.get(ctx, b.stateStream(), query{LastFor: b.cursorSubject(dest)})
 	if err != nil {
-		return r, 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
+		return r, 0, b.stateless("cursor of destination "+dest, err)
 	}
 	if m == nil {
 		return r, 0, nil
@@ -64,9 +65,18 @@ func (b *Bus) save(ctx context.Context, dest string, r *record, rev uint64) (uin
 		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, onewrite.ErrFenced)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
+		return 0, b.stateless("cursor of destination "+dest, err)
 	}
 	return seq, nil
+}
+
+// stateless words a failure of the stream of cursors; one that is gone is made
+// again at the next start.
+func (b *Bus) stateless(what string, err error) error {
+	if errors.Is(err, natsgo.ErrNoResponders) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("nats: %s: %w; if the stream %s was removed, restart onewrite: it makes the stream anew and says what is missing", what, err, b.stateStream())
+	}
+	return fmt.Errorf("nats: %s: %w", what, err)
 }
 
 // Destinations returns the names that have a place on the bus, in order.
@@ -80,7 +90,7 @@ func (b *Bus) Destinations(ctx context.Context) ([]string, error) {
 	prefix := b.cursorSubject("")
 	s, err := js.Stream(ctx, b.stateStream())
 	if err != nil {
-		return nil, fmt.Errorf("nats: list destinations: %w", err)
+		return nil, b.stateless("list destinations", err)
 	}
 	info, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
 	if err != nil {

@@ -59,10 +59,11 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 		if err := b.checkSource(source); err != nil {
 			return nil, err
 		}
-		lc, err := b.clamp(ctx, source, s.record.Cursor.Logs[source])
+		lc, lost, err := b.clamp(ctx, in.Name, source, s.record.Cursor.Logs[source])
 		if err != nil {
 			return nil, err
 		}
+		s.record.Cursor.Skipped += lost
 		if lc.Floor > 0 || len(lc.Done) > 0 {
 			s.record.Cursor.Logs[source] = lc
 		}
@@ -72,22 +73,36 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 	return s, nil
 }
 
-// clamp moves a cursor back that is ahead of its log: the log was restored from
-// an older copy, and what it is given now must not be skipped.
-func (b *Bus) clamp(ctx context.Context, source string, lc onewrite.LogCursor) (onewrite.LogCursor, error) {
-	if lc.Floor == 0 && len(lc.Done) == 0 {
-		return lc, nil
-	}
+// clamp fits a cursor to its log. One that is ahead of it is moved back: the log
+// was restored from an older copy, and what it is given now must not be skipped.
+// One that is behind its first event is moved up: lost events are gone.
+func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite.LogCursor) (fit onewrite.LogCursor, lost uint64, err error) {
 	js, err := b.link.jetStream()
 	if err != nil {
-		return lc, err
+		return lc, 0, err
 	}
 	s, err := js.Stream(ctx, b.stream(source))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return lc, nil // when it is made again, it begins behind the cursors
+		return lc, 0, nil // when it is made again, it begins behind the cursors
 	}
 	if err != nil {
-		return lc, fmt.Errorf("nats: stream of source %s: %w", source, err)
+		return lc, 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
+	}
+	if first := s.CachedInfo().State.FirstSeq; lc.Floor+1 < first && destination != "" {
+		fit := onewrite.LogCursor{Floor: first - 1}
+		lost = fit.Floor - lc.Floor
+		for _, d := range lc.Done {
+			if d.From <= fit.Floor {
+				lost -= min(d.To, fit.Floor) - d.From + 1
+			}
+			if d.To > fit.Floor {
+				fit.Done = append(fit.Done, onewrite.Span{From: max(d.From, first), To: d.To})
+			}
+		}
+		if lost > 0 {
+			b.vanished(destination, source, lc.Floor+1, fit.Floor)
+		}
+		lc = fit
 	}
 	last := s.CachedInfo().State.LastSeq
 	ahead := lc.Floor > last
@@ -96,9 +111,18 @@ func (b *Bus) clamp(ctx context.Context, source string, lc onewrite.LogCursor) (
 	}
 	if ahead {
 		b.log.Error("a destination's place is ahead of the log, which was restored from an older copy; it goes on at the log's end", "source", source, "place", lc.Floor, "log", last)
-		return onewrite.LogCursor{Floor: min(lc.Floor, last)}, nil
+		return onewrite.LogCursor{Floor: min(lc.Floor, last)}, lost, nil
 	}
-	return lc, nil
+	return lc, lost, nil
+}
+
+// vanished says aloud that events are gone which a destination had not got.
+func (b *Bus) vanished(destination, source string, from, to uint64) {
+	b.log.Error("events vanished from the bus before a destination had got them: the stream was removed, purged or put back from outside",
+		"destination", destination, "source", source, "stream", b.stream(source), "from", from, "to", to)
+	if b.cfg.Vanished != nil {
+		b.cfg.Vanished(destination, source, from, to)
+	}
 }
 
 // Cursor returns what was stored last and this owner's epoch.
