@@ -50,6 +50,7 @@ type deliverer struct {
 	linger    time.Time // send a short batch not before
 	halted    error     // nothing more is written; errStopped
 	lastError string
+	torn      error // a command left something half done; ends the session
 }
 
 // unread is an answer of the bus: n events were not accepted when accepted were.
@@ -168,6 +169,7 @@ func (r *deliverer) loop(ctx context.Context, feeds <-chan feed) error {
 			r.unread = u.n - min(u.n, r.accepted-u.accepted)
 		case c := <-r.d.commands:
 			c.done <- c.run(r)
+			err = r.torn
 		case <-timer.C:
 		}
 		if err != nil {
@@ -250,7 +252,7 @@ func (r *deliverer) accept(f feed) error {
 		}
 		r.accepted++
 		r.unread -= min(r.unread, 1)
-		if _, parked := r.lot.at[place{m.Log, m.Offset}]; parked && planted != "parked-again" {
+		if _, parked := r.lot.at[place{m.Log, m.Offset}]; parked {
 			t.finish(m.Offset) // the last owner died between the lot and the cursor
 			continue
 		}

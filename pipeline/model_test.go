@@ -216,6 +216,13 @@ func (s *memSub) Park(_ context.Context, p onewrite.Parked) (uint64, error) {
 	return p.Ref, s.b.fault.at("park.after")
 }
 
+// parkedNow is how many events of a destination are parked.
+func (b *memBus) parkedNow(name string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.parked[name])
+}
+
 func (s *memSub) Parked(_ context.Context, after uint64, limit int, lane *onewrite.Lane) ([]onewrite.Parked, error) {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
@@ -229,10 +236,13 @@ func (s *memSub) Parked(_ context.Context, after uint64, limit int, lane *onewri
 }
 
 func (s *memSub) Unpark(_ context.Context, refs ...uint64) error {
+	if err := s.b.fault.at("unpark.before"); err != nil {
+		return err
+	}
 	s.b.mu.Lock()
-	defer s.b.mu.Unlock()
 	s.b.parked[s.in.Name] = slices.DeleteFunc(s.b.parked[s.in.Name], func(p onewrite.Parked) bool { return slices.Contains(refs, p.Ref) })
-	return nil
+	s.b.mu.Unlock()
+	return s.b.fault.at("unpark.after")
 }
 
 func (s *memSub) Close() error {

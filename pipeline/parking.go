@@ -234,11 +234,15 @@ func (r *deliverer) redelivered(e *entry) error {
 // durably, before it is gone from the lot, and by its ref in one of the two only.
 func (r *deliverer) forget(l *lane, ref uint64) error {
 	r.cursor.Settled = append(r.cursor.Settled, ref)
-	if err := r.flush(); err != nil {
-		return err
+	err := r.flush()
+	if err == nil {
+		if err = r.sub.Unpark(r.finish, ref); err != nil {
+			err = fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
+		}
 	}
-	if err := r.sub.Unpark(r.finish, ref); err != nil {
-		return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
+	if err != nil {
+		r.torn = err // counted, perhaps, and not forgotten: the next session knows
+		return err
 	}
 	r.lot.drop(ref)
 	r.cursor.Settled = slices.DeleteFunc(r.cursor.Settled, func(s uint64) bool { return s == ref })

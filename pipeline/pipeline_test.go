@@ -283,6 +283,11 @@ func TestStaleTwinIsFenced(t *testing.T) {
 		if a, b := w.d.Status(), twin.d.Status(); (a.State == pipeline.OK) == (b.State == pipeline.OK) {
 			t.Errorf("one must deliver and one stand by: %+v, %+v", a, b)
 		}
+		for _, s := range []pipeline.DeliveryStatus{w.d.Status(), twin.d.Status()} {
+			if s.State == pipeline.Waiting && s.Delivered+s.Pending+s.Parked+s.Epoch > 0 {
+				t.Errorf("the one that stands by shows numbers: %+v", s)
+			}
+		}
 		w.stop()
 		twin.stop()
 	})
@@ -303,6 +308,120 @@ func TestFilteredIsCounted(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if s := w.d.Status(); s.Delivered != 10 || s.Filtered != 40 || s.Position["shop"] != 50 {
 			t.Errorf("status: %+v", s)
+		}
+		w.stop()
+	})
+}
+
+// dies makes the delivery die once at a place of the model, and counts that it did.
+func dies(where string, n *int) fault {
+	return func(at string) error {
+		if at == where && *n == 0 {
+			*n++
+			return errInjected
+		}
+		return nil
+	}
+}
+
+// A parked event counts in one number, and is delivered or not, wherever the
+// delivery dies while it is parked, delivered after all, or skipped.
+func TestParkedCountsOnce(t *testing.T) {
+	for _, where := range []string{"park.after", "unpark.before", "unpark.after"} {
+		for _, what := range []string{"redrive", "discard"} {
+			for _, key := range []string{"", "k"} {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld()
+					w.d.Attempts = 3
+					deaths, mended := 0, atomic.Bool{}
+					if where == "park.after" {
+						w.bus.fault = dies(where, &deaths)
+					}
+					w.sink.before = func(e onewrite.Event) error {
+						if e.ID == "e0003" && !mended.Load() {
+							if w.bus.parkedNow("wh") > 0 { // well again at the moment when it is parked
+								mended.Store(where == "park.after")
+							}
+							return onewrite.ErrRejected
+						}
+						return nil
+					}
+					w.start()
+					for i := range 10 {
+						k := key
+						if i != 3 {
+							k = fmt.Sprint("k", i)
+						}
+						w.source.commit(event(i, k))
+						time.Sleep(time.Second)
+					}
+					mended.Store(true)
+					time.Sleep(time.Minute)
+					list, err := w.d.Parked(t.Context(), 0, 100)
+					if err != nil || len(list) != 1 {
+						t.Fatalf("%s, %s: parked %d, %v", where, what, len(list), err)
+					}
+					if s := w.d.Status(); s.Delivered != 9 || s.Parked != 1 || s.Pending != 0 {
+						t.Errorf("%s, %s: parked: %+v", where, what, s)
+					}
+					if where != "park.after" {
+						w.bus.mu.Lock()
+						w.bus.fault = dies(where, &deaths)
+						w.bus.mu.Unlock()
+					}
+					if what == "redrive" {
+						err = w.d.Redrive(t.Context(), list[0].Ref)
+					} else {
+						err = w.d.Discard(t.Context(), list[0].Ref)
+					}
+					if err != nil && deaths == 0 {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute)
+					want := pipeline.DeliveryStatus{Delivered: 9, Skipped: 1}
+					if what == "redrive" {
+						want = pipeline.DeliveryStatus{Delivered: 10}
+					}
+					if s := w.d.Status(); s.Delivered != want.Delivered || s.Skipped != want.Skipped || s.Parked != 0 || s.Pending != 0 {
+						t.Errorf("%s, %s, key %q: %+v", where, what, key, s)
+					}
+					if deaths != 1 {
+						t.Errorf("%s, %s: it died %d times", where, what, deaths)
+					}
+					w.stop()
+				})
+			}
+		}
+	}
+}
+
+// A bus that does not answer shows in the status long before a question to it is
+// given up.
+func TestSilentBusIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.bus.fault = func(at string) error {
+			if at == "append.before" || at == "commit.before" {
+				time.Sleep(25 * time.Second)
+			}
+			return nil
+		}
+		w.start()
+		w.source.commit(event(1, "a"))
+		time.Sleep(10 * time.Second)
+		if s := w.ingest.Status(); s.State != pipeline.Waiting || s.LastError == "" {
+			t.Errorf("the source, while an append is under way: %+v", s)
+		}
+		time.Sleep(25 * time.Second)
+		if s := w.ingest.Status(); s.State != pipeline.OK || s.LastError != "" {
+			t.Errorf("the source, after it: %+v", s)
+		}
+		if s := w.d.Status(); s.State != pipeline.Waiting || s.LastError == "" {
+			t.Errorf("the destination, while its place is being stored: %+v", s)
+		}
+		time.Sleep(time.Minute)
+		if s := w.d.Status(); s.State != pipeline.OK || s.LastError != "" {
+			t.Errorf("the destination, after it: %+v", s)
 		}
 		w.stop()
 	})

@@ -247,7 +247,7 @@ func (r *Relay) warn(subject, text string) {
 func (r *Relay) vanished(destination, source string, from, to uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.warn("vanished "+destination+" "+source, fmt.Sprintf("destination %s misses events %d to %d of source %s: they vanished from the bus from outside before it had got them; what the application still knows of them has to be published again", destination, from, to, source))
+	r.warn("vanished "+destination+" "+source, fmt.Sprintf("events %d to %d of source %s vanished from the bus, from outside, before destination %s had got them; those that were still in the outbox come again, the others it misses", from, to, source, destination))
 }
 
 // tee calls both observers.

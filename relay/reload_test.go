@@ -239,3 +239,25 @@ func TestOrphanWithParkedEvents(t *testing.T) {
 	g.reload(dashboard.Reload{}, "picky")
 	until(t, "the outbox to be free", g.rowsAre(nil))
 }
+
+// TestReloadStartsWhatStopped: once the receiver is back, a reload is enough.
+func TestReloadStartsWhatStopped(t *testing.T) {
+	hook := newWebhook(t)
+	g := newRig(t, "", hook.line("hook"), file("other", "other.jsonl"))
+	hook.refuse(g.nextID(), http.StatusGone)
+	g.start()
+	g.publish("order.placed", "", "1", 2)
+	until(t, "it to stop", func() bool { d, _ := g.destination("hook"); return d.State == pipeline.Stopped })
+	if d, _ := g.destination("hook"); !strings.Contains(d.LastError, "onewrite reload") {
+		t.Errorf("the cure is missing: %s", d.LastError)
+	}
+	hook.refuse("00000000-0000-4000-8000-000000000001", 0)
+	r, err := g.relay.Reload(t.Context(), nil)
+	if err != nil || !slices.Equal(r.Started, []string{"hook"}) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	g.untilCounts("hook", 2, 0, 0)
+	if r, err := g.relay.Reload(t.Context(), nil); err != nil || len(r.Started) > 0 {
+		t.Errorf("again: %+v, %v", r, err)
+	}
+}

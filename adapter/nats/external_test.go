@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -171,7 +172,8 @@ func TestOtherCopyIsHeard(t *testing.T) {
 // nothing although their cursors are beyond.
 func TestLostLog(t *testing.T) {
 	url := natsServer(t, t.TempDir(), nil).ClientURL()
-	b := open(t, nats.Config{URL: url})
+	var gone []string
+	b := open(t, nats.Config{URL: url, Vanished: func(d, s string, from, to uint64) { gone = append(gone, fmt.Sprint(d, " ", s, " ", from, " ", to)) }})
 	appendAll(t, b, "", batch(1, 30))
 	sub := subscribe(t, b, onewrite.Interest{Name: "d"})
 	read(t, sub, 30)
@@ -201,6 +203,67 @@ func TestLostLog(t *testing.T) {
 		if m.ID != batch(i+1, 1).Events[0].ID {
 			t.Fatalf("message %d is %s", i, m.ID)
 		}
+	}
+	if c, _ := sub.Cursor(); c.Skipped != 4 || !slices.Equal(gone, []string{"d shop 21 30"}) {
+		t.Errorf("skipped %d, said %q; four events were not confirmed", c.Skipped, gone)
+	}
+}
+
+// TestVanishedEvents purges a log from outside: a destination that had not got
+// the events is told so, whether it comes later or is reading.
+func TestVanishedEvents(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	type lost struct {
+		destination, source string
+		from, to            uint64
+	}
+	gone := make(chan lost, 10)
+	writer := open(t, nats.Config{URL: url})
+	b := open(t, nats.Config{URL: url, Vanished: func(d, s string, from, to uint64) { gone <- lost{d, s, from, to} }})
+	appendAll(t, writer, "", batch(1, 30))
+	early := subscribe(t, b, onewrite.Interest{Name: "early"})
+	defer early.Close()
+	late := subscribe(t, b, onewrite.Interest{Name: "late"})
+	if err := late.Commit(t.Context(), onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {Floor: 5, Done: []onewrite.Span{{From: 8, To: 9}, {From: 20, To: 25}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := late.Close(); err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(t.Context(), "onewrite-shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context(), jetstream.WithPurgeSequence(22)); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, early, 9); got[0].Offset != 22 {
+		t.Errorf("the first that is left is at %d", got[0].Offset)
+	}
+	if g := <-gone; g != (lost{"early", "shop", 1, 21}) {
+		t.Errorf("said %+v", g)
+	}
+	late = subscribe(t, b, onewrite.Interest{Name: "late"})
+	defer late.Close()
+	c, _ := late.Cursor()
+	if g := <-gone; g != (lost{"late", "shop", 6, 21}) || c.Skipped != 12 { // 6 to 21 but 8, 9, 20, 21
+		t.Errorf("said %+v, skipped %d", g, c.Skipped)
+	}
+	if got := read(t, late, 5); got[0].Offset != 26 {
+		t.Errorf("the first that is left for it is at %d", got[0].Offset)
+	}
+	// A new destination begins with what is there, and misses nothing.
+	fresh := subscribe(t, b, onewrite.Interest{Name: "fresh"})
+	defer fresh.Close()
+	read(t, fresh, 9)
+	select {
+	case g := <-gone:
+		t.Errorf("said of a new one: %+v", g)
+	default:
 	}
 }
 

@@ -216,3 +216,45 @@ func TestSinkCore(t *testing.T) {
 		t.Fatalf("write without a server: %d, %v", n, err)
 	}
 }
+
+// TestTwoDestinationsInOneStream: the stream drops the repeats of each, and not
+// the events of the other.
+func TestTwoDestinationsInOneStream(t *testing.T) {
+	x := newTarget(t, "one.>", "two.>")
+	for _, name := range []string{"one", "two"} {
+		s := newSink(t, nats.SinkConfig{URL: x.url, Subject: name + ".{topic}", Destination: name})
+		for range 2 { // the second time they are repeats
+			if n, err := s.Write(t.Context(), batch(1, 5).Events); n != 5 || err != nil {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
+	}
+	if got := x.received(t); len(got) != 10 {
+		t.Errorf("the stream has %d events, want 5 of each", len(got))
+	}
+}
+
+// TestReservedSubjects: what belongs to the bus is refused, and nothing else.
+func TestReservedSubjects(t *testing.T) {
+	x := newTarget(t, "onewrite.>", "onewrite-state.>", "onewriter.>")
+	for subject, refused := range map[string]bool{"onewrite.{topic}": true, "onewrite-state.{topic}": true, "onewriter.{topic}": false} {
+		for _, core := range []bool{false, true} {
+			s := newSink(t, nats.SinkConfig{URL: x.url, Subject: subject, Reserved: "onewrite", Core: core})
+			n, err := s.Write(t.Context(), batch(1, 1).Events)
+			if got := errors.Is(err, onewrite.ErrRejected); got != refused || !refused && (n != 1 || err != nil) {
+				t.Errorf("%s, core %v: %d, %v", subject, core, n, err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"nats://a:4222", "a", true}, {"tls://A,nats://b:1", "nats://b:1", true}, {"nats://localhost:4222", "127.0.0.1", true},
+		{"nats://a:1", "nats://a:2", false}, {"nats://u:p@a", "nats://a:4222", true}, {"", "", false}, {"nats://a", "", false},
+	} {
+		if nats.SameServer(c.a, c.b) != c.same || nats.SameServer(c.b, c.a) != c.same {
+			t.Errorf("%q and %q: want %v", c.a, c.b, c.same)
+		}
+	}
+}

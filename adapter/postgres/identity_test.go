@@ -114,6 +114,40 @@ func TestBusIsRecognised(t *testing.T) {
 	})
 }
 
+// A bus that knows less than it had confirmed has lost what was truncated for it.
+func TestBusThatForgot(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, MigrateOptions{})
+		conn := dial(t, url)
+		insertEach(t, url, 10)
+		s := open(t, url, "")
+		_, older := readN(t, s, 10)
+		insertEach(t, url, 10)
+		_, pos := readN(t, s, 10)
+		if err := s.Ack(t.Context(), pos); err != nil {
+			t.Fatal(err)
+		}
+		_, stop := drain(t, s, false)
+		eventually(t, "the ring is empty", func() bool { return one[int](t, conn, `SELECT count(*)::int FROM onewrite.outbox`) == 0 })
+		stop()
+		_ = s.Close()
+		insertEach(t, url, 3)
+		// Each take leaves a row more.
+		for i, c := range []struct {
+			pos        onewrite.Pos
+			says, from string
+		}{{pos, "", ""}, {older, "older copy", "seq 11"}, {"", "lost its log", "the oldest row"}} {
+			got := take(t, Config{URL: url}, c.pos, 3+i)
+			if (got.gap == nil) != (c.says == "") || got.gap != nil && (!strings.Contains(got.gap.Reason, c.says) || got.gap.From != c.from) {
+				t.Errorf("%q: %+v", c.says, got.gap)
+			}
+			if p, err := parsePlace(got.pos); err != nil || p.top < 20 {
+				t.Errorf("%q: the next position would say it again: %s", c.says, got.pos)
+			}
+		}
+	})
+}
+
 // An empty outbox says its gap too, and does not wait for an event.
 func TestGapWithoutEvents(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
