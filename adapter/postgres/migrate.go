@@ -84,10 +84,29 @@ func (o MigrateOptions) grants() string {
 	return b.String()
 }
 
-// Schema returns the SQL that Migrate runs on an empty database, with the
-// grants, for an administrator to run by psql.
+// Schema returns SQL that does what Migrate does, for an administrator to run by
+// psql: it makes the outbox where there is none, sets the largest event where it
+// is another, and grants. It may be run again and again.
 func Schema(o MigrateOptions) string {
-	return "BEGIN;\n" + o.layout() + o.grants() + "COMMIT;\n"
+	return fmt.Sprintf(`BEGIN;
+SELECT FROM pg_advisory_xact_lock(%d, 2); -- one migration at a time
+DO $migrate$ BEGIN
+IF to_regclass('onewrite.migration') IS NULL THEN EXECUTE $layout$
+%s
+$layout$;
+ELSIF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'onewrite.outbox'::regclass AND conname = 'outbox_event_is_valid'
+        AND pg_get_constraintdef(oid) LIKE '%%, %d)%%') THEN
+    %s;
+END IF;
+END $migrate$;
+%sCOMMIT;
+`, lockClass, o.layout(), o.maxEvent(), o.limit(), o.grants())
+}
+
+// limit is the statement that sets the largest event.
+func (o MigrateOptions) limit() string {
+	return fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid
+		CHECK (onewrite.valid(id, topic, key, type, content_type, headers, payload, payload_bytes, %d))`, o.maxEvent())
 }
 
 // Migrate makes the outbox or brings it up to date and returns what it did. It
@@ -189,8 +208,7 @@ func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string
 	if strings.Contains(limit, fmt.Sprintf(", %d)", o.maxEvent())) {
 		return nil, nil
 	}
-	_, err = tx.Exec(ctx, fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid
-		CHECK (onewrite.valid(id, topic, key, type, content_type, headers, payload, payload_bytes, %d))`, o.maxEvent()), pgx.QueryExecModeSimpleProtocol)
+	_, err = tx.Exec(ctx, o.limit(), pgx.QueryExecModeSimpleProtocol)
 	return []string{fmt.Sprintf("set the largest event to %d bytes", o.maxEvent())}, err
 }
 
@@ -237,7 +255,7 @@ func explain(err error) error {
 		return err
 	}
 	cure := map[string]string{
-		"42501": "connect as the owner of the tables, or grant what is missing: onewrite migrate --print",
+		"42501": "connect as the owner of the tables, or let an administrator run: onewrite migrate --print | psql -v ON_ERROR_STOP=1 DATABASE",
 		"42704": "make what is missing, for example CREATE ROLE name LOGIN",
 		"42P01": "create the outbox with onewrite migrate",
 		"3F000": "create the outbox with onewrite migrate",

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -132,6 +133,36 @@ func TestRollback(t *testing.T) {
 		_, err := tryOpen(t, Config{URL: url}, "")
 		if err == nil || !strings.Contains(err.Error(), "onewrite migrate") {
 			t.Fatalf("open without an outbox: %v", err)
+		}
+	})
+}
+
+// The printed SQL may be run where an outbox is: it changes what differs, gives a
+// new role its rights, and nothing else happens to what is there.
+func TestPrintedSQLRunsAgain(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := pg.NewDatabase(t)
+		first, second := pg.NewRole(t), pg.NewRole(t)
+		for range 2 {
+			if out := mustPsql(t, url, Schema(MigrateOptions{AppRole: first.Name})); out != "" {
+				t.Errorf("it prints %q", out)
+			}
+		}
+		mustPsql(t, first.URL(url), `INSERT INTO onewrite.outbox (topic, payload) VALUES ('t', 'kept')`)
+		if _, err := psql(t, second.URL(url), `INSERT INTO onewrite.outbox (topic) VALUES ('t')`); err == nil {
+			t.Error("the second role may insert already")
+		}
+		big := fmt.Sprintf(`INSERT INTO onewrite.outbox (topic, payload) VALUES ('big', repeat('x', %d))`, 2<<20)
+		if _, err := psql(t, first.URL(url), big); err == nil {
+			t.Error("the large event is taken already")
+		}
+		mustPsql(t, url, Schema(MigrateOptions{AppRole: second.Name, MaxEvent: 3 << 20}))
+		mustPsql(t, second.URL(url), big)
+		if got := mustPsql(t, url, `SELECT string_agg(topic || left(coalesce(payload, ''), 4), ',' ORDER BY seq) FROM onewrite.outbox`); got != "tkept,bigxxxx" {
+			t.Errorf("the outbox holds %s", got)
+		}
+		if did, err := Migrate(t.Context(), url, MigrateOptions{AppRole: second.Name, MaxEvent: 3 << 20}); err != nil || len(did) > 0 {
+			t.Errorf("migrate finds something to do: %v, %v", did, err)
 		}
 	})
 }

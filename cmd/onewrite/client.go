@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -116,10 +117,10 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values) 
 	defer resp.Body.Close()
 	var e struct{ Error string }
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if json.Unmarshal(body, &e) != nil || e.Error == "" {
-		e.Error = string(body)
+	if json.Unmarshal(body, &e) != nil || e.Error == "" { // something else than onewrite may listen there
+		return nil, fmt.Errorf("%s answered %s: %s", u, resp.Status, body)
 	}
-	return nil, fmt.Errorf("%s: %s", resp.Status, e.Error)
+	return nil, errors.New(e.Error)
 }
 
 // get decodes the answer into v.

@@ -121,7 +121,7 @@ Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`
 				return exitCode{3, nil}
 			}
 			if !a.json {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: ok, %d sources, %d destinations\n", a.file, len(cfg.Sources), len(cfg.Destinations))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: ok, %s, %s\n", a.file, count(len(cfg.Sources), "source"), count(len(cfg.Destinations), "destination"))
 			}
 			return nil
 		},
@@ -163,4 +163,12 @@ application's and the relay's role, for a database administrator to run.`,
 	f.StringVar(&o.RelayRole, "relay-role", "", "grant the relay's `role` what it needs (postgres)")
 	f.StringVar(&o.Source, "source", "", "only this `source`")
 	return c
+}
+
+// count writes a number with its noun.
+func count(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprint(n, " ", noun)
 }

@@ -19,8 +19,8 @@ func main() { os.Exit(Main()) }
 func Main() int {
 	ctx, interrupted := untilSignal()
 	err := newRoot().ExecuteContext(ctx)
-	if interrupted() {
-		return 130 // also when what was under way ended well
+	if interrupted() || errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return 130 // by an interrupt also when what was under way ended well
 	}
 	if err == nil {
 		return 0

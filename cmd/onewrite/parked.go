@@ -168,7 +168,7 @@ ids see no second effect. The bus keeps confirmed events as long as bus.keep say
 				return err
 			}
 			if _, err := dashboard.ParseFrom(from); err != nil || from == "" || from == "now" {
-				return usage(fmt.Errorf("--from: %q is neither beginning nor a time like 2006-01-02T15:04:05Z", from))
+				return usage(fmt.Errorf("--from is needed, %q is neither beginning nor a time like 2006-01-02T15:04:05Z", from))
 			}
 			var answer map[string]any
 			if err := cl.call(cmd.Context(), "POST", "/api/replay/"+url.PathEscape(args[0]), url.Values{"from": {from}}, &answer); err != nil {
