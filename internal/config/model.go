@@ -73,7 +73,7 @@ type Destination struct {
 	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
-	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or the event is skipped and counted."`
+	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
 	Retry    Retry    `yaml:"retry" doc:"The pause between tries."`
 
 	URL          Secret            `yaml:"url" for:"webhook,nats" need:"webhook,nats" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS."`
