@@ -18,7 +18,7 @@ echo "the race detector needs cgo and a C compiler; install gcc (Debian: apt-get
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench clean
+.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench torture-kill clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,12 @@ sim: ## Run the simulation: SEEDS=n worlds (default 10000), or the one world SEE
 
 bench: ## Run the benchmarks: PKG=./adapter/nats BENCH=Append
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count=1 -p 1 -timeout 60m $(PKG)
+
+# Both storms are bounded by their events; what they record is below TORTURE.
+TORTURE     ?= torture-runs
+torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each, judged (about half an hour)
+	@$(GO) run ./torture run --source postgres-18 --events 1000000 --kills 100 --terms 5 --freezes 5 --crashes 5 --dir $(TORTURE)/kill-postgres
+	@$(GO) run ./torture run --source sqlite --events 200000 --kills 100 --terms 5 --freezes 5 --dir $(TORTURE)/kill-sqlite
 
 clean: ## Remove what the build and the tests made here
 	rm -rf bin coverage.out

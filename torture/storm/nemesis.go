@@ -108,7 +108,7 @@ func (s *storm) killed(sig syscall.Signal) func(context.Context) (string, error)
 
 // frozen stops the process for a while.
 func (s *storm) frozen(ctx context.Context) (string, error) {
-	if err := s.program.signal(syscall.SIGSTOP, false); err != nil {
+	if err := s.program.signal(sigStop, false); err != nil {
 		return "", err
 	}
 	proof := ""
@@ -123,7 +123,7 @@ func (s *storm) frozen(ctx context.Context) (string, error) {
 	case <-ctx.Done():
 	case <-time.After(time.Duration(500+s.rng.IntN(2000)) * time.Millisecond): // how long it is frozen
 	}
-	return proof, s.program.signal(syscall.SIGCONT, false)
+	return proof, s.program.signal(sigCont, false)
 }
 
 // crashed restarts PostgreSQL without a checkpoint.

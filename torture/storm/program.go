@@ -138,7 +138,7 @@ func (p *program) kill() {
 	p.cmd = nil
 	p.mu.Unlock()
 	if cmd != nil {
-		_ = cmd.Process.Signal(syscall.SIGCONT)
+		_ = cmd.Process.Signal(sigCont)
 		_ = cmd.Process.Kill()
 		<-exited
 	}

@@ -151,6 +151,8 @@ func (s *storm) run(ctx context.Context) error {
 			return err
 		}
 		calm = s.now()
+	} else {
+		s.labels.hit("tormented")
 	}
 	if err := <-written; err != nil {
 		return err
@@ -207,11 +209,11 @@ func (s *storm) await(ctx context.Context, sentinels []string) int64 {
 				all = all && k.has(id)
 			}
 		}
-		if all && s.program.idle() {
-			return s.now()
-		}
 		if s.Idle {
 			return 0
+		}
+		if all && s.program.idle() {
+			return s.now()
 		}
 	}
 	return 0

@@ -20,6 +20,7 @@ type stream struct {
 	s      *storm
 	server *server.Server
 	conn   *natsgo.Conn
+	held   jetstream.Stream
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 	log    *history.Log
@@ -54,6 +55,7 @@ func (k *stream) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	k.held = st
 	c, err := st.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		return err
@@ -90,6 +92,17 @@ func (k *stream) name() string       { return "stream" }
 func (k *stream) kind() history.Kind { return history.Kind{} }
 func (k *stream) yaml() string {
 	return fmt.Sprintf(`{type: nats, url: %q, subject: "events.{topic}"}`, k.server.ClientURL())
+}
+
+// seen asks the server: the client reads a moment later.
+func (k *stream) seen() uint64 {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	info, err := k.held.Info(ctx)
+	if err != nil {
+		return k.book.seen()
+	}
+	return info.State.Msgs
 }
 
 func (k *stream) settle(string) error {
