@@ -19,9 +19,10 @@
 // first snapshot is one write transaction that lasts about a second for
 // 200,000 rows.
 //
-// Run Migrate again after ALTER TABLE. A table that was made anew (dropped,
-// copied, renamed) has lost its triggers: the source notices and returns
-// ErrGap until Migrate has run. SQLite itself refuses to drop a captured
+// Run Migrate again after ALTER TABLE, CREATE UNIQUE INDEX and CREATE TRIGGER. A
+// table that was made anew (dropped, copied, renamed) has lost its triggers, and
+// a trigger that is newer than those of Migrate fires before them: the source
+// notices and returns ErrGap until Migrate has run. SQLite itself refuses to drop a captured
 // column: take the table out of the list, migrate, alter, migrate again.
 //
 // # One SQLite library in a process

@@ -196,10 +196,13 @@ func Rollback(ctx context.Context, path string, force bool) error {
 }
 
 // object is something of ours in the file.
-type object struct{ kind, table, sql string }
+type object struct {
+	kind, table, sql string
+	rowid            int64 // in sqlite_schema: a trigger fires before those with a lower one
+}
 
 func readObjects(ctx context.Context, c *sql.Conn) (map[string]object, error) {
-	rows, err := c.QueryContext(ctx, `SELECT name, type, tbl_name, coalesce(sql, '') FROM sqlite_schema WHERE name LIKE 'onewrite\_%' ESCAPE '\'`)
+	rows, err := c.QueryContext(ctx, `SELECT name, type, tbl_name, coalesce(sql, ''), rowid FROM sqlite_schema WHERE name LIKE 'onewrite\_%' ESCAPE '\'`)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +211,7 @@ func readObjects(ctx context.Context, c *sql.Conn) (map[string]object, error) {
 	for rows.Next() {
 		var name string
 		var o object
-		if err := rows.Scan(&name, &o.kind, &o.table, &o.sql); err != nil {
+		if err := rows.Scan(&name, &o.kind, &o.table, &o.sql, &o.rowid); err != nil {
 			return nil, err
 		}
 		m[name] = o
@@ -220,6 +223,9 @@ func readObjects(ctx context.Context, c *sql.Conn) (map[string]object, error) {
 func plan(ctx context.Context, c *sql.Conn, o MigrateOptions) ([]step, error) {
 	objects, err := readObjects(ctx, c)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkEncoding(ctx, c); err != nil {
 		return nil, err
 	}
 	var steps []step
@@ -254,6 +260,18 @@ func plan(ctx context.Context, c *sql.Conn, o MigrateOptions) ([]step, error) {
 	}
 	capture, err := planTables(ctx, c, o, objects, current)
 	return append(steps, capture...), err
+}
+
+// checkEncoding refuses UTF-16: the rules of the outbox count bytes of UTF-8.
+func checkEncoding(ctx context.Context, c *sql.Conn) error {
+	var encoding string
+	if err := c.QueryRowContext(ctx, "PRAGMA encoding").Scan(&encoding); err != nil {
+		return err
+	}
+	if encoding != "UTF-8" {
+		return fmt.Errorf("the database keeps text as %s, and the rules of the outbox count bytes of UTF-8; copy it into a file of UTF-8 (sqlite3 app.db .dump | sqlite3 new.db), put that in its place, and %s", encoding, migrateHint)
+	}
+	return nil
 }
 
 func checkVersion(ctx context.Context, c *sql.Conn) error {
@@ -313,12 +331,12 @@ func planTables(ctx context.Context, c *sql.Conn, o MigrateOptions, objects map[
 		for _, tr := range t.triggers() {
 			wanted[tr.name] = true
 			have := objects[tr.name]
-			if have.sql == tr.sql && strings.EqualFold(have.table, t.Table) {
+			if have.sql == tr.sql && strings.EqualFold(have.table, t.Table) && have.rowid > t.newest {
 				continue
 			}
-			if have.sql == "" {
-				fresh = true
-			} else {
+			// Changes may have been missed, or told in a wrong order.
+			fresh = true
+			if have.sql != "" {
 				drops = append(drops, step{"", "DROP TRIGGER " + ident(tr.name)})
 			}
 			what := ""

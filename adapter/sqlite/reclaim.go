@@ -100,6 +100,9 @@ func (r *reclaimer) once() (again bool, err error) {
 		_, err = r.s.writer.ExecContext(ctx, "UPDATE onewrite_meta SET freed = max(freed, ?)", upto)
 	}
 	if err == nil {
+		_, err = r.s.writer.ExecContext(ctx, sweep)
+	}
+	if err == nil {
 		_, err = r.s.writer.ExecContext(ctx, "COMMIT")
 	}
 	if err != nil {

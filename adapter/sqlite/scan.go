@@ -1,6 +1,10 @@
 package sqlite
 
-import "strings"
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
 
 // partialWhere returns the condition of a CREATE INDEX statement: what follows
 // WHERE behind the list of columns.
@@ -68,4 +72,32 @@ func skip(s string) int {
 		return i + 1 + len(end)
 	}
 	return len(s)
+}
+
+// unquote returns the name or text within quotes that are all of s.
+func unquote(s string) (string, bool) {
+	if len(s) < 2 || !strings.ContainsAny(s[:1], "'\"`[") {
+		return s, false
+	}
+	inner := s[1 : len(s)-1]
+	if s[0] == '[' {
+		return inner, true
+	}
+	return strings.ReplaceAll(inner, s[:1]+s[:1], s[:1]), true
+}
+
+var wordRule = regexp.MustCompile(`^[A-Za-z_\x{80}-\x{10ffff}][\w$\x{80}-\x{10ffff}]*$`)
+
+// defaultValue makes an expression of what follows DEFAULT. There, a word that
+// is bare or in the quotes of a name is text; as an expression it would be a
+// column. All else is a literal, or an expression without its parentheses.
+func defaultValue(text string) string {
+	constants := []string{"NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"}
+	if wordRule.MatchString(text) && !slices.Contains(constants, strings.ToUpper(text)) {
+		return literal(text)
+	}
+	if word, ok := unquote(text); ok && text[0] != '\'' {
+		return literal(word)
+	}
+	return text
 }

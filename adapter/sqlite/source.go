@@ -85,7 +85,8 @@ type Source struct {
 // file <path>.onewrite.lock, a lock that ends with the process.
 //
 //   - ErrStandby: another live process, or another Source of this one, reads it
-//   - ErrGap: the triggers of a captured table are missing
+//   - ErrGap: a captured table was dropped, or its triggers are missing or no
+//     longer the newest
 //   - any other error: the file or its tables are missing or of another
 //     version, or the position is not one of this package.
 //
@@ -190,7 +191,8 @@ func (s *Source) check(ctx context.Context) error {
 
 // Read returns the next batch; see onewrite.Source.
 //
-//   - ErrGap: the triggers of a captured table are missing, so changes are too
+//   - ErrGap: a captured table was dropped, or its triggers are missing or no
+//     longer the newest, so changes are missing or in a wrong order
 //   - ErrFenced: another reader has opened the file in spite of the lock
 //   - any other error: the file was replaced or cannot be read.
 func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {

@@ -39,6 +39,8 @@ type table struct {
 	rowid    string // a name of the rowid; empty for a table WITHOUT ROWID
 	identity []part // what names a row: the rowid or the primary key
 	unique   []unique
+	nests    bool  // what a foreign key does when a row of it is deleted may write it
+	newest   int64 // the rowid in sqlite_schema of the application's newest trigger of it
 }
 
 // part is one column of a unique key.
@@ -80,6 +82,8 @@ func describe(ctx context.Context, c *sql.Conn, name string) (t *table, found bo
 		return nil, true, refuse(name, "is a %s; name the table that holds its rows", kind)
 	case strings.HasPrefix(lower, "onewrite_") || strings.HasPrefix(lower, "sqlite_"):
 		return nil, true, refuse(name, "is not a table of the application; name another one")
+	case lower == "old" || lower == "new":
+		return nil, true, refuse(name, "its name means the row before or after the change in a trigger; rename the table")
 	case !topicRule.MatchString(t.Table) || len(t.Table) > 255:
 		return nil, true, refuse(name, "its name is the topic, and a topic is made of letters, digits, _ and - joined by single dots; rename the table")
 	}
@@ -90,7 +94,14 @@ func describe(ctx context.Context, c *sql.Conn, name string) (t *table, found bo
 	if err := t.readKeys(ctx, c, withoutRowid, fallback, taken); err != nil {
 		return nil, true, err
 	}
-	return t, true, t.refuseTriggers(ctx, c)
+	keys, err := readForeignKeys(ctx, c)
+	if err == nil {
+		err = t.refuseForeignKeys(keys)
+	}
+	if err != nil {
+		return nil, true, err
+	}
+	return t, true, t.readTriggers(ctx, c, keys)
 }
 
 // readColumns returns the defaults of NOT NULL columns, and all names in lower
@@ -112,7 +123,7 @@ func (t *table) readColumns(ctx context.Context, c *sql.Conn) (fallback map[stri
 		}
 		taken[strings.ToLower(col.Name)] = true
 		if notNull && dflt.Valid {
-			fallback[col.Name] = dflt.String
+			fallback[col.Name] = defaultValue(dflt.String)
 		}
 		if hidden == 0 { // the others are generated
 			t.Columns = append(t.Columns, col)
@@ -218,7 +229,11 @@ func (t *table) indexParts(ctx context.Context, c *sql.Conn, index string, fallb
 		}
 		if !name.Valid {
 			return nil, refuse(t.Table, "the unique index %s has an expression, and rows that REPLACE removes by it cannot be told; "+
-				"index a generated column instead", index)
+				"make what it computes a plain column that the application fills, and index that", index)
+		}
+		if !slices.ContainsFunc(t.Columns, func(col column) bool { return col.Name == name.String }) {
+			return nil, refuse(t.Table, "the unique index %s has the generated column %s, which no BEFORE trigger sees, so rows that REPLACE removes by it cannot be told; "+
+				"make it a plain column that the application fills", index, name.String)
 		}
 		collate = strings.ToUpper(collate)
 		if !slices.Contains([]string{"BINARY", "NOCASE", "RTRIM"}, collate) {
@@ -227,28 +242,4 @@ func (t *table) indexParts(ctx context.Context, c *sql.Conn, index string, fallb
 		parts = append(parts, part{ident(name.String), collate, fallback[name.String]})
 	}
 	return parts, rows.Err()
-}
-
-// refuseTriggers refuses the one thing that would hide a replaced row from the
-// triggers: a BEFORE trigger of the application that writes into its own table
-// while the statement that fired it is about to.
-func (t *table) refuseTriggers(ctx context.Context, c *sql.Conn) error {
-	rows, err := c.QueryContext(ctx, `SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE
-		AND name NOT LIKE 'onewrite\_%' ESCAPE '\'`, t.Table)
-	if err != nil {
-		return fmt.Errorf("sqlite: triggers of %s: %w", t.Table, err)
-	}
-	defer rows.Close()
-	own := "[\"`\\[]?" + regexp.QuoteMeta(t.Table) + "([\"`\\]]|\\b)"
-	writes := regexp.MustCompile(`(?is)\bBEFORE\b.*\bBEGIN\b.*\b(INTO|DELETE\s+FROM|UPDATE(\s+OR\s+\w+)?)\s+` + own)
-	for rows.Next() {
-		var name, text string
-		if err := rows.Scan(&name, &text); err != nil {
-			return fmt.Errorf("sqlite: triggers of %s: %w", t.Table, err)
-		}
-		if writes.MatchString(text) {
-			return refuse(t.Table, "its BEFORE trigger %s writes the table itself, and what REPLACE removes then cannot be told; make it an AFTER trigger", name)
-		}
-	}
-	return rows.Err()
 }

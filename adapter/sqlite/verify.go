@@ -21,43 +21,74 @@ func (s *Source) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var drifted []string
+	var drifted, told []string
 	for _, old := range captured {
 		t, found, err := describe(ctx, s.reader, old.Table)
 		if err != nil && !found {
 			return err
 		}
-		if !found {
-			continue // dropped: it has no more rows to change; or renamed: its triggers went with it
-		}
 		same := err == nil
-		if err != nil {
+		if !same || !found {
 			t = &table{layout: old} // its names are enough to look for its triggers
 		}
-		for _, suffix := range triggerSuffixes {
-			if objects[triggerName(old.Table, suffix)].sql == "" {
-				return &onewrite.Gap{
-					Reason: fmt.Sprintf("the table %s has lost the triggers that capture its row changes, as happens when a table is dropped and made anew", old.Table),
-					From:   "the change of the table", To: "now", Cure: "onewrite migrate, which captures it again and writes a snapshot of its rows",
-				}
-			}
+		renamed, gap := t.misplaced(objects, found)
+		if gap != nil {
+			return gap
 		}
-		if same {
-			for _, tr := range t.triggers() {
-				same = same && objects[tr.name].sql == tr.sql
-			}
+		if renamed != "" {
+			told = append(told, fmt.Sprintf("the table %s was renamed to %s, and its changes go on arriving as those of %s", old.Table, renamed, old.Table))
+			continue
+		}
+		for _, tr := range t.triggers() {
+			same = same && objects[tr.name].sql == tr.sql
 		}
 		if !same {
 			drifted = append(drifted, old.Table)
 		}
 	}
-	if len(drifted) > 0 && s.gap == nil {
+	if len(drifted) > 0 {
+		told = append(told, "the columns or keys of "+strings.Join(drifted, ", ")+" were changed, and the triggers still capture what was there before")
+	}
+	if len(told) > 0 && s.gap == nil {
 		s.gap = &onewrite.Gap{
-			Reason: "the columns or keys of " + strings.Join(drifted, ", ") + " were changed, and the triggers still capture what was there before",
-			From:   "the change of the table", To: "the next onewrite migrate", Cure: "onewrite migrate",
+			Reason: strings.Join(told, "; "), From: "the change of the table", To: "the next onewrite migrate",
+			Cure: "correct tables: if a name has changed, and run: onewrite migrate",
 		}
 	}
 	return nil
+}
+
+// misplaced looks at where the triggers of a table are, and returns a gap if its
+// changes are lost or told in a wrong order; or the name it has got, if that is
+// all.
+func (t *table) misplaced(objects map[string]object, found bool) (renamed string, gap *onewrite.Gap) {
+	lost, late := false, false
+	for _, suffix := range triggerSuffixes {
+		ob := objects[triggerName(t.Table, suffix)]
+		if ob.sql != "" && !strings.EqualFold(ob.table, t.Table) {
+			renamed = ob.table
+		}
+		lost = lost || ob.sql == ""
+		late = late || ob.rowid < t.newest
+	}
+	const again = "onewrite migrate, which captures it again and writes a snapshot of its rows"
+	gap = &onewrite.Gap{From: "the change of the table", To: "now", Cure: again}
+	switch {
+	case !found && renamed != "" && !lost:
+		return renamed, nil
+	case !found:
+		gap.Reason = fmt.Sprintf("the table %s was dropped, and no event says that its rows are gone", t.Table)
+		gap.Cure = "make the table again or take it out of tables:, and run: onewrite migrate"
+	case renamed != "":
+		gap.Reason = fmt.Sprintf("the table %s was renamed to %s and its triggers with it; another %s was made, and its changes are not captured", t.Table, renamed, t.Table)
+	case lost:
+		gap.Reason = fmt.Sprintf("the table %s has lost the triggers that capture its row changes, as happens when a table is dropped and made anew", t.Table)
+	case late:
+		gap.Reason = fmt.Sprintf("the table %s has a trigger that is newer than those that capture its row changes; SQLite fires it first, so changes that it makes are captured before their cause", t.Table)
+	default:
+		return "", nil
+	}
+	return "", gap
 }
 
 // captured returns the layouts that triggers write with.

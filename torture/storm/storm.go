@@ -53,7 +53,7 @@ type storm struct {
 	program *program
 	sinks   []sink
 
-	truth, clients, samples, faults *history.Log
+	clients, samples, faults *history.Log
 
 	committed atomic.Int64 // events that writers were told are there
 	doubtful  atomic.Int64 // events that may be there
