@@ -25,7 +25,7 @@ func Main() int {
 	if err == nil {
 		return 0
 	}
-	if strings.HasPrefix(err.Error(), "unknown command") {
+	if strings.HasPrefix(err.Error(), "unknown command") && !strings.Contains(err.Error(), "--help") {
 		err = usage(fmt.Errorf("%w; see onewrite --help", err))
 	}
 	var code exitCode
