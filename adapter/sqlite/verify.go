@@ -84,7 +84,7 @@ func (t *table) misplaced(objects map[string]object, found bool) (renamed string
 	case lost:
 		gap.Reason = fmt.Sprintf("the table %s has lost the triggers that capture its row changes, as happens when a table is dropped and made anew", t.Table)
 	case late:
-		gap.Reason = fmt.Sprintf("the table %s has a trigger that is newer than those that capture its row changes; SQLite fires it first, so changes that it makes are captured before their cause", t.Table)
+		gap.Reason = fmt.Sprintf("the table %s has a trigger that writes it again and is newer than those that capture its row changes; SQLite fires it first, so changes that it makes are captured before their cause", t.Table)
 	default:
 		return "", nil
 	}
