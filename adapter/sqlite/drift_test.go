@@ -78,7 +78,7 @@ func TestRenamedAndMadeAnewIsAGap(t *testing.T) {
 	}
 	s = opened(t, path, pos)
 	exec1(t, db, "INSERT INTO o_old VALUES (3, 3); INSERT INTO o VALUES (4, 4)")
-	ev, pos, _ := read(t, s, 2)
+	ev, _, _ := read(t, s, 2)
 	if got := story(t, ev); got != `r{"id":2}map[a:2 id:2] c{"id":4}map[a:4 id:4]` {
 		t.Error(got)
 	}
