@@ -313,15 +313,18 @@ func TestFilteredIsCounted(t *testing.T) {
 	})
 }
 
-// dies makes the delivery die once at a place of the model, and counts that it did.
-func dies(where string, n *int) fault {
-	return func(at string) error {
-		if at == where && *n == 0 {
-			*n++
-			return errInjected
-		}
-		return nil
+// death makes the delivery die once at a place of the model, when it is armed.
+type death struct {
+	where string
+	armed atomic.Bool
+	n     atomic.Int32 // how often it did
+}
+
+func (d *death) fault(at string) error {
+	if at == d.where && d.armed.Load() && d.n.CompareAndSwap(0, 1) {
+		return errInjected
 	}
+	return nil
 }
 
 // A parked event counts in one number, and is delivered or not, wherever the
@@ -333,10 +336,9 @@ func TestParkedCountsOnce(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld()
 					w.d.Attempts = 3
-					deaths, mended := 0, atomic.Bool{}
-					if where == "park.after" {
-						w.bus.fault = dies(where, &deaths)
-					}
+					mended, dies := atomic.Bool{}, &death{where: where}
+					w.bus.fault = dies.fault
+					dies.armed.Store(where == "park.after")
 					w.sink.before = func(e onewrite.Event) error {
 						if e.ID == "e0003" && !mended.Load() {
 							if w.bus.parkedNow("wh") > 0 { // well again at the moment when it is parked
@@ -364,17 +366,13 @@ func TestParkedCountsOnce(t *testing.T) {
 					if s := w.d.Status(); s.Delivered != 9 || s.Parked != 1 || s.Pending != 0 {
 						t.Errorf("%s, %s: parked: %+v", where, what, s)
 					}
-					if where != "park.after" {
-						w.bus.mu.Lock()
-						w.bus.fault = dies(where, &deaths)
-						w.bus.mu.Unlock()
-					}
+					dies.armed.Store(true)
 					if what == "redrive" {
 						err = w.d.Redrive(t.Context(), list[0].Ref)
 					} else {
 						err = w.d.Discard(t.Context(), list[0].Ref)
 					}
-					if err != nil && deaths == 0 {
+					if err != nil && dies.n.Load() == 0 {
 						t.Fatal(err)
 					}
 					time.Sleep(time.Minute)
@@ -385,8 +383,8 @@ func TestParkedCountsOnce(t *testing.T) {
 					if s := w.d.Status(); s.Delivered != want.Delivered || s.Skipped != want.Skipped || s.Parked != 0 || s.Pending != 0 {
 						t.Errorf("%s, %s, key %q: %+v", where, what, key, s)
 					}
-					if deaths != 1 {
-						t.Errorf("%s, %s: it died %d times", where, what, deaths)
+					if dies.n.Load() != 1 {
+						t.Errorf("%s, %s: it did not die", where, what)
 					}
 					w.stop()
 				})

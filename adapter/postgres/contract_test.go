@@ -119,7 +119,7 @@ func TestBadRowsAreRefused(t *testing.T) {
 		{object, `(topic, headers) VALUES ('t', '[]')`}, {object, `(topic, headers) VALUES ('t', '["a"]')`}, {object, `(topic, headers) VALUES ('t', '"a"')`}, {object, `(topic, headers) VALUES ('t', 'null')`},
 		{object, `(topic, headers) VALUES ('t', '1')`}, {object, `(topic, headers) VALUES ('t', '{"a": 1}')`}, {object, `(topic, headers) VALUES ('t', '{"a": null}')`},
 		{object, `(topic, headers) VALUES ('t', '{"a": "b", "c": {"d": "e"}}')`}, {object, `(topic, headers) VALUES ('t', '{"a": ["b"]}')`},
-		{object, `(topic, headers) VALUES ('t', jsonb_build_object('a', repeat('x', 65536)))`},
+		{"outbox_headers_have_at_most_65536_bytes", `(topic, headers) VALUES ('t', jsonb_build_object('a', repeat('x', 65536)))`},
 		{values, `(topic, headers) VALUES ('t', '{"a": "b\r\nc: d"}')`}, {values, `(topic, headers) VALUES ('t', '{"a": "b", "c": "\u0001"}')`}, {values, `(topic, headers) VALUES ('t', '{"a": "\u007f"}')`},
 		{size, `(topic, payload) VALUES ('t', repeat('x', 1048576))`}, {size, `(topic, payload) VALUES ('t', repeat('ä', 524288))`}, {size, `(topic, payload_bytes) VALUES ('t', convert_to(repeat('x', 1048576), 'UTF8'))`},
 		// "t", text/plain and {"a":"b","c":"d"} are 28 bytes.

@@ -3,6 +3,7 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os/exec"
@@ -132,7 +133,13 @@ func open(t testing.TB, url string, pos onewrite.Pos) *Source {
 
 func openWith(t testing.TB, cfg Config, pos onewrite.Pos) *Source {
 	t.Helper()
-	s, err := tryOpen(t, cfg, pos)
+	var s *Source
+	var err error
+	// The server sees the end of a broken session a moment later.
+	eventually(t, "the place of the reader before is free", func() bool {
+		s, err = tryOpen(t, cfg, pos)
+		return !errors.Is(err, onewrite.ErrStandby)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
