@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	driver "modernc.org/sqlite"
 )
@@ -75,7 +76,7 @@ func isBusy(err error) bool {
 
 // immediate runs fn in a transaction that holds the write lock from its start.
 func immediate(ctx context.Context, c *sql.Conn, fn func() error) error {
-	if _, err := c.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+	if err := begin(ctx, c); err != nil {
 		return err
 	}
 	err := fn()
@@ -85,6 +86,31 @@ func immediate(ctx context.Context, c *sql.Conn, fn func() error) error {
 	if err != nil {
 		// Some errors have ended the transaction already; then this one says so.
 		_, _ = c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+	}
+	return err
+}
+
+// begin takes the write lock within the busy timeout. SQLite's own handler waits
+// up to 100 ms between two tries, and starves behind an application that commits
+// without a pause; a try each millisecond finds the moment between two commits.
+func begin(ctx context.Context, c *sql.Conn) error {
+	var wait int64 // ms
+	if err := c.QueryRowContext(ctx, "PRAGMA busy_timeout").Scan(&wait); err != nil {
+		return err
+	}
+	if _, err := c.ExecContext(ctx, "PRAGMA busy_timeout = 0"); err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(time.Duration(wait) * time.Millisecond)
+	_, err := c.ExecContext(ctx, "BEGIN IMMEDIATE")
+	for isBusy(err) && time.Now().Before(deadline) && ctx.Err() == nil {
+		<-tick.C
+		_, err = c.ExecContext(ctx, "BEGIN IMMEDIATE")
+	}
+	if _, back := c.ExecContext(context.WithoutCancel(ctx), fmt.Sprintf("PRAGMA busy_timeout = %d", wait)); err == nil {
+		err = back
 	}
 	return err
 }

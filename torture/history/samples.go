@@ -13,7 +13,7 @@ const patience = int64(10 * time.Second)
 type watch struct {
 	position uint64
 	seen     uint64
-	since    int64 // when seen was another number, or work began
+	since    int64 // when seen was another number, there was no work, or it was said that all is not well
 }
 
 // epochs collects which copy owned which epoch of each sink. An epoch that two
@@ -117,9 +117,9 @@ func (c *checker) destination(w *watch, s *Sample, sink string, d *SinkState, sl
 		c.fail("I13", "%s adds up to %d events, the database committed %d", sink, sum, s.Committed)
 	}
 	work := s.Committed > d.Seen+d.Parked+d.Filtered+d.Skipped
-	if d.Seen != w.seen || !work {
+	if d.Seen != w.seen || !work || d.State != "ok" || s.State != "ok" {
 		w.seen, w.since = d.Seen, s.At
-	} else if d.State == "ok" && s.State == "ok" && s.At-w.since > patience {
+	} else if s.At-w.since > patience {
 		c.fail("I11", "%s stands at %d of %d for %v, and onewrite says ok", sink, d.Seen, s.Committed, time.Duration(s.At-w.since).Round(time.Second))
 	}
 }
