@@ -78,7 +78,8 @@ bench: ## Run the benchmarks: PKG=./adapter/nats BENCH=Append
 
 # Both storms are bounded by their events; what they record is below TORTURE.
 TORTURE     ?= torture-runs
-torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each, judged (about half an hour)
+torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each, judged (about a quarter of an hour)
+	@rm -rf $(TORTURE)/kill-postgres $(TORTURE)/kill-sqlite
 	@$(GO) run ./torture run --source postgres-18 --events 1000000 --kills 100 --terms 5 --freezes 5 --crashes 5 --dir $(TORTURE)/kill-postgres
 	@$(GO) run ./torture run --source sqlite --events 200000 --kills 100 --terms 5 --freezes 5 --dir $(TORTURE)/kill-sqlite
 

@@ -48,10 +48,9 @@ func New(d Dialect, opts ...Option) *Publisher {
 // prepares the INSERT of a single event once per connection instead of at each
 // Publish. With SQLite this makes an event several times cheaper, for its INSERT
 // carries the rules of the outbox; a driver that keeps statements by itself, as
-// pgx does, gains nothing. A transaction whose type is not
-// *sql.Tx is served as p would serve it; a *sql.Tx of another database is
-// refused. Call it once, outside of
-// transactions; closing db ends what it holds.
+// pgx does, gains nothing. A transaction whose type is not *sql.Tx is served as p
+// would serve it; a *sql.Tx of another database is refused. Call it once, outside
+// of transactions; closing db ends what it holds.
 //
 // The error is the database's: the outbox is missing (`onewrite migrate` makes
 // it), or cannot be reached.

@@ -339,8 +339,6 @@ func (r *deliverer) silent(now time.Time) bool {
 	return !r.mute.IsZero() && now.Sub(r.mute) > silence || r.storing != nil && now.Sub(r.committed) > silence
 }
 
-var errSilent = fmt.Errorf("the bus has not answered for %v; is its server or its disk stalled?", silence)
-
 // places is up to where the loop accepted what is on the bus.
 func (r *deliverer) places() map[string]onewrite.LogCursor {
 	at := make(map[string]onewrite.LogCursor, len(r.tracks))

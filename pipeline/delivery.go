@@ -223,6 +223,8 @@ func (d *Delivery) Run(ctx context.Context) error {
 // so.
 const silence = 5 * time.Second
 
+var errSilent = fmt.Errorf("the bus has not answered for %v; is its server or its disk stalled?", silence)
+
 // errStopped halts a delivery: an operator has to look.
 var errStopped = errors.New("stopped")
 

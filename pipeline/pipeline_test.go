@@ -283,10 +283,39 @@ func TestStaleTwinIsFenced(t *testing.T) {
 		if a, b := w.d.Status(), twin.d.Status(); (a.State == pipeline.OK) == (b.State == pipeline.OK) {
 			t.Errorf("one must deliver and one stand by: %+v, %+v", a, b)
 		}
-		for _, s := range []pipeline.DeliveryStatus{w.d.Status(), twin.d.Status()} {
-			if s.State == pipeline.Waiting && s.Delivered+s.Pending+s.Parked+s.Epoch > 0 {
-				t.Errorf("the one that stands by shows numbers: %+v", s)
+		w.stop()
+		twin.stop()
+	})
+}
+
+// A copy that lost its place shows no numbers any more: they are those of another.
+func TestFencedCopyShowsNoNumbers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.bus.lease = 6 * time.Second
+		var slow, stalled atomic.Bool
+		w.bus.fault = func(at string) error {
+			if at == "commit.before" && slow.Load() && stalled.CompareAndSwap(false, true) {
+				time.Sleep(20 * time.Second) // longer than the lease
 			}
+			return nil
+		}
+		w.start()
+		twin := &world{source: w.source, bus: w.bus, sink: w.sink, d: &pipeline.Delivery{Concurrency: 4}}
+		time.Sleep(time.Second) // w is the owner
+		twin.start()
+		for i := range 50 {
+			w.source.commit(event(i, "k"))
+		}
+		time.Sleep(5 * time.Second)
+		slow.Store(true)
+		w.source.commit(event(50, "k"))
+		time.Sleep(time.Minute)
+		if s := twin.d.Status(); s.State != pipeline.OK || s.Delivered != 51 {
+			t.Errorf("the one that took over: %+v", s)
+		}
+		if s := w.d.Status(); s.State != pipeline.Waiting || s.Delivered+s.Pending+s.Parked+s.Epoch > 0 {
+			t.Errorf("the one that stands by shows numbers: %+v", s)
 		}
 		w.stop()
 		twin.stop()

@@ -105,7 +105,7 @@ func verdict(r *history.Report) error {
 }
 
 // build makes the program that is tortured.
-func build(ctx context.Context, dir string, tags ...string) (string, error) {
+func build(ctx context.Context, dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -113,7 +113,7 @@ func build(ctx context.Context, dir string, tags ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", bin}, append(tags, "github.com/onewrite/onewrite/cmd/onewrite")...)...)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/onewrite/onewrite/cmd/onewrite")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build onewrite: %w: %s", err, out)
 	}

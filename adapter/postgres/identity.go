@@ -65,7 +65,7 @@ func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewr
 			return again("the outbox was carried here from another cluster or database (system identifier %d, database %d; here %d, %d)", id.recorded, id.where, id.system, id.database)
 		case id.bus != "" && id.bus != busID:
 			return again("the bus is new: this outbox was read into bus %s before, which is lost or was exchanged", id.bus)
-		case id.freed > 0:
+		case id.bus != "" && id.freed > 0: // under another name it was another's log
 			return again("the bus has lost its log of this source, with events up to seq %d that it had confirmed and that were deleted from the outbox for it", id.freed)
 		}
 		return fresh, nil, adopt, nil

@@ -144,6 +144,9 @@ func TestBusThatForgot(t *testing.T) {
 				t.Errorf("%q: the next position would say it again: %s", c.says, got.pos)
 			}
 		}
+		if got := take(t, Config{URL: url, Name: "other"}, "", 3); got.gap != nil {
+			t.Errorf("a source of another name, which never had a log: %v", got.gap)
+		}
 	})
 }
 

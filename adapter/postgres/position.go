@@ -23,9 +23,8 @@ var empty = snapshot{text: "1:1:", xmin: 1, xmax: 1}
 // listed bounds the transactions in progress that a position lists a second time.
 const listed = 16
 
-// short returns a snapshot that saw nothing which s did not see, and lists few
-// transactions: of more than listed in progress, all from the one after those on count
-// as such.
+// short returns a snapshot that saw nothing which s did not see, and lists at most
+// listed transactions in progress: all from the next one on count as such.
 func (s snapshot) short() snapshot {
 	if len(s.xip) <= listed {
 		return s

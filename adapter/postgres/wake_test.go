@@ -193,7 +193,7 @@ func TestFirstSleepAfterOpen(t *testing.T) {
 
 // The bell of the same process wakes without NOTIFY.
 func TestBellWakes(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAsleep(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		sql(t, conn, `ALTER TABLE onewrite.outbox DISABLE TRIGGER wake`)

@@ -43,7 +43,7 @@ func adopt(ctx context.Context, c *sql.Conn, at place, bus string) (from place, 
 		if reason == "" {
 			if at.seq < freed {
 				gap = &onewrite.Gap{
-					Reason: "the bus does not have events that it confirmed and that were deleted from the outbox for it: its log was removed, or an older copy of it was put back; destinations that had not got them yet miss them",
+					Reason: "the bus does not have events that it confirmed and that were deleted from the outbox for it: its log was removed, an older copy of it was put back, or the source has got another name; destinations that had not got them yet miss them",
 					From:   "seq " + strconv.FormatInt(at.seq+1, 10), To: "seq " + strconv.FormatInt(freed, 10),
 				}
 				from.seq, from.id = freed, ""

@@ -92,21 +92,19 @@ func (r *reclaimer) once() (again bool, err error) {
 		return false, err
 	}
 	ctx := context.Background() // short, and interrupting a COMMIT helps nobody
-	if _, err := r.s.writer.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
-		return false, err
-	}
-	start := time.Now()
-	if _, err = r.s.writer.ExecContext(ctx, "DELETE FROM onewrite_outbox WHERE seq > ? AND seq <= ?", r.low, upto); err == nil {
-		_, err = r.s.writer.ExecContext(ctx, "UPDATE onewrite_meta SET freed = max(freed, ?)", upto)
-	}
-	if err == nil {
-		_, err = r.s.writer.ExecContext(ctx, sweep)
-	}
-	if err == nil {
-		_, err = r.s.writer.ExecContext(ctx, "COMMIT")
-	}
+	var start time.Time
+	err = immediate(ctx, r.s.writer, func() error {
+		start = time.Now()
+		_, err := r.s.writer.ExecContext(ctx, "DELETE FROM onewrite_outbox WHERE seq > ? AND seq <= ?", r.low, upto)
+		if err == nil {
+			_, err = r.s.writer.ExecContext(ctx, "UPDATE onewrite_meta SET freed = max(freed, ?)", upto)
+		}
+		if err == nil {
+			_, err = r.s.writer.ExecContext(ctx, sweep)
+		}
+		return err
+	})
 	if err != nil {
-		_, _ = r.s.writer.ExecContext(ctx, "ROLLBACK")
 		return false, err
 	}
 	took := time.Since(start)

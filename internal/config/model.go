@@ -28,7 +28,7 @@ type Config struct {
 	Destinations map[string]Destination `yaml:"destinations" doc:"The systems to deliver to, by name. Each has its own position: a slow one holds up no other."`
 	Bus          Bus                    `yaml:"bus" doc:"The durable middle: an embedded NATS JetStream in a folder, or an external NATS cluster."`
 	Listen       string                 `yaml:"listen" default:"127.0.0.1:8484" example:"127.0.0.1:8484" doc:"Address of the status, the API, health and metrics; off for none. An address that is not loopback needs token."`
-	Token        Secret                 `yaml:"token" example:"${file:onewrite.token}" doc:"What clients of the API and the dashboard show as bearer token."`
+	Token        Secret                 `yaml:"token" example:"${file:onewrite.token}" doc:"What clients of the API show as bearer token."`
 	MaxEvent     Size                   `yaml:"max_event" default:"1MiB" range:"1KiB..64MiB" doc:"Largest event. The tables check it at INSERT, so run onewrite migrate after changing it."`
 	Log          Log                    `yaml:"log" doc:"What is written to standard error."`
 

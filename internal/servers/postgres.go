@@ -93,16 +93,15 @@ func openShared(version int) (*PG, error) {
 // It is for tests that stop it, freeze it or need a parameter.
 func NewPostgres(tb testing.TB, version int, options ...Option) *PG {
 	tb.Helper()
-	p, err := startPostgres(version, options...)
+	p, err := Launch(version, options...)
 	if errors.Is(err, errMissing) {
 		missing(tb, "%v", err)
 	}
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p.alone = true
 	tb.Cleanup(func() {
-		if err := p.proc.close(); err != nil {
+		if err := p.Shutdown(); err != nil {
 			tb.Error(err)
 		}
 	})

@@ -48,12 +48,10 @@ func (p *PG) Start(tb testing.TB, options ...Option) {
 // Restart is Stop, or Crash if crash is true, and Start.
 func (p *PG) Restart(tb testing.TB, crash bool) {
 	tb.Helper()
-	if crash {
-		p.Crash(tb)
-	} else {
-		p.Stop(tb)
+	p.own(tb)
+	if err := p.Bounce(crash); err != nil {
+		tb.Fatal(err)
 	}
-	p.Start(tb)
 }
 
 // Pause freezes every process of the server: connections stay open and nothing

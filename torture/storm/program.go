@@ -41,7 +41,7 @@ func newProgram(s *storm) (*program, error) {
 		fmt.Fprintf(&b, "  %s: %s\n", k.name(), k.yaml())
 	}
 	fmt.Fprintf(&b, "listen: %s\n", addr)
-	if err := os.WriteFile(s.path("onewrite.yaml"), []byte(b.String()), 0o600); err != nil {
+	if err := os.WriteFile(s.path(configFile), []byte(b.String()), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(s.path("onewrite.log"))
@@ -52,7 +52,7 @@ func newProgram(s *storm) (*program, error) {
 }
 
 func (p *program) make(args ...string) *exec.Cmd {
-	cmd := exec.Command(p.s.Binary, append(args, "-c", "onewrite.yaml")...)
+	cmd := exec.Command(p.s.Binary, append(args, "-c", configFile)...)
 	cmd.Dir = p.s.Dir
 	cmd.Env = append(os.Environ(), p.s.Env...)
 	return cmd

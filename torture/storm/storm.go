@@ -36,6 +36,9 @@ type Config struct {
 	Wait    time.Duration // how long all may take to become quiet; default 60 s
 }
 
+// configFile is that of the onewrite in a storm, in the folder of the run.
+const configFile = "onewrite.yaml"
+
 // keys is the number of accounts, each a key of events.
 const keys = 120
 
@@ -43,7 +46,7 @@ const keys = 120
 // written and whose place was not stored yet.
 const window = 2000
 
-// Storm is one run.
+// storm is one run.
 type storm struct {
 	Config
 	start time.Time
@@ -114,6 +117,9 @@ func Run(ctx context.Context, c Config) (*history.Report, error) {
 	c.defaults()
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(c.Dir, configFile)); err == nil {
+		return nil, fmt.Errorf("%s holds a run already; judge it with: torture check %[1]s, or name another folder with --dir", c.Dir)
 	}
 	s := &storm{Config: c, start: time.Now(), rng: rand.New(rand.NewPCG(c.Seed, 1))}
 	err := s.run(ctx)
