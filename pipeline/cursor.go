@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // track follows one bus log for one destination: which offsets were handed
@@ -88,7 +89,7 @@ func (t *track) finish(offset uint64) {
 
 // cursor returns the place to store.
 func (t *track) cursor() onewrite.LogCursor {
-	if len(t.open) == 0 || planted == "max-floor" {
+	if len(t.open) == 0 || sabotage.Bug == "max-floor" {
 		return onewrite.LogCursor{Floor: t.handed, Done: slices.Clone(t.prior)}
 	}
 	c := onewrite.LogCursor{Floor: t.open[0].offset - 1}

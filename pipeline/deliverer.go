@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // deliverer is one session of a Delivery: one subscription, one owner. All its
@@ -73,6 +74,9 @@ type result struct {
 // session delivers until something of the bus fails, another copy takes over or
 // ctx ends.
 func (d *Delivery) session(ctx context.Context, log *slog.Logger) error {
+	if err := sabotage.At("delivery.subscribe"); err != nil {
+		return err
+	}
 	sub, err := d.Bus.Subscribe(ctx, d.Interest)
 	if err != nil {
 		return fmt.Errorf("bus: subscribe %s: %w", d.Interest.Name, err)
@@ -258,7 +262,7 @@ func (r *deliverer) accept(f feed) error {
 		}
 		l := r.lanes.find(onewrite.Lane{Log: m.Log, Key: m.Key})
 		e := &entry{msg: *m, lane: l}
-		if l.keyed() && (l.parked || l.redo) && planted != "followers-flow" {
+		if l.keyed() && (l.parked || l.redo) && sabotage.Bug != "followers-flow" {
 			if err := r.park(e, true, "waits behind an event of its key", true); err != nil {
 				return err
 			}
@@ -297,13 +301,24 @@ func (r *deliverer) store(now time.Time) {
 		c.Logs[name] = lc
 	}
 	r.storing, r.dirty, r.committed = &c, false, now
-	r.wg.Go(func() { r.commits <- r.sub.Commit(r.finish, c) })
+	r.wg.Go(func() { r.commits <- r.commit(c) })
+}
+
+func (r *deliverer) commit(c onewrite.Cursor) error {
+	err := sabotage.At("delivery.commit")
+	if err == nil {
+		err = r.sub.Commit(r.finish, c)
+	}
+	if err == nil {
+		err = sabotage.At("delivery.committed")
+	}
+	return err
 }
 
 func (r *deliverer) stored(err error) error {
 	c := r.storing
 	r.storing = nil
-	if err != nil && planted == "ignore-fence" && errors.Is(err, onewrite.ErrFenced) {
+	if err != nil && sabotage.Bug == "ignore-fence" && errors.Is(err, onewrite.ErrFenced) {
 		r.renewed = r.committed
 		return nil
 	}
@@ -369,6 +384,7 @@ func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 		state, r.lastError = Stopped, r.halted.Error()
 	case r.silent(now):
 		state, r.lastError = Waiting, errSilent.Error()
+	case sabotage.Bug == "says-ok":
 	case r.health.down() || r.sink == nil && r.health.failures > 0:
 		state = Waiting
 	case pending > 1000:
@@ -409,9 +425,12 @@ func (r *deliverer) drain() error {
 			first = err
 		}
 	}
-	if r.finish.Err() == nil && first == nil && r.dirty && planted != "no-last-commit" {
+	if r.finish.Err() == nil && first == nil && r.dirty && sabotage.Bug != "no-last-commit" {
 		r.store(time.Now())
 		first = r.stored(<-r.commits)
+	}
+	if first == nil {
+		first = sabotage.At("delivery.drain")
 	}
 	r.publish(time.Now())
 	return first

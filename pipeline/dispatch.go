@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // dispatch starts the writes that may start now and returns when to try again.
@@ -43,7 +44,11 @@ func (r *deliverer) probe(now time.Time) (next time.Time) {
 	if r.sink == nil {
 		r.opening = true
 		go func() {
-			s, err := r.d.Open(r.finish)
+			err := sabotage.At("delivery.open")
+			var s onewrite.Sink
+			if err == nil {
+				s, err = r.d.Open(r.finish)
+			}
 			r.results <- result{sink: s, err: err}
 		}()
 		return time.Time{}
@@ -51,7 +56,7 @@ func (r *deliverer) probe(now time.Time) (next time.Time) {
 	// Failed events and fresh ones take turns: those that failed may all be
 	// poison, and would never show that the destination is back.
 	r.health.fresh = !r.health.fresh
-	if l := r.lanes.earliest(); l != nil && !(r.health.fresh && len(r.lanes.ready) > 0 && planted != "probe-failed-only") {
+	if l := r.lanes.earliest(); l != nil && !(r.health.fresh && len(r.lanes.ready) > 0 && sabotage.Bug != "probe-failed-only") {
 		l.retry = time.Time{}
 		r.lanes.settle(l)
 		l.queue[0].solo = true
@@ -77,16 +82,22 @@ func (r *deliverer) write(batch []*entry) {
 		events[i] = e.msg.Event
 		if e.tries == 0 {
 			e.sentGen = r.health.gen
-		} else if planted == "new-id" {
+		} else if sabotage.Bug == "new-id" {
 			events[i].ID += "-again"
 		}
-		if planted == "cursor-early" {
+		if sabotage.Bug == "cursor-early" {
 			r.track(e.msg.Log).finish(e.msg.Offset)
 			r.dirty = true
 		}
 	}
 	go func() {
-		n, err := sink.Write(r.finish, events)
+		n, err := 0, sabotage.At("delivery.write")
+		if err == nil {
+			n, err = sink.Write(r.finish, events)
+		}
+		if failed := sabotage.At("delivery.written"); failed != nil {
+			n, err = 0, failed
+		}
 		if n < len(events) && err == nil {
 			err = fmt.Errorf("short write: %d of %d events", n, len(events))
 		}
@@ -101,7 +112,7 @@ func (r *deliverer) answer(res result) error {
 		return r.opened(res, now)
 	}
 	r.writing--
-	if planted == "short-write" {
+	if sabotage.Bug == "short-write" {
 		res.n = len(res.batch)
 	}
 	for _, e := range res.batch[:res.n] {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // Ingest moves one source's committed events to the bus. There is one per
@@ -155,6 +156,9 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("bus: position of source %s: %w", in.Name, err)
 	}
+	if err := sabotage.At("ingest.open"); err != nil {
+		return err
+	}
 	src, err := in.Open(ctx, pos)
 	if err != nil {
 		return err
@@ -173,6 +177,9 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 	wg.Go(func() {
 		for {
 			b, err := src.Read(ctx)
+			if err == nil {
+				err = sabotage.At("ingest.read")
+			}
 			if err != nil {
 				cancel(err)
 				return
@@ -204,7 +211,7 @@ func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite
 			return context.Cause(ctx)
 		case b = <-batches:
 		}
-		if b.Gap != nil {
+		if b.Gap != nil && sabotage.Bug != "no-gap" {
 			in.gap(log, b.Gap)
 		}
 		if len(b.Events) == 0 {
@@ -214,7 +221,7 @@ func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite
 		start := time.Now()
 		last, err := in.append(ctx, log, prev, b)
 		if err != nil {
-			if planted == "skip-batch" {
+			if sabotage.Bug == "skip-batch" {
 				continue
 			}
 			return err
@@ -250,7 +257,14 @@ func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b onewrite.
 	defer cancel()
 	in.ask(time.Now())
 	defer in.ask(time.Time{})
-	return in.Bus.Append(finish, in.Name, prev, b)
+	if err := sabotage.At("ingest.append"); err != nil {
+		return 0, err
+	}
+	last, err := in.Bus.Append(finish, in.Name, prev, b)
+	if err == nil {
+		err = sabotage.At("ingest.appended")
+	}
+	return last, err
 }
 
 // ask notes since when the bus owes an answer.
@@ -273,7 +287,7 @@ func (in *Ingest) appended(last uint64, b onewrite.Batch, took time.Duration) {
 		s.Lag = max(0, time.Since(b.Events[len(b.Events)-1].Time))
 	}
 	in.mu.Unlock()
-	if in.AckDurable || planted == "ack-early" {
+	if in.AckDurable || sabotage.Bug == "ack-early" {
 		in.Confirm(last)
 	}
 	if in.Observe.Appended != nil {
@@ -296,6 +310,9 @@ func (in *Ingest) acknowledge(ctx context.Context, src onewrite.Source) error {
 		pos, ok := in.marks.take(in.confirmed)
 		in.mu.Unlock()
 		if ok {
+			if err := sabotage.At("ingest.ack"); err != nil {
+				return err
+			}
 			if err := src.Ack(ctx, pos); err != nil {
 				return fmt.Errorf("acknowledge source %s: %w", in.Name, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // entry is one event that a delivery holds.
@@ -80,7 +81,7 @@ func (ls *lanes) drop(e *entry) {
 func (ls *lanes) settle(l *lane) {
 	delete(ls.later, l)
 	switch {
-	case l.busy > 0 && planted != "parallel-key" || len(l.queue) == 0:
+	case l.busy > 0 && sabotage.Bug != "parallel-key" || len(l.queue) == 0:
 		if l.index >= 0 {
 			heap.Remove(&ls.ready, l.index)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // lot is what a deliverer knows of its parking lot.
@@ -108,7 +109,7 @@ func (r *deliverer) poison(e *entry, cause error) error {
 	behind := "waits behind " + e.msg.ID
 	for _, f := range l.queue {
 		r.lanes.drop(f)
-		if err := r.park(f, planted != "followers-lost", behind, true); err != nil {
+		if err := r.park(f, sabotage.Bug != "followers-lost", behind, true); err != nil {
 			return err
 		}
 	}
@@ -118,9 +119,16 @@ func (r *deliverer) poison(e *entry, cause error) error {
 
 // park sets an event aside, durably, before the cursor passes it.
 func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error {
-	ref, err := r.sub.Park(r.finish, onewrite.Parked{
-		Message: e.msg, Reason: reason, Attempts: e.tries, Holds: holds, At: time.Now(),
-	})
+	err := sabotage.At("delivery.park")
+	var ref uint64
+	if err == nil {
+		ref, err = r.sub.Park(r.finish, onewrite.Parked{
+			Message: e.msg, Reason: reason, Attempts: e.tries, Holds: holds, At: time.Now(),
+		})
+	}
+	if err == nil {
+		err = sabotage.At("delivery.parked")
+	}
 	if err != nil {
 		return fmt.Errorf("bus: park event %s of %s: %w", e.msg.ID, r.d.Interest.Name, err)
 	}
@@ -235,6 +243,9 @@ func (r *deliverer) redelivered(e *entry) error {
 func (r *deliverer) forget(l *lane, ref uint64) error {
 	r.cursor.Settled = append(r.cursor.Settled, ref)
 	err := r.flush()
+	if err == nil {
+		err = sabotage.At("delivery.forget")
+	}
 	if err == nil {
 		if err = r.sub.Unpark(r.finish, ref); err != nil {
 			err = fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)

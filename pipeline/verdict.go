@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // trial is what an event remembers of its failures.
@@ -93,7 +94,7 @@ func (h *health) failed(e *entry, err error, now time.Time) {
 	if h.gen > before ||
 		up && few && h.gen > e.sentGen && answered(err) ||
 		up && few && errors.Is(err, onewrite.ErrRejected) ||
-		planted == "count-outage" {
+		sabotage.Bug == "count-outage" {
 		e.attempts = max(e.attempts, 1) + 1 // the first failure counts now too
 	}
 }

@@ -35,6 +35,10 @@ func root() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	c.AddCommand(runCommand(), checkCommand())
+	for _, k := range all {
+		c.AddCommand(k.command())
+	}
+	c.AddCommand(allCommand())
 	return c
 }
 
@@ -54,7 +58,7 @@ recorded stays in --dir. The exit code is 0 if every law held, else 1.`,
 				cfg.Dir = filepath.Join(os.TempDir(), "onewrite-torture", time.Now().Format("20060102-150405"))
 			}
 			if cfg.Binary == "" {
-				bin, err := build(cmd.Context(), cfg.Dir)
+				bin, err := build(cmd.Context(), cfg.Dir, cfg.Point != "")
 				if err != nil {
 					return err
 				}
@@ -68,18 +72,7 @@ recorded stays in --dir. The exit code is 0 if every law held, else 1.`,
 			return verdict(r)
 		},
 	}
-	f := c.Flags()
-	f.StringVar(&cfg.Source, "source", "sqlite", "sqlite, postgres-15 or postgres-18")
-	f.IntVar(&cfg.Events, "events", 2000, "committed events to write, at least")
-	f.IntVar(&cfg.Kills, "kills", 5, "SIGKILLs of onewrite")
-	f.IntVar(&cfg.Terms, "terms", 0, "SIGTERMs of onewrite")
-	f.IntVar(&cfg.Freezes, "freezes", 0, "SIGSTOPs of onewrite")
-	f.IntVar(&cfg.Crashes, "crashes", 0, "immediate restarts of PostgreSQL")
-	f.IntVar(&cfg.Writers, "writers", 8, "concurrent writers")
-	f.Uint64Var(&cfg.Seed, "seed", 0, "what is drawn is drawn from it; 0 draws one and prints it")
-	f.StringVar(&cfg.Dir, "dir", "", "the folder of the run (default: a new one under the temporary folder)")
-	f.StringVar(&cfg.Binary, "binary", "", "the onewrite to torture (default: built from this module)")
-	f.BoolVar(&cfg.Idle, "idle", false, "never run onewrite: a run that has to fail")
+	flags(c, &cfg)
 	return c
 }
 
@@ -104,16 +97,60 @@ func verdict(r *history.Report) error {
 	return nil
 }
 
-// build makes the program that is tortured.
-func build(ctx context.Context, dir string) (string, error) {
+// flags are the fields of a storm.
+func flags(c *cobra.Command, cfg *storm.Config) {
+	f := c.Flags()
+	f.StringVar(&cfg.Source, "source", "sqlite", "sqlite, postgres-15 or postgres-18")
+	for _, n := range []struct {
+		to         *int
+		name, help string
+		value      int
+	}{
+		{&cfg.Events, "events", "committed events to write, at least", 2000},
+		{&cfg.Writers, "writers", "concurrent writers", 8},
+		{&cfg.Backlog, "backlog", "events that are written before onewrite starts", 0},
+		{&cfg.Nodes, "nodes", "servers of an external bus: 1 or 3; 0 for the embedded one", 0},
+		{&cfg.Copies, "copies", "copies of onewrite on one configuration; more than one need --nodes", 1},
+		{&cfg.Kills, "kills", "SIGKILLs of onewrite", 0},
+		{&cfg.Terms, "terms", "SIGTERMs of onewrite", 0},
+		{&cfg.Freezes, "freezes", "SIGSTOPs of onewrite", 0},
+		{&cfg.Crashes, "crashes", "immediate restarts of PostgreSQL", 0},
+		{&cfg.Nets, "nets", "faults of the network between onewrite and another program", 0},
+		{&cfg.Deaths, "deaths", "SIGKILLs of a server of the external bus", 0},
+		{&cfg.Rounds, "rounds", "times that the copy which works is frozen or cut off", 0},
+		{&cfg.Lost, "lost", "lost answers of each sink", 0},
+		{&cfg.Loses, "loses", "times that the folder of the bus is lost", 0},
+		{&cfg.Returns, "returns", "times that an older copy of the folder of the bus is put back", 0},
+		{&cfg.Flips, "flips", "times that bytes in the folder of the bus are changed", 0},
+		{&cfg.Fills, "fills", "times that the disk of the bus is full", 0},
+	} {
+		f.IntVar(n.to, n.name, n.value, n.help)
+	}
+	f.BoolVar(&cfg.Refuse, "refuse", false, "the webhook refuses some events until the end")
+	f.StringVar(&cfg.Point, "point", "", "what happens at a fail point: name:kill@1 (kill, late-kill, error, stall)")
+	f.StringArrayVar(&cfg.Env, "env", nil, "more for the environment of onewrite: OW_BUG=name")
+	f.DurationVar(&cfg.Wait, "wait", time.Minute, "how long all may take to become quiet")
+	f.Uint64Var(&cfg.Seed, "seed", 0, "what is drawn is drawn from it; 0 draws one and prints it")
+	f.StringVar(&cfg.Dir, "dir", "", "the folder of the run (default: a new one under the temporary folder)")
+	f.StringVar(&cfg.Binary, "binary", "", "the onewrite to torture (default: built from this module)")
+	f.BoolVar(&cfg.Idle, "idle", false, "never run onewrite: a run that has to fail")
+}
+
+// build makes the program that is tortured; one with fail points and planted bugs
+// in it if planted is set.
+func build(ctx context.Context, dir string, planted bool) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	bin, err := filepath.Abs(filepath.Join(dir, "onewrite"))
+	name, args := "onewrite", []string{"build", "-trimpath", "-buildvcs=false"}
+	if planted {
+		name, args = "onewrite-owbug", append(args, "-tags", "owbug")
+	}
+	bin, err := filepath.Abs(filepath.Join(dir, name))
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/onewrite/onewrite/cmd/onewrite")
+	cmd := exec.CommandContext(ctx, "go", append(args, "-o", bin, "github.com/onewrite/onewrite/cmd/onewrite")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build onewrite: %w: %s", err, out)
 	}

@@ -36,6 +36,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // chunk bounds the memory of a Write: so much is encoded before it is handed to
@@ -153,7 +154,7 @@ func (s *Sink) append(events []onewrite.Event) (err error) {
 	s.buf = s.buf[:0]
 	for i := range events {
 		e := &events[i]
-		if !s.seen.add(identity("/"+e.Source, e.ID)) {
+		if !s.seen.add(identity("/"+e.Source, e.ID)) && sabotage.Bug != "no-window" {
 			continue
 		}
 		added++
@@ -175,7 +176,7 @@ func (s *Sink) append(events []onewrite.Event) (err error) {
 	}
 	s.size, s.doubt = end, false
 	s.seen.trim()
-	return nil
+	return sabotage.At("file.written")
 }
 
 // flush hands the buffer to the system at the offset end and returns the next.
@@ -191,6 +192,9 @@ func (s *Sink) flush(end int64) (int64, error) {
 	}
 	s.doubt = true
 	n, err := s.file.WriteAt(s.buf, end)
+	if err == nil {
+		err = sabotage.At("file.write")
+	}
 	if err != nil {
 		return end, s.explain(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // acquire makes the path absolute, free of links, and ours. Two spellings of one
@@ -110,6 +111,9 @@ func (s *Sink) open() error {
 // recover cuts off the line that a crash tore and fills the window from the end
 // of the file, and of the one before if this one is short.
 func (s *Sink) recover() error {
+	if err := sabotage.At("file.recover"); err != nil {
+		return err
+	}
 	found := s.size
 	good, ids, err := tail(s.file, found)
 	if err != nil {
@@ -196,6 +200,9 @@ func (s *Sink) turnOver() error {
 	}
 	if err := os.Rename(s.path, name); err != nil {
 		return s.explain(err)
+	}
+	if err := sabotage.At("file.rotate"); err != nil {
+		return err
 	}
 	s.log.Info("started a new file", "path", s.path, "old", name)
 	if err := s.open(); err != nil {

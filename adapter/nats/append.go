@@ -13,6 +13,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // few is the largest number of events that are stored one by one: a plain
@@ -45,6 +46,9 @@ func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64
 // locate reads seq, last and pos from the stream; l.writing is held.
 func (b *Bus) locate(ctx context.Context, l *logState) error {
 	l.known = false
+	if err := sabotage.At("bus.locate"); err != nil {
+		return err
+	}
 	js, err := b.link.jetStream()
 	if err != nil {
 		return err
@@ -256,7 +260,7 @@ func (b *Bus) appendFew(ctx context.Context, nc *natsgo.Conn, l *logState, batch
 	n := len(batch.Events)
 	for i := range batch.Events {
 		pos := batch.Pos
-		if i < n-1 {
+		if i < n-1 && sabotage.Bug != "pos-early" {
 			pos = batch.PosAt(i)
 		}
 		e := &batch.Events[i]
@@ -264,6 +268,9 @@ func (b *Bus) appendFew(ctx context.Context, nc *natsgo.Conn, l *logState, batch
 		l.enc.set(hdrPos, cloudevents.Escape(string(pos)))
 		l.enc.set(hdrExpect, strconv.FormatUint(l.seq+uint64(i), 10))
 		m.Reply = l.reply(i)
+		if err := sabotage.At("bus.few"); err != nil {
+			return b.failed(l, i, err)
+		}
 		if err := nc.PublishMsg(m); err != nil {
 			return b.failed(l, i, err)
 		}
@@ -303,6 +310,9 @@ func (b *Bus) appendBatch(ctx context.Context, nc *natsgo.Conn, l *logState, bat
 			l.enc.set(hdrBatchCommit, "1")
 			l.enc.set(hdrPos, cloudevents.Escape(string(batch.Pos)))
 			m.Reply = l.reply(0)
+			if err := sabotage.At("bus.batch"); err != nil {
+				return b.failed(l, 0, err)
+			}
 		}
 		if err := nc.PublishMsg(m); err != nil {
 			return b.failed(l, 0, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // Bus is a [onewrite.Bus] on JetStream. Its methods may be called by several
@@ -319,6 +320,9 @@ func (b *Bus) ensureRoom(ctx context.Context, source string) error {
 // create makes the log of a source. A log that was lost begins behind every
 // offset that a destination has seen, so that its cursor skips nothing.
 func (b *Bus) create(ctx context.Context, source string) error {
+	if err := sabotage.At("bus.create"); err != nil {
+		return err
+	}
 	c := b.logConfig(source)
 	records, err := b.records(ctx)
 	if err != nil {
@@ -376,6 +380,9 @@ func (b *Bus) identify(ctx context.Context) error {
 		if m != nil {
 			b.id = string(m.Data)
 			return nil
+		}
+		if err := sabotage.At("bus.identify"); err != nil {
+			return err
 		}
 		_, err = b.link.publish(ctx, casMsg(subject, 0, []byte(randomID())))
 		if err != nil && !moved(err) {

@@ -11,6 +11,7 @@ import (
 	natsgo "github.com/nats-io/nats.go"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 const (
@@ -127,6 +128,9 @@ func (s *subscription) collect(ctx context.Context) (msgs []onewrite.Message, wa
 
 // take reads one log from where it was left, up to tail.
 func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs []onewrite.Message) ([]onewrite.Message, error) {
+	if err := sabotage.At("bus.read"); err != nil {
+		return nil, err
+	}
 	next := r.next.Load()
 	if more, ok := s.takeRecent(r, next, tail, msgs); ok {
 		return more, nil

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // Keep says how much that is confirmed stays on the bus for replay; whichever
@@ -57,6 +59,9 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep Kee
 		return Usage{}, err
 	}
 	if first > state.FirstSeq {
+		if err := sabotage.At("bus.purge"); err != nil {
+			return Usage{}, err
+		}
 		if err := s.Purge(ctx, jetstream.WithPurgeSequence(first)); err != nil {
 			return Usage{}, fmt.Errorf("nats: purge source %s: %w", log, err)
 		}

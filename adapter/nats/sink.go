@@ -14,6 +14,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // SinkConfig says where a [Sink] publishes.
@@ -135,6 +136,9 @@ func window(events []onewrite.Event) int {
 // the answers.
 func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, events []onewrite.Event) (int, error) {
 	events = events[:window(events)]
+	if err := sabotage.At("stream.publish"); err != nil {
+		return 0, err
+	}
 	in.calls++
 	prefix := strings.TrimSuffix(in.sub.Subject, "*") + strconv.FormatUint(in.calls, 10) + "-"
 	var enc encoder
@@ -151,6 +155,9 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, even
 			bad, cause = sent, s.failed(&events[sent], err)
 			break
 		}
+	}
+	if sabotage.Bug == "no-puback" {
+		return bad, cause
 	}
 	acked := make([]bool, sent)
 	for left := sent; left > 0; left-- {
@@ -169,6 +176,9 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, even
 		if err != nil && i < bad {
 			bad, cause = i, s.failed(&events[i], err)
 		}
+	}
+	if err := sabotage.At("stream.stored"); err != nil {
+		return 0, err
 	}
 	if i := slices.Index(acked, false); i >= 0 && i < bad {
 		bad, cause = i, s.failed(&events[i], natsgo.ErrNoResponders)
@@ -218,6 +228,9 @@ func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, events []onewrite
 func (s *Sink) message(enc *encoder, e *onewrite.Event) *natsgo.Msg {
 	m := enc.encode(strings.ReplaceAll(s.c.Subject, "{topic}", subjectOf(e.Topic)), e)
 	id := e.ID
+	if sabotage.Bug == "no-msg-id" {
+		return m
+	}
 	if s.c.Destination != "" {
 		id += "@" + s.c.Destination
 	}

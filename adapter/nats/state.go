@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // record is what is stored for a destination.
@@ -57,6 +58,9 @@ func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err 
 // save stores a record if the stored one still has revision rev.
 func (b *Bus) save(ctx context.Context, dest string, r *record, rev uint64) (uint64, error) {
 	data, err := json.Marshal(r)
+	if err == nil {
+		err = sabotage.At("bus.save")
+	}
 	if err != nil {
 		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
 	}
@@ -148,6 +152,9 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (record, uint64, e
 			return r, 0, err
 		}
 	} else if err := b.mayTake(in.Name, r, rev); err != nil {
+		return r, 0, err
+	}
+	if err := sabotage.At("bus.take"); err != nil {
 		return r, 0, err
 	}
 	r.Epoch++

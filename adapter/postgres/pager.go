@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // pager reads a difference that is larger than a page: the pair of snapshots is
@@ -76,6 +78,9 @@ func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
 		}
 	} else {
 		got = p.read(ctx, s)
+	}
+	if got.err == nil {
+		got.err = sabotage.At("postgres.page")
 	}
 	if got.err != nil {
 		return false, got.err

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // nap decides how long the reader may rest when it found nothing, and whether
@@ -82,6 +84,9 @@ func (s *Source) rest(ctx context.Context) error {
 	}
 	if !n.asleep {
 		if err := s.register(ctx, 2); err != nil {
+			return err
+		}
+		if err := sabotage.At("postgres.rest"); err != nil {
 			return err
 		}
 		res, err := s.current(ctx)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // ring empties leaves. It works on the reader's own session, between reads: a
@@ -90,6 +92,9 @@ func (s *Source) rotate(ctx context.Context, sizes [leaves]int64, current int) e
 			continue
 		}
 		s.ring.filled = time.Time{}
+		if err := sabotage.At("postgres.rotate"); err != nil {
+			return err
+		}
 		_, err := s.conn.Exec(ctx, `SELECT setval('onewrite.slot', $1)`, next)
 		return explain(err)
 	}
@@ -125,7 +130,7 @@ func (s *Source) truncate(ctx context.Context, leaf int, acked place) (emptied b
 	if err := s.conn.QueryRow(ctx, uncovered, args...).Scan(&rest); err != nil {
 		return false, explain(err)
 	}
-	if rest {
+	if rest && sabotage.Bug != "truncate-unread" {
 		return false, nil
 	}
 	tx, err := s.conn.Begin(ctx)
@@ -145,8 +150,11 @@ func (s *Source) truncate(ctx context.Context, leaf int, acked place) (emptied b
 	if err := tx.QueryRow(ctx, uncovered, args...).Scan(&rest); err != nil {
 		return false, explain(err)
 	}
-	if rest {
+	if rest && sabotage.Bug != "truncate-unread" {
 		return false, nil
+	}
+	if err := sabotage.At("postgres.truncate"); err != nil {
+		return false, err
 	}
 	// Said before it is so: a bus that knows less than this has lost something.
 	if _, err := tx.Exec(ctx, `SELECT setval('onewrite.freed', $1) FROM onewrite.freed WHERE last_value < $1`, acked.top); err != nil {
@@ -154,6 +162,9 @@ func (s *Source) truncate(ctx context.Context, leaf int, acked place) (emptied b
 	}
 	if _, err := tx.Exec(ctx, fmt.Sprintf(`TRUNCATE ONLY onewrite.outbox_%d`, leaf)); err != nil {
 		return false, explain(err)
+	}
+	if err := sabotage.At("postgres.truncated"); err != nil {
+		return false, err
 	}
 	return true, explain(tx.Commit(ctx))
 }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 	"github.com/onewrite/onewrite/outbox"
 )
 
@@ -107,6 +109,9 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 	if err := lead(ctx, s.conn, s.log.Warn); err != nil {
 		return err
 	}
+	if err := sabotage.At("postgres.lead"); err != nil {
+		return err
+	}
 	id, err := identify(ctx, s.conn, s.cfg.Name)
 	if err != nil {
 		return err
@@ -126,6 +131,9 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 		valid = start.epoch
 	}
 	if err := record(ctx, s.conn, s.cfg.Name, id, s.cfg.BusID, valid); err != nil {
+		return err
+	}
+	if err := sabotage.At("postgres.record"); err != nil {
 		return err
 	}
 	s.id, s.at, s.gap = id, start, gap
@@ -226,12 +234,20 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		return false, err
 	}
 	snap, err := parseSnapshot(res.snap)
+	if err == nil {
+		err = sabotage.At("postgres.look")
+	}
 	if err != nil {
 		return false, err
 	}
 	s.nap.saw(snap)
 	if res.given != s.ring.given { // rows were inserted, if only to be rolled back
 		s.ring.given, s.ring.dirty = res.given, true
+	}
+	if sabotage.Bug == "id-cursor" {
+		for res.len() > 0 && res.seqs[0] <= s.at.top {
+			res.cut(1)
+		}
 	}
 	if res.len() == 0 {
 		s.at.from = snap
@@ -259,6 +275,9 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 // least, and before a large difference is read; see judge.
 func (s *Source) settle(ctx context.Context, snap snapshot, lsn string, large bool) error {
 	due := large || time.Since(s.moved) >= time.Second
+	if err := sabotage.At("postgres.settle"); err != nil {
+		return err
+	}
 	var epoch *int64
 	err := s.conn.QueryRow(ctx, `SELECT CASE WHEN $1 OR pg_current_wal_flush_lsn() < $2::text::pg_lsn THEN setval('onewrite.epoch', $3) END`,
 		due, lsn, s.at.epoch+1).Scan(&epoch)
@@ -272,6 +291,9 @@ func (s *Source) settle(ctx context.Context, snap snapshot, lsn string, large bo
 func (s *Source) batch() onewrite.Batch {
 	n := min(s.queue.len(), onewrite.MaxBatch)
 	head := s.queue.cut(n)
+	if sabotage.Bug == "reversed" {
+		slices.Reverse(head.events)
+	}
 	s.at.top = max(s.at.top, head.last())
 	start := s.at
 	s.at.seq = head.last()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 	"github.com/onewrite/onewrite/outbox"
 )
 
@@ -75,6 +76,9 @@ var errBroken = errors.New("the history is broken")
 // keep the WAL from being checkpointed.
 func (s *Source) fetch(ctx context.Context) (onewrite.Batch, error) {
 	rows, schema, err := s.snapshot()
+	if err == nil {
+		err = sabotage.At("sqlite.fetch")
+	}
 	switch {
 	case errors.Is(err, errBroken):
 		return onewrite.Batch{}, s.disown(ctx, err.Error())
@@ -203,6 +207,9 @@ func (s *Source) batch(rows []row) (onewrite.Batch, error) {
 	at := s.at
 	if n := len(rows); n > 0 {
 		s.at.seq, s.at.id = seqs[n-1], events[n-1].ID
+		if sabotage.Bug == "delete-on-read" {
+			_ = s.Ack(context.Background(), s.at.pos())
+		}
 	}
 	return onewrite.Batch{Events: events, Pos: s.at.pos(), PosAt: func(i int) onewrite.Pos {
 		p := at

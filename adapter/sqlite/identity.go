@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // newFile gives the history another identity: every position from before is
@@ -38,6 +39,9 @@ func adopt(ctx context.Context, c *sql.Conn, at place, bus string) (from place, 
 		}
 		if bus == "" {
 			bus = known
+		}
+		if err := sabotage.At("sqlite.adopt"); err != nil {
+			return err
 		}
 		from = place{file: file, epoch: max(epoch, at.epoch) + 1, seq: at.seq, id: at.id}
 		if reason == "" {

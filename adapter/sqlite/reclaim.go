@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 const (
@@ -77,6 +79,9 @@ func (r *reclaimer) checkpoint(again bool) error {
 	r.s.writing.Lock()
 	defer r.s.writing.Unlock()
 	r.since = 0
+	if err := sabotage.At("sqlite.checkpoint"); err != nil {
+		return err
+	}
 	_, err := r.s.writer.ExecContext(context.Background(), "PRAGMA wal_checkpoint(PASSIVE)")
 	return err
 }
@@ -102,9 +107,15 @@ func (r *reclaimer) once() (again bool, err error) {
 		if err == nil {
 			_, err = r.s.writer.ExecContext(ctx, sweep)
 		}
+		if err == nil {
+			err = sabotage.At("sqlite.delete")
+		}
 		return err
 	})
 	if err != nil {
+		return false, err
+	}
+	if err := sabotage.At("sqlite.deleted"); err != nil {
 		return false, err
 	}
 	took := time.Since(start)

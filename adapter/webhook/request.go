@@ -19,6 +19,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // postEvent sends the one event of events in the binary mode.
@@ -122,6 +123,9 @@ func (s *Sink) post(parent context.Context, h http.Header, body []byte, events [
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 		req.Body, _ = req.GetBody()
 	}
+	if err := sabotage.At("webhook.send"); err != nil {
+		return err
+	}
 	resp, err := s.transport.RoundTrip(req)
 	if err != nil {
 		switch {
@@ -134,9 +138,9 @@ func (s *Sink) post(parent context.Context, h http.Header, body []byte, events [
 		}
 		return s.explain(err, body, events)
 	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 || sabotage.Bug == "any-answer" {
 		readBody(resp, cancel, nil)
-		return nil
+		return sabotage.At("webhook.answered")
 	}
 	return s.refused(resp, cancel, body, events)
 }

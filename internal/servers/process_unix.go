@@ -206,6 +206,21 @@ func (p *process) stop(atOnce bool) error {
 	return nil
 }
 
+// kill ends the server by SIGKILL and waits for its end. The folder stays.
+func (p *process) kill() error {
+	pid := p.pid()
+	if pid == 0 {
+		return errors.New("servers: the server is not running")
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("servers: %w", err)
+	}
+	for p.running() {
+		time.Sleep(time.Millisecond) // the kernel is about to end it
+	}
+	return nil
+}
+
 // freeze stops every process of the server as SIGSTOP does: connections stay
 // open and nothing answers.
 func (p *process) freeze() error {

@@ -10,15 +10,18 @@ import (
 
 // Report is the answer of [Check].
 type Report struct {
-	Laws   map[string]int // violations of each law, I1 to I14 and V1, V2
-	Broken []string       // the first of each law, in words
+	Laws   map[string]int `json:"laws"`   // violations of each law, I1 to I14, V1, V2 and V7
+	Broken []string       `json:"broken"` // the first of each law, in words
 
-	Committed, Aborted, Unknown int // transactions
-	Events                      int
-	Arrived                     map[string]int // at each sink, repeats included
-	Repeats                     map[string]int // arrivals of an event that was there before
-	Faults                      map[string]int // by kind
-	Lag                         time.Duration  // from the end of the last fault until all was quiet
+	Committed int             `json:"committed"` // transactions
+	Aborted   int             `json:"aborted"`
+	Unknown   int             `json:"unknown"`
+	Events    int             `json:"events"`
+	Arrived   map[string]int  `json:"arrived"`   // at each sink, repeats included
+	Repeats   map[string]int  `json:"repeats"`   // arrivals of an event that was there before
+	Faults    map[string]int  `json:"faults"`    // by kind
+	Lag       time.Duration   `json:"lag"`       // from the end of the last fault until all was quiet
+	Takeovers []time.Duration `json:"takeovers"` // ascending
 }
 
 // shown is how many violations of a law are told in words.
@@ -45,6 +48,9 @@ func (r *Report) String() string {
 	for _, kind := range sorted(r.Faults) {
 		fmt.Fprintf(&b, "%-12s %d times\n", kind, r.Faults[kind])
 	}
+	if n := len(r.Takeovers); n > 0 {
+		fmt.Fprintf(&b, "takeover     p50 %v, p99 %v, longest %v\n", r.Takeover(50).Round(time.Millisecond), r.Takeover(99).Round(time.Millisecond), r.Takeovers[n-1].Round(time.Millisecond))
+	}
 	if r.OK() {
 		return b.String() + "every law held\n"
 	}
@@ -52,6 +58,16 @@ func (r *Report) String() string {
 		fmt.Fprintf(&b, "%s broken %d times\n", law, r.Laws[law])
 	}
 	return b.String() + strings.Join(r.Broken, "\n") + "\n"
+}
+
+// Takeover returns how long so many in a hundred took at most, by nearest rank; 0
+// if there were none.
+func (r *Report) Takeover(percent int) time.Duration {
+	n := len(r.Takeovers)
+	if n == 0 {
+		return 0
+	}
+	return r.Takeovers[max(0, (n*percent+99)/100-1)]
 }
 
 func sorted[V any](m map[string]V) []string {
@@ -65,24 +81,26 @@ func sorted[V any](m map[string]V) []string {
 
 // fact is an event of the truth as the checker keeps it.
 type fact struct {
-	key  uint32 // index of the key, 0 for none
-	seq  uint64
-	hash uint64
-	id   uint64
-	sink string
+	amount int64
+	key    uint32 // index of the key, 0 for none
+	seq    uint64
+	hash   uint64
+	id     uint64
+	sink   string
 }
 
 type checker struct {
 	*Report
-	run     *Run
-	facts   []fact
-	index   map[part]int32
-	keys    map[string]uint32
-	names   []string       // of keys
-	keyed   map[uint32]int // events of each key
-	whole   map[uint64]int // events of each transaction
-	restart int            // faults after which something may come again
-	reread  []reread       // in the order of time
+	run    *Run
+	facts  []fact
+	index  map[part]int32
+	keys   map[string]uint32
+	names  []string       // of keys
+	keyed  map[uint32]int // events of each key
+	whole  map[uint64]int // events of each transaction
+	most   map[string]int // events that may come again at a sink; under "" at each
+	reread []reread       // in the order of time
+	says   []Fault        // those that have to show
 }
 
 // reread allows the source to have read n events again from a moment on.
@@ -117,7 +135,7 @@ func Check(dir string) (*Report, error) {
 	c := &checker{
 		Report: &Report{Laws: map[string]int{}, Arrived: map[string]int{}, Repeats: map[string]int{}, Faults: map[string]int{}},
 		run:    run, index: map[part]int32{}, keys: map[string]uint32{"": 0}, names: []string{""},
-		keyed: map[uint32]int{}, whole: map[uint64]int{},
+		keyed: map[uint32]int{}, whole: map[uint64]int{}, most: map[string]int{},
 	}
 	for _, step := range []func(string) error{c.truth, c.clients, c.faults, c.sinks, c.samples} {
 		if err := step(dir); err != nil {
@@ -145,7 +163,7 @@ func (c *checker) truth(dir string) error {
 			c.names = append(c.names, e.Key)
 		}
 		c.index[p] = int32(len(c.facts))
-		c.facts = append(c.facts, fact{key: key, seq: e.Seq, hash: e.Hash, id: digest(e.ID), sink: e.Sink})
+		c.facts = append(c.facts, fact{key: key, seq: e.Seq, hash: e.Hash, id: digest(e.ID), sink: e.Sink, amount: e.Amount})
 		if of := c.whole[e.Tx]; of != 0 && of != e.Of {
 			c.fail("V7", "the truth says that transaction %d has %d events, and %d", e.Tx, of, e.Of)
 		}
@@ -203,8 +221,28 @@ func (c *checker) faults(dir string) error {
 		}
 		n := max(1, f.Times)
 		c.Faults[f.Kind] += n
-		c.restart += n
+		at := ""
+		if _, ok := c.run.Sinks[f.On]; ok {
+			at = f.On
+		}
+		switch {
+		case f.Most == 0:
+			c.most[at] += n * c.run.Window
+		case f.Most > 0:
+			c.most[at] += f.Most
+		}
 		c.reread = append(c.reread, reread{f.At, f.Again})
+		switch f.Says {
+		case "":
+		case "gap", "trouble":
+			c.says = append(c.says, *f)
+		default:
+			c.fail("V2", "%s of %s has to say %q, which is nothing to look for", f.Kind, f.On, f.Says)
+		}
+		if f.Takeover > 0 {
+			c.Takeovers = append(c.Takeovers, time.Duration(f.Takeover))
+			slices.Sort(c.Takeovers)
+		}
 	})
 }
 
@@ -235,6 +273,14 @@ func (c *checker) floors() {
 		if c.run.Labels[label] == 0 {
 			c.fail("V2", "it never happened: %s", label)
 		}
+	}
+	for _, label := range sorted(f.Counts) {
+		if n := c.run.Labels[label]; n < f.Counts[label] {
+			c.fail("V2", "it happened %d times, at least %d are needed: %s", n, f.Counts[label], label)
+		}
+	}
+	if b := time.Duration(c.run.Budget.Takeover); b > 0 && c.Takeover(99) > b {
+		c.fail("I11", "of a hundred takeovers 99 took up to %v, %v are allowed", c.Takeover(99), b)
 	}
 	c.Lag = time.Duration(c.run.Quiet - c.run.Calm)
 	if c.run.Quiet == 0 {

@@ -26,8 +26,11 @@ const (
 	ClientFile  = "client.jsonl"    // Outcome: what the writers were told
 	ArrivedFile = "arrived-*.jsonl" // Arrival, in the order of arrival
 	EffectFile  = "effect-*.jsonl"  // Effect: the consumer's own database at the end
+	BalanceFile = "balance-*.jsonl" // Balance: the same
 	SampleFile  = "sample.jsonl"    // Sample
 	FaultFile   = "fault.jsonl"     // Fault
+
+	CheckpointFile = "checkpoint-*.jsonl" // Checkpoint
 )
 
 // Event is an event as the database committed it.
@@ -40,6 +43,8 @@ type Event struct {
 	ID   string `json:"id"`             // the event's id
 	Hash uint64 `json:"h"`              // of its payload
 	Sink string `json:"sink,omitempty"` // the only sink that wants it; empty: all
+
+	Amount int64 `json:"a,omitempty"` // what it adds to the balance of its key
 }
 
 // Outcome is what a writer was told of a transaction: ok, fail, or info when the
@@ -64,15 +69,34 @@ type Effect struct {
 	Times int    `json:"times"`
 }
 
+// Balance is a row of a consumer's database: what the amounts of a key add up to.
+type Balance struct {
+	Key string `json:"k"`
+	Sum int64  `json:"sum"`
+}
+
+// Checkpoint is what a consumer's database held at one moment: the sum of all
+// balances, and by the consumer's own count the amounts of the transactions that
+// it had acted on as a whole and of those that had come in part.
+type Checkpoint struct {
+	At     int64  `json:"at"`
+	Events uint64 `json:"events"` // acted on
+	Sum    int64  `json:"sum"`
+	Single int64  `json:"single"`
+	Open   int64  `json:"open"`
+}
+
 // Sample is what was true at one moment.
 type Sample struct {
 	At        int64                `json:"at"`
+	Age       int                  `json:"age,omitempty"`  // how often the bus was exchanged: what onewrite counts begins anew
 	Copy      int                  `json:"copy,omitempty"` // which copy of onewrite was asked
 	Up        bool                 `json:"up"`             // it answered
 	Committed uint64               `json:"committed"`      // events of the database, counted after the answer
 	Events    uint64               `json:"events"`         // taken by the source, as onewrite says
 	State     string               `json:"state"`          // of the source
 	Gap       string               `json:"gap,omitempty"`
+	Warnings  int                  `json:"warnings,omitempty"`
 	Sinks     map[string]SinkState `json:"sinks,omitempty"`
 	RSS       int64                `json:"rss,omitempty"`    // bytes
 	Outbox    int64                `json:"outbox,omitempty"` // bytes
@@ -102,6 +126,15 @@ type Fault struct {
 	On    string `json:"on,omitempty"`
 	Proof string `json:"proof"`           // what was seen of its effect; empty: it had none
 	Again int    `json:"again,omitempty"` // events that the source may read again for it
+	// Most bounds the events that may arrive again for it, all times together, at
+	// the sink On if that is one; 0: a window each time, -1: none.
+	Most int `json:"most,omitempty"`
+	// Says is what onewrite has to show within ten seconds after Until: "gap", or
+	// "trouble", which is that it does not answer, warns, or does not say ok.
+	Says string `json:"says,omitempty"`
+	// Takeover is how long it took, in nanoseconds, until an event of after the
+	// fault had arrived; 0: it was not measured.
+	Takeover int64 `json:"takeover,omitempty"`
 }
 
 // Run says what kind of storm it was, and what has to be in it so that a green
@@ -121,8 +154,10 @@ type Run struct {
 
 // Kind says what may be asked of a sink.
 type Kind struct {
-	Once    bool `json:"once"`    // its consumer remembers ids in the transaction of the effect
-	Ordered bool `json:"ordered"` // one stream in the order of the bus
+	Once     bool `json:"once"`     // its consumer remembers ids in the transaction of the effect
+	Ledger   bool `json:"ledger"`   // and keeps balances in it
+	Ordered  bool `json:"ordered"`  // one stream in the order of the bus
+	Distinct bool `json:"distinct"` // it refuses repeats itself: none may arrive, but what the source read again
 }
 
 // Floors are the least a run has to have; 0 asks for nothing.
@@ -133,6 +168,9 @@ type Floors struct {
 	KeyEvents int            `json:"keyEvents"`
 	Faults    map[string]int `json:"faults,omitempty"` // by kind, with proof
 	Labels    []string       `json:"labels,omitempty"` // that must be above 0
+	Counts    map[string]int `json:"counts,omitempty"` // how often labels must be hit
+
+	Checkpoints int `json:"checkpoints,omitempty"` // of each ledger
 }
 
 // Budget bounds what a run may use; 0 does not.
@@ -141,6 +179,8 @@ type Budget struct {
 	Outbox int64 `json:"outbox,omitempty"`
 	Folder int64 `json:"folder,omitempty"`
 	Lag    int64 `json:"lag,omitempty"` // nanoseconds from Calm to Quiet
+
+	Takeover int64 `json:"takeover,omitempty"` // nanoseconds, of 99 in a hundred
 }
 
 // Log writes a file of JSON lines. It may be used by many goroutines at once.

@@ -21,6 +21,8 @@ type tale struct {
 	clients []Outcome
 	arrived map[string][]Arrival
 	effects map[string][]Effect
+	ledger  []Balance // of "db"
+	checks  []Checkpoint
 	samples []Sample
 	faults  []Fault
 }
@@ -34,11 +36,13 @@ func tell(t *rapid.T) *tale {
 	n := rapid.IntRange(30, 120).Draw(t, "transactions")
 	s := &tale{
 		run: Run{Workload: "tale", Window: 8, Calm: 100 * second, Quiet: 101 * second,
-			Sinks:  map[string]Kind{"db": {Once: true}, "stream": {Ordered: true}},
-			Labels: map[string]int{"replay": 1}, Budget: Budget{RSS: 100, Lag: 30 * second},
-			Floors: Floors{Committed: 20, Aborted: 0.05, Keys: 2, KeyEvents: 3, Faults: map[string]int{"kill": 2}, Labels: []string{"replay"}}},
+			Sinks:  map[string]Kind{"db": {Once: true, Ledger: true}, "stream": {Ordered: true}},
+			Labels: map[string]int{"replay": 1, "lost": 5}, Budget: Budget{RSS: 100, Lag: 30 * second, Takeover: 9 * second},
+			Floors: Floors{Committed: 20, Aborted: 0.05, Keys: 2, KeyEvents: 3, Faults: map[string]int{"kill": 2}, Labels: []string{"replay"}, Counts: map[string]int{"lost": 5}, Checkpoints: 3}},
 		arrived: map[string][]Arrival{}, effects: map[string][]Effect{},
-		faults: []Fault{{Kind: "kill", Proof: "pid 1 is 2"}, {Kind: "kill", Proof: "pid 2 is 3", Times: 2}},
+		faults: []Fault{{Kind: "kill", Proof: "pid 1 is 2", Takeover: 8 * second}, {Kind: "kill", Proof: "pid 2 is 3", Times: 2},
+			{Kind: "lost bus", Proof: "moved", At: 3*second + 1, Until: 4 * second, Says: "gap", Most: -1},
+			{Kind: "full disk", Proof: "filled", At: 4*second + 1, Until: 5 * second, Says: "trouble", Most: -1}},
 	}
 	seqs := map[string]uint64{}
 	for tx := range n {
@@ -56,7 +60,7 @@ func tell(t *rapid.T) *tale {
 		s.clients = append(s.clients, Outcome{id, told})
 		of := rapid.IntRange(1, 3).Draw(t, "events")
 		for i := range of {
-			e := Event{Tx: id, Part: i, Of: of, ID: fmt.Sprintf("id-%d-%d", id, i), Hash: id*10 + uint64(i)}
+			e := Event{Tx: id, Part: i, Of: of, ID: fmt.Sprintf("id-%d-%d", id, i), Hash: id*10 + uint64(i), Amount: int64(id % 7)}
 			if key := rapid.IntRange(0, 3).Draw(t, "key"); key > 0 {
 				e.Key = fmt.Sprint("k", key)
 				seqs[e.Key]++
@@ -76,6 +80,7 @@ func tell(t *rapid.T) *tale {
 	for sink := range s.run.Sinks {
 		s.deliver(t, sink)
 	}
+	s.keep()
 	total := uint64(len(s.truth))
 	for i := range uint64(11) {
 		done := total * i / 10
@@ -83,10 +88,35 @@ func tell(t *rapid.T) *tale {
 		if i == 5 {
 			state.State, state.Parked = "waiting", 0
 		}
-		s.samples = append(s.samples, Sample{At: int64(i) * second, Copy: 1 + int(i/6), Up: true, State: "ok", Committed: total, Events: total, RSS: 50,
+		gap := ""
+		if i >= 6 {
+			gap = "the bus is new"
+		}
+		s.samples = append(s.samples, Sample{Gap: gap, At: int64(i) * second, Copy: 1 + int(i/6), Up: true, State: "ok", Committed: total, Events: total, RSS: 50,
 			Sinks: map[string]SinkState{"db": state, "stream": state}})
 	}
 	return s
+}
+
+// keep makes the balances of "db", and checkpoints on the way.
+func (s *tale) keep() {
+	sums := map[string]int64{}
+	p := Checkpoint{}
+	for i, e := range s.truth {
+		sums[e.Key] += e.Amount
+		p.Events++
+		p.Sum += e.Amount
+		p.Open = p.Sum - p.Single
+		if e.Part == e.Of-1 {
+			p.Single, p.Open = p.Sum, 0
+		}
+		if i%5 == 0 {
+			s.checks = append(s.checks, p)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(sums)) {
+		s.ledger = append(s.ledger, Balance{key, sums[key]})
+	}
 }
 
 // deliver lets a sink get all of the truth, windows of it again, in the second
@@ -143,6 +173,8 @@ func (s *tale) write(t testing.TB, dir string) {
 		add(ArrivedFile, sink, func(l *Log) { all(l, s.arrived[sink]) })
 		add(EffectFile, sink, func(l *Log) { all(l, s.effects[sink]) })
 	}
+	add(BalanceFile, "db", func(l *Log) { all(l, s.ledger) })
+	add(CheckpointFile, "db", func(l *Log) { all(l, s.checks) })
 	if err := s.run.Save(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -257,6 +289,32 @@ var spoils = []struct {
 			s.arrived["db"] = append(s.arrived["db"], a)
 		}
 	}},
+	{"I6", "a balance that is wrong", func(t *rapid.T, s *tale) { some(t, s.ledger).Sum++ }},
+	{"I6", "a balance that is not there", func(t *rapid.T, s *tale) {
+		s.ledger = slices.DeleteFunc(s.ledger, func(b Balance) bool { return b.Sum != 0 })
+	}},
+	{"I6", "a balance of nothing", func(t *rapid.T, s *tale) { s.ledger = append(s.ledger, Balance{"nobody", 1}) }},
+	{"I6", "a checkpoint that does not add up", func(t *rapid.T, s *tale) { some(t, s.checks).Sum-- }},
+	{"I6", "a checkpoint that goes back", func(t *rapid.T, s *tale) { slices.Reverse(s.checks) }},
+	{"I7", "a sink that refuses repeats got one", func(t *rapid.T, s *tale) {
+		s.run.Sinks["stream"] = Kind{Ordered: true, Distinct: true}
+	}},
+	{"I7", "faults that allow nothing", func(t *rapid.T, s *tale) {
+		for i := range s.faults {
+			s.faults[i].Most = -1
+		}
+	}},
+	{"I7", "faults that allow little", func(t *rapid.T, s *tale) {
+		for i := range s.faults {
+			s.faults[i].Most = -1
+		}
+		s.faults[0].Most = 2
+	}},
+	{"I7", "faults of another sink", func(t *rapid.T, s *tale) {
+		for i := range s.faults {
+			s.faults[i].Most, s.faults[i].On = 0, "stream"
+		}
+	}},
 	{"I8", "another payload when it came again", func(t *rapid.T, s *tale) {
 		a := *some(t, s.arrived["db"])
 		a.Hash++
@@ -280,6 +338,27 @@ var spoils = []struct {
 	}},
 	{"I11", "it never became quiet", func(t *rapid.T, s *tale) { s.run.Quiet = 0 }},
 	{"I11", "it took too long to become quiet", func(t *rapid.T, s *tale) { s.run.Quiet += 30 * second }},
+	{"I11", "trouble that is not said", func(t *rapid.T, s *tale) {
+		for _, sink := range []string{"db", "stream"} {
+			s.change(sink, 5, func(d *SinkState) { d.State = "ok" })
+		}
+	}},
+	{"I11", "takeovers that take too long", func(t *rapid.T, s *tale) { s.faults[0].Takeover = 10 * second }},
+	{"I12", "a gap that is not said", func(t *rapid.T, s *tale) {
+		for i := range s.samples {
+			s.samples[i].Gap = ""
+		}
+	}},
+	{"I12", "a gap that was said before", func(t *rapid.T, s *tale) {
+		for i := range s.samples {
+			s.samples[i].Gap = "the bus is new"
+		}
+	}},
+	{"I12", "a gap that is said too late", func(t *rapid.T, s *tale) {
+		for i := range s.samples[6:] {
+			s.samples[6+i].At += 20 * second
+		}
+	}},
 	{"I13", "the numbers add up to more than there is", func(t *rapid.T, s *tale) { s.change("db", 2, func(d *SinkState) { d.Pending++ }) }},
 	{"I13", "more taken than committed", func(t *rapid.T, s *tale) { s.samples[0].Events++ }},
 	{"I13", "at rest one is missing", func(t *rapid.T, s *tale) { s.change("db", 10, func(d *SinkState) { d.Delivered-- }) }},
@@ -298,7 +377,10 @@ var spoils = []struct {
 	{"V1", "too few keys", func(t *rapid.T, s *tale) { s.run.Floors.Keys = 4 }},
 	{"V1", "too few faults", func(t *rapid.T, s *tale) { s.faults = s.faults[:1] }},
 	{"V2", "a fault without effect", func(t *rapid.T, s *tale) { s.faults = append(s.faults, Fault{Kind: "cut"}) }},
-	{"V2", "a label without a hit", func(t *rapid.T, s *tale) { s.run.Labels = nil }},
+	{"V2", "a label without a hit", func(t *rapid.T, s *tale) { delete(s.run.Labels, "replay") }},
+	{"V2", "a label hit too seldom", func(t *rapid.T, s *tale) { s.run.Labels["lost"] = 4 }},
+	{"V2", "a fault that has to say what is not known", func(t *rapid.T, s *tale) { s.faults[0].Says = "something" }},
+	{"V1", "too few checkpoints", func(t *rapid.T, s *tale) { s.checks = s.checks[:2] }},
 	{"V7", "the database lost what it confirmed", func(t *rapid.T, s *tale) { s.clients = append(s.clients, Outcome{1 << 40, "ok"}) }},
 	{"V7", "the database kept what it refused", func(t *rapid.T, s *tale) { s.clients = append(s.clients, Outcome{some(t, s.truth).Tx, "fail"}) }},
 	{"V7", "the truth misses a part", func(t *rapid.T, s *tale) { some(t, s.truth).Of++ }},

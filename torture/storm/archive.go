@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -20,7 +21,13 @@ type archive struct {
 	s    *storm
 	file string
 	mu   sync.Mutex // guards the place below
-	at   int64
+	at   line
+}
+
+// line is a place in the files, which are numbered in the order of their rotation.
+type line struct {
+	file   int
+	offset int64
 }
 
 func newArchive(s *storm) *archive {
@@ -32,21 +39,44 @@ func (a *archive) name() string { return "archive" }
 
 // kind: the numbers of SQLite are given in the order of commits, PostgreSQL's are
 // not.
-func (a *archive) kind() history.Kind { return history.Kind{Ordered: !a.s.db.postgres()} }
-func (a *archive) yaml() string       { return "{type: file, path: " + strconv.Quote(a.file) + "}" }
-func (a *archive) close() error       { return nil }
+func (a *archive) kind() history.Kind {
+	return history.Kind{Ordered: !a.s.db.postgres(), Distinct: true}
+}
 
-// line is an event in the file.
-type line struct {
+func (a *archive) yaml() string {
+	rotate := ""
+	if a.s.Point != "" {
+		rotate = ", rotate: 100KiB"
+	}
+	return "{type: file, path: " + strconv.Quote(a.file) + rotate + ", retry: {first: 20ms, max: 1s}}"
+}
+
+func (a *archive) close() error { return nil }
+
+// entry is an event in a file.
+type entry struct {
 	ID       string          `json:"id"`
 	Sequence string          `json:"sequence"`
 	Data     json.RawMessage `json:"data"`
 }
 
-// lines calls do for each whole line from an offset on and returns the offset
-// after the last.
-func (a *archive) lines(from int64, do func(*line) error) (int64, error) {
-	f, err := os.Open(a.file)
+// lines calls do for each whole line from a place on and returns the place after
+// the last.
+func (a *archive) lines(from line, do func(*entry) error) (line, error) {
+	old, err := filepath.Glob(a.file + ".2*")
+	if err != nil {
+		return from, err
+	}
+	slices.Sort(old)
+	for files := append(old, a.file); ; from = (line{from.file + 1, 0}) {
+		if from.offset, err = linesOf(files[from.file], from.offset, do); err != nil || from.file == len(files)-1 {
+			return from, err
+		}
+	}
+}
+
+func linesOf(file string, from int64, do func(*entry) error) (int64, error) {
+	f, err := os.Open(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return from, nil
 	}
@@ -66,12 +96,12 @@ func (a *archive) lines(from int64, do func(*line) error) (int64, error) {
 		if err != nil {
 			return from, err
 		}
-		var l line
-		if err := json.Unmarshal(text, &l); err != nil {
+		var e entry
+		if err := json.Unmarshal(text, &e); err != nil {
 			return from, err
 		}
 		from += int64(len(text))
-		if err := do(&l); err != nil {
+		if err := do(&e); err != nil {
 			return from, err
 		}
 	}
@@ -81,7 +111,7 @@ func (a *archive) lines(from int64, do func(*line) error) (int64, error) {
 func (a *archive) catchUp() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.at, _ = a.lines(a.at, func(l *line) error { a.note(l.ID); return nil })
+	a.at, _ = a.lines(a.at, func(e *entry) error { a.note(e.ID); return nil })
 }
 
 func (a *archive) seen() uint64 {
@@ -102,15 +132,15 @@ func (a *archive) settle(dir string) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.lines(0, func(l *line) error {
-		e, err := arrival(a.s, l.ID, l.Data)
+	_, err = a.lines(line{}, func(e *entry) error {
+		got, err := a.s.arrival(0, e.ID, e.Data)
 		if err != nil {
 			return err
 		}
-		if e.Pos, err = strconv.ParseUint(l.Sequence, 10, 64); err != nil {
+		if got.Pos, err = strconv.ParseUint(e.Sequence, 10, 64); err != nil {
 			return err
 		}
-		out.Add(&e)
+		out.Add(&got)
 		return nil
 	})
 	return errors.Join(err, out.Close())

@@ -11,16 +11,19 @@ import (
 	"github.com/onewrite/onewrite/torture/history"
 )
 
-// deed is something that the nemesis does; it returns the proof of its effect.
+// deed is something that the nemesis does. It fills in the proof of its effect.
 type deed struct {
 	kind string
-	do   func(context.Context) (proof string, err error)
+	do   func(context.Context, *history.Fault) error
 }
 
 // torment does all that the storm has to do to onewrite, in a drawn order, while
 // the writers write. Between two deeds onewrite gets somewhere: it has delivered
 // something, and some time more.
-func (s *storm) torment(ctx context.Context, written <-chan error) error {
+func (s *storm) torment(ctx context.Context) error {
+	if err := s.pointed(ctx); err != nil {
+		return err
+	}
 	deeds := s.deeds()
 	s.rng.Shuffle(len(deeds), func(i, j int) { deeds[i], deeds[j] = deeds[j], deeds[i] })
 	share := max(1, s.Events/(len(deeds)+1)) // spread over the run
@@ -28,25 +31,35 @@ func (s *storm) torment(ctx context.Context, written <-chan error) error {
 		if err := s.progress(ctx, uint64(i*share)); err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Duration(s.rng.IntN(400)) * time.Millisecond): // where in the work it strikes
+		pause(ctx, time.Duration(s.rng.IntN(400))*time.Millisecond) // where in the work it strikes
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		at, again := s.now(), s.pace.recent(s.committed.Load()+s.doubtful.Load())
-		proof, err := d.do(ctx)
-		if err != nil {
+		f := &history.Fault{At: s.now(), Kind: d.kind, On: "onewrite"}
+		if err := d.do(ctx, f); err != nil {
 			return fmt.Errorf("%s: %w", d.kind, err)
 		}
-		f := &history.Fault{At: at, Until: s.now(), Kind: d.kind, On: "onewrite", Proof: proof}
-		if d.kind == "crash" {
-			f.On, f.Again = "postgres", again
-		}
+		f.Until = s.now()
 		s.faults.Add(f)
-		s.say("%3d of %d  %-8s %s; %d events committed", i+1, len(deeds), d.kind, proof, s.committed.Load())
+		s.say("%3d of %d  %-8s %s; %d events committed", i+1, len(deeds), d.kind, f.Proof, s.committed.Load())
+	}
+	if s.Lost > 0 {
+		if err := s.until(ctx, "enough answers were lost", func() bool {
+			return s.sinks[0].(*hook).lost.Load() >= int64(s.Lost) && s.swallowed() >= s.Lost
+		}); err != nil {
+			return err
+		}
+		s.labels.hits("answer lost by stream", s.swallowed())
 	}
 	s.labels.hit("tormented")
 	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // deeds lists what this storm does.
@@ -60,6 +73,13 @@ func (s *storm) deeds() []deed {
 		{s.Terms, deed{"SIGTERM", s.killed(syscall.SIGTERM)}},
 		{s.Freezes, deed{"SIGSTOP", s.frozen}},
 		{s.Crashes, deed{"crash", s.crashed}},
+		{s.Nets, deed{"network", s.broken}},
+		{s.Deaths, deed{"death", s.died}},
+		{s.Rounds, deed{"takeover", s.round}},
+		{s.Loses, deed{"lost bus", s.loses}},
+		{s.Returns, deed{"older bus", s.returns}},
+		{s.Flips, deed{"changed bytes", s.flips}},
+		{s.Fills, deed{"full disk", s.fills}},
 	} {
 		for range k.n {
 			list = append(list, k.d)
@@ -78,7 +98,7 @@ func (s *storm) progress(ctx context.Context, least uint64) error {
 			return ctx.Err()
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("onewrite delivered nothing for %v: %d events arrived, %d are committed; see %s", s.Wait, h.seen(), s.committed.Load(), s.path("onewrite.log"))
+			return fmt.Errorf("onewrite delivered nothing for %v: %d events arrived, %d are committed; see %s", s.Wait, h.seen(), s.committed.Load(), s.path("onewrite-1.log"))
 		}
 		if h.seen() > before {
 			before, deadline = h.seen()-1, time.Now().Add(s.Wait)
@@ -88,61 +108,94 @@ func (s *storm) progress(ctx context.Context, least uint64) error {
 	return nil
 }
 
-// killed ends the process by a signal and starts it again.
-func (s *storm) killed(sig syscall.Signal) func(context.Context) (string, error) {
-	return func(context.Context) (string, error) {
-		old := s.program.pid()
-		if err := s.program.signal(sig, true); err != nil {
-			return "", err
+// any draws a copy.
+func (s *storm) any() *program { return s.copies[s.rng.IntN(len(s.copies))] }
+
+// killed ends a process by a signal and starts it again.
+func (s *storm) killed(sig syscall.Signal) func(context.Context, *history.Fault) error {
+	return func(_ context.Context, f *history.Fault) error {
+		p := s.any()
+		old := p.pid()
+		if err := p.signal(sig, true); err != nil {
+			return err
 		}
 		s.restarts.Add(1)
-		if err := s.program.start(); err != nil {
-			return "", err
+		if err := p.start(); err != nil {
+			return err
 		}
-		if now := s.program.pid(); now != old {
-			return fmt.Sprintf("pid %d is %d", old, now), nil
+		if now := p.pid(); now != old {
+			f.Proof = fmt.Sprintf("pid %d is %d", old, now)
 		}
-		return "", nil
+		if sig == syscall.SIGTERM {
+			f.Most = -1 // a clean stop repeats nothing
+		}
+		return nil
 	}
 }
 
-// frozen stops the process for a while.
-func (s *storm) frozen(ctx context.Context) (string, error) {
-	if err := s.program.signal(sigStop, false); err != nil {
+// frozen stops a process for a while.
+func (s *storm) frozen(ctx context.Context, f *history.Fault) (err error) {
+	p := s.any()
+	if f.Proof, err = p.freeze(); err != nil {
+		return err
+	}
+	pause(ctx, time.Duration(500+s.rng.IntN(2000))*time.Millisecond) // how long it is frozen
+	return p.signal(sigCont, false)
+}
+
+// freeze stops the process until it gets SIGCONT.
+func (p *program) freeze() (proof string, err error) {
+	if err := p.signal(sigStop, false); err != nil {
 		return "", err
 	}
-	proof := ""
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.program.pid()))
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid()))
 		if _, rest, ok := strings.Cut(string(text), ") "); err == nil && ok && strings.HasPrefix(rest, "T") {
-			proof = "the process is in state T"
-			break
+			return fmt.Sprintf("copy %d is in state T", p.n), nil
 		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(time.Duration(500+s.rng.IntN(2000)) * time.Millisecond): // how long it is frozen
-	}
-	return proof, s.program.signal(sigCont, false)
+	return "", nil
 }
 
 // crashed restarts PostgreSQL without a checkpoint.
-func (s *storm) crashed(ctx context.Context) (string, error) {
+func (s *storm) crashed(ctx context.Context, f *history.Fault) error {
+	f.On, f.Again = "postgres", s.pace.recent(s.committed.Load()+s.doubtful.Load())
 	var before, after time.Time
 	const started = `SELECT pg_postmaster_start_time()`
 	if err := s.db.QueryRowContext(ctx, started).Scan(&before); err != nil {
-		return "", err
+		return err
 	}
 	if err := s.db.server.Bounce(true); err != nil {
-		return "", err
+		return err
 	}
 	for end := time.Now().Add(s.Wait); ; time.Sleep(20 * time.Millisecond) {
 		err := s.db.QueryRowContext(ctx, started).Scan(&after)
 		if err == nil && after.After(before) {
-			return "the server started at " + after.UTC().Format("15:04:05.000"), nil
+			f.Proof = "the server started at " + after.UTC().Format("15:04:05.000")
+			return nil
 		}
 		if time.Now().After(end) {
-			return "", err
+			return err
 		}
 	}
+}
+
+// died kills a server of the bus, each in turn, and starts it again.
+func (s *storm) died(ctx context.Context, f *history.Fault) error {
+	i := int(s.deaths.Add(1)) % s.Nodes
+	f.On = fmt.Sprintf("server %d of the bus", i+1)
+	old := s.bus.Pid(i)
+	if err := s.bus.Kill(i); err != nil {
+		return err
+	}
+	pause(ctx, time.Duration(200+s.rng.IntN(1500))*time.Millisecond) // how long it is dead
+	if err := s.bus.Start(i); err != nil {
+		return err
+	}
+	if now := s.bus.Pid(i); now != old {
+		f.Proof = fmt.Sprintf("pid %d is %d", old, now)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Wait)
+	defer cancel()
+	return s.bus.Healthy(ctx) // the next one dies when all are well again
 }

@@ -16,45 +16,62 @@ import (
 	"time"
 )
 
-// program is onewrite as a process of its own.
+// program is one copy of onewrite as a process of its own.
 type program struct {
-	s    *storm
-	addr string
-	log  *os.File
-	http http.Client
+	s     *storm
+	n     int // from 1
+	addr  string
+	wires *wires
+	log   *os.File
+	http  http.Client
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
 
-func newProgram(s *storm) (*program, error) {
+// stateDir is the folder of the embedded bus, in the folder of the run.
+const stateDir = "state"
+
+// writeConfig writes the one configuration of all copies.
+func (s *storm) writeConfig() error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "sources: {shop: %s}\n", s.db.source)
+	if s.bus != nil {
+		b.WriteString("bus: {url: \"${env:OW_BUS}\"}\n")
+	} else {
+		b.WriteString("bus: {dir: " + stateDir + ", keep: 1MB}\n")
+	}
+	b.WriteString("destinations:\n")
+	for _, k := range s.sinks {
+		fmt.Fprintf(&b, "  %s: %s\n", k.name(), k.yaml())
+	}
+	b.WriteString("listen: \"${env:OW_LISTEN}\"\n")
+	return os.WriteFile(s.path(configFile), []byte(b.String()), 0o600)
+}
+
+func newProgram(s *storm, n int) (*program, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	addr := l.Addr().String()
 	_ = l.Close()
-	var b strings.Builder
-	fmt.Fprintf(&b, "sources: {shop: %s}\ndestinations:\n", s.db.source)
-	for _, k := range s.sinks {
-		fmt.Fprintf(&b, "  %s: %s\n", k.name(), k.yaml())
-	}
-	fmt.Fprintf(&b, "listen: %s\n", addr)
-	if err := os.WriteFile(s.path(configFile), []byte(b.String()), 0o600); err != nil {
-		return nil, err
-	}
-	log, err := os.Create(s.path("onewrite.log"))
+	w, err := newWires(s, n)
 	if err != nil {
 		return nil, err
 	}
-	return &program{s: s, addr: addr, log: log, http: http.Client{Timeout: 2 * time.Second}}, nil
+	log, err := os.Create(s.path(fmt.Sprintf("onewrite-%d.log", n)))
+	if err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return &program{s: s, n: n, addr: addr, wires: w, log: log, http: http.Client{Timeout: 2 * time.Second}}, nil
 }
 
 func (p *program) make(args ...string) *exec.Cmd {
 	cmd := exec.Command(p.s.Binary, append(args, "-c", configFile)...)
 	cmd.Dir = p.s.Dir
-	cmd.Env = append(os.Environ(), p.s.Env...)
+	cmd.Env = append(append(append(os.Environ(), p.s.Env...), p.wires.env...), "OW_LISTEN="+p.addr)
 	return cmd
 }
 
@@ -66,10 +83,12 @@ func (p *program) command(_ context.Context, args ...string) error {
 	return nil
 }
 
-func (p *program) start() error {
+// start starts the process with more in its environment.
+func (p *program) start(env ...string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	cmd := p.make("run")
+	cmd.Env = append(cmd.Env, env...)
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	if err := cmd.Start(); err != nil {
 		return err
@@ -78,6 +97,21 @@ func (p *program) start() error {
 	go func() { defer close(exited); _ = cmd.Wait() }()
 	p.cmd, p.exited = cmd, exited
 	return nil
+}
+
+// ended reports whether the process is gone though nobody stopped it.
+func (p *program) ended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return false
+	}
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 func (p *program) pid() int {
@@ -111,7 +145,7 @@ func (p *program) signal(sig syscall.Signal, end bool) error {
 	}
 }
 
-// stop ends it cleanly, kill at once.
+// stop ends it cleanly.
 func (p *program) stop() error {
 	p.mu.Lock()
 	running := p.cmd != nil
@@ -132,7 +166,8 @@ func (p *program) stop() error {
 	return nil
 }
 
-func (p *program) kill() {
+// close ends the process, if it runs, and its ways.
+func (p *program) close() error {
 	p.mu.Lock()
 	cmd, exited := p.cmd, p.exited
 	p.cmd = nil
@@ -142,26 +177,37 @@ func (p *program) kill() {
 		_ = cmd.Process.Kill()
 		<-exited
 	}
-	_ = p.log.Close()
+	return errors.Join(p.wires.close(), p.log.Close())
 }
 
 // status is what onewrite says of itself.
 type status struct {
+	Bus struct {
+		ID string `json:"id"`
+	} `json:"bus"`
 	Sources map[string]struct {
 		State  string  `json:"state"`
 		Events uint64  `json:"events"`
 		Gap    *string `json:"gap"`
 	} `json:"sources"`
-	Destinations map[string]struct {
-		State     string `json:"state"`
-		Position  string `json:"position"`
-		Epoch     uint64 `json:"epoch"`
-		Delivered uint64 `json:"delivered"`
-		Pending   uint64 `json:"pending"`
-		Parked    uint64 `json:"parked"`
-		Filtered  uint64 `json:"filtered"`
-		Skipped   uint64 `json:"skipped"`
-	} `json:"destinations"`
+	Destinations map[string]destination `json:"destinations"`
+	Warnings     []string               `json:"warnings"`
+}
+
+type destination struct {
+	State     string `json:"state"`
+	Position  string `json:"position"`
+	Epoch     uint64 `json:"epoch"`
+	Delivered uint64 `json:"delivered"`
+	Pending   uint64 `json:"pending"`
+	Parked    uint64 `json:"parked"`
+	Filtered  uint64 `json:"filtered"`
+	Skipped   uint64 `json:"skipped"`
+}
+
+// all is what was handed to it.
+func (d *destination) all() uint64 {
+	return d.Delivered + d.Pending + d.Parked + d.Filtered + d.Skipped
 }
 
 func (p *program) status() (*status, error) {
@@ -177,23 +223,53 @@ func (p *program) status() (*status, error) {
 	return st, json.NewDecoder(res.Body).Decode(st)
 }
 
-// idle reports whether onewrite says that all is done.
-func (p *program) idle() bool {
-	st, err := p.status()
-	if err != nil {
-		return false
-	}
-	for _, src := range st.Sources {
-		if src.State != "ok" {
-			return false
+// state is what all copies together say: of a source the copy that reads it, of a
+// destination the one that delivers to it.
+type state struct {
+	events       uint64
+	source       string // its state
+	gap          string
+	warnings     int
+	destinations map[string]destination
+	owner        map[string]int // of each destination, and of the source under ""
+	parked       uint64
+	idle         bool // all is done
+}
+
+func (s *storm) state() *state {
+	out := &state{destinations: map[string]destination{}, owner: map[string]int{}}
+	for _, p := range s.copies {
+		st, err := p.status()
+		if err != nil {
+			continue
 		}
-		for _, d := range st.Destinations {
-			if d.State != "ok" || d.Pending > 0 || d.Delivered+d.Parked+d.Filtered+d.Skipped != src.Events {
-				return false
+		out.add(p.n, st)
+	}
+	out.idle = out.source == "ok" && len(out.destinations) == len(s.sinks)
+	for _, d := range out.destinations {
+		out.parked += d.Parked
+		out.idle = out.idle && d.State == "ok" && d.Pending == 0 && d.all() == out.events && (d.Parked == 0 || !s.Refuse)
+	}
+	return out
+}
+
+// add takes the answer of one copy.
+func (st *state) add(n int, of *status) {
+	for _, src := range of.Sources {
+		if st.source == "" || src.State != "waiting" {
+			st.source, st.events, st.gap = src.State, src.Events, ""
+			st.owner[""] = n
+			if src.Gap != nil {
+				st.gap = *src.Gap
 			}
 		}
 	}
-	return len(st.Sources) > 0
+	for name, d := range of.Destinations {
+		if d.Epoch > st.destinations[name].Epoch { // 0: it has not taken over
+			st.destinations[name], st.owner[name] = d, n
+		}
+	}
+	st.warnings += len(of.Warnings)
 }
 
 // place is the number in a position like "shop=42".

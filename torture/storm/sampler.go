@@ -8,8 +8,8 @@ import (
 	"github.com/onewrite/onewrite/torture/history"
 )
 
-// sample records ten times a second what onewrite says of itself.
-func (s *storm) sample(ctx context.Context) {
+// sample records ten times a second what one copy says of itself.
+func (s *storm) sample(ctx context.Context, p *program) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -17,38 +17,52 @@ func (s *storm) sample(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			s.takeSample()
+			s.takeSample(p)
 		}
 	}
 }
 
-func (s *storm) takeSample() {
-	out := &history.Sample{Sinks: map[string]history.SinkState{}, RSS: s.program.rss()}
-	st, err := s.program.status()
+func (s *storm) takeSample(p *program) {
+	out := &history.Sample{Sinks: map[string]history.SinkState{}, RSS: p.rss()}
+	if s.Copies > 1 {
+		out.Copy = p.n
+	}
+	age := s.age.Load()
+	st, err := p.status()
 	// Counted after the answer: what onewrite says may not be more.
-	out.At = s.now()
+	out.At, out.Age = s.now(), int(age)
 	out.Committed = uint64(s.doubtful.Load() + s.committed.Load())
-	if err == nil {
+	if err == nil && age == s.age.Load() {
+		one := &state{destinations: map[string]destination{}, owner: map[string]int{}}
+		one.add(p.n, st)
 		out.Up = true
-		for _, src := range st.Sources {
-			out.State, out.Events = src.State, src.Events
-			if src.Gap != nil {
-				out.Gap = *src.Gap
-			}
-		}
-		for _, k := range s.sinks {
-			d := st.Destinations[k.name()]
-			if d.Epoch == 0 {
-				continue // not taken over yet: it has no numbers
-			}
-			out.Sinks[k.name()] = history.SinkState{
-				State: d.State, Epoch: d.Epoch, Position: place(d.Position), Delivered: d.Delivered, Pending: d.Pending,
-				Parked: d.Parked, Filtered: d.Filtered, Skipped: d.Skipped, Seen: k.seen(),
-			}
-		}
+		s.fill(out, one)
 	}
 	s.samples.Add(out)
 	s.pace.note(out.At, s.committed.Load())
+}
+
+// lastSample records what all copies say at the end, together.
+func (s *storm) lastSample() {
+	st := s.state()
+	out := &history.Sample{At: s.now(), Age: int(s.age.Load()), Sinks: map[string]history.SinkState{}, Up: st.source != ""}
+	out.Committed = uint64(s.doubtful.Load() + s.committed.Load())
+	s.fill(out, st)
+	s.samples.Add(out)
+}
+
+func (s *storm) fill(out *history.Sample, st *state) {
+	out.State, out.Events, out.Gap, out.Warnings = st.source, st.events, st.gap, st.warnings
+	for _, k := range s.sinks {
+		d, ok := st.destinations[k.name()]
+		if !ok {
+			continue // not taken over: it has no numbers
+		}
+		out.Sinks[k.name()] = history.SinkState{
+			State: d.State, Epoch: d.Epoch, Position: place(d.Position), Delivered: d.Delivered, Pending: d.Pending,
+			Parked: d.Parked, Filtered: d.Filtered, Skipped: d.Skipped, Seen: k.seen(),
+		}
+	}
 }
 
 // pace remembers how much was committed in the last two seconds: after a crash

@@ -14,27 +14,47 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/torture/history"
 )
 
 // Config says what kind of storm it is. The zero value of a field takes the
 // default that is named with it.
 type Config struct {
-	Source  string   // "sqlite", or "postgres-15" with a major version; default sqlite
-	Events  int      // committed events to write, at least; default 2,000
-	Kills   int      // SIGKILLs of onewrite; default 5
-	Terms   int      // SIGTERMs
-	Freezes int      // SIGSTOPs, each ended by SIGCONT
-	Crashes int      // immediate restarts of PostgreSQL
-	Writers int      // default 8; SQLite has one writer at a time
-	Seed    uint64   // of everything that is drawn
-	Dir     string   // where the run is recorded; made if need be
-	Binary  string   // the program
-	Env     []string // of the program, beside the environment
-	Idle    bool     // onewrite never runs: such a run has to fail
-	Log     io.Writer
-	Wait    time.Duration // how long all may take to become quiet; default 60 s
+	Source  string      // "sqlite", or "postgres-15" with a major version; default sqlite
+	Server  *servers.PG // makes a database in this one instead of starting its own
+	Events  int         // committed events to write, at least; default 2,000
+	Writers int         // default 8; SQLite has one writer at a time
+	Nodes   int         // servers of an external bus; 0 is the embedded one
+	Copies  int         // of onewrite on one configuration; default 1, more need Nodes
+	Backlog int         // events that are written before onewrite starts
+
+	Kills   int    // SIGKILLs of onewrite
+	Terms   int    // SIGTERMs
+	Freezes int    // SIGSTOPs, each ended by SIGCONT
+	Crashes int    // immediate restarts of PostgreSQL
+	Nets    int    // faults of the network between onewrite and another program
+	Deaths  int    // SIGKILLs of a server of the external bus, one after the other
+	Rounds  int    // times that the copy which works is frozen or cut off, and another takes over
+	Lost    int    // answers of the webhook and of the NATS server that are lost, of each at least
+	Loses   int    // times that the folder of the embedded bus is lost
+	Returns int    // times that it is put back from an older copy
+	Flips   int    // times that bytes in it are changed
+	Fills   int    // times that its disk is full
+	Refuse  bool   // the webhook refuses some events until the end: they are parked, and then delivered
+	Point   string // what happens at a fail point: name:kill@1; needs a program with the tag owbug
+
+	Seed   uint64   // of everything that is drawn
+	Dir    string   // where the run is recorded; made if need be
+	Binary string   // the program
+	Env    []string // of the program, beside the environment
+	Idle   bool     // onewrite never runs: such a run has to fail
+	Log    io.Writer
+	Wait   time.Duration // how long all may take to become quiet; default 60 s
 }
+
+// wired reports whether onewrite talks to the others through proxies.
+func (c *Config) wired() bool { return c.Nets > 0 || c.Rounds > 0 || c.Lost > 0 || c.Copies > 1 }
 
 // configFile is that of the onewrite in a storm, in the folder of the run.
 const configFile = "onewrite.yaml"
@@ -44,7 +64,12 @@ const keys = 120
 
 // window bounds the events that one sink may get again after one fault: what was
 // written and whose place was not stored yet.
-const window = 2000
+func (c *Config) window() int {
+	if c.Nodes > 0 || c.Fills > 0 { // a bus that does not answer stores no place, and onewrite goes on with what it has read
+		return 8192 + 1000
+	}
+	return 2000
+}
 
 // storm is one run.
 type storm struct {
@@ -52,44 +77,24 @@ type storm struct {
 	start time.Time
 	rng   *rand.Rand // of the nemesis; the writers have their own
 
-	db      *database
-	program *program
-	sinks   []sink
+	db     *database
+	bus    *servers.NATS // nil: embedded
+	copies []*program
+	sinks  []sink
+	disk   disk
 
 	clients, samples, faults *history.Log
+	healed                   atomic.Bool  // the webhook refuses nothing any more
+	age                      atomic.Int64 // how often the bus was another one
+	deaths, rounds           atomic.Int64
 
 	committed atomic.Int64 // events that writers were told are there
 	doubtful  atomic.Int64 // events that may be there
 	aborted   atomic.Int64
 	restarts  atomic.Int64
+	wanted    atomic.Int64 // items that buyers asked for
 	labels    labels
 	pace      pace
-}
-
-// sink is an independent client that records what arrives.
-type sink interface {
-	name() string
-	kind() history.Kind
-	yaml() string // the destination, as flow YAML
-	seen() uint64 // different events so far
-	has(id string) bool
-	settle(dir string) error // writes what is recorded at the end
-	close() error
-}
-
-// labels counts what has to happen in a run for its green to mean something.
-type labels struct {
-	mu sync.Mutex
-	n  map[string]int
-}
-
-func (l *labels) hit(label string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.n == nil {
-		l.n = map[string]int{}
-	}
-	l.n[label]++
 }
 
 func (c *Config) defaults() {
@@ -100,6 +105,7 @@ func (c *Config) defaults() {
 	}
 	set(&c.Events, 2000)
 	set(&c.Writers, 8)
+	set(&c.Copies, 1)
 	if c.Source == "" {
 		c.Source = "sqlite"
 	}
@@ -115,6 +121,10 @@ func (c *Config) defaults() {
 // or a writer that failed for no reason of the storm's.
 func Run(ctx context.Context, c Config) (*history.Report, error) {
 	c.defaults()
+	var err error
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -122,7 +132,7 @@ func Run(ctx context.Context, c Config) (*history.Report, error) {
 		return nil, fmt.Errorf("%s holds a run already; judge it with: torture check %[1]s, or name another folder with --dir", c.Dir)
 	}
 	s := &storm{Config: c, start: time.Now(), rng: rand.New(rand.NewPCG(c.Seed, 1))}
-	err := s.run(ctx)
+	err = s.run(ctx)
 	if err = errors.Join(err, s.close()); err != nil {
 		return nil, fmt.Errorf("storm in %s: %w", c.Dir, err)
 	}
@@ -136,25 +146,26 @@ func (s *storm) run(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
-	if !s.Idle {
-		if err := s.program.start(); err != nil {
-			return err
-		}
-	}
-	sampling, stopSampling := context.WithCancel(ctx)
-	sampled := make(chan struct{})
-	go func() { defer close(sampled); s.sample(sampling) }()
-	defer func() { stopSampling(); <-sampled }()
-
 	writing, stopWriting := context.WithCancelCause(ctx)
 	defer stopWriting(nil)
 	written := make(chan error, 1)
 	go func() { written <- s.write(writing) }()
+	if err := s.begin(ctx); err != nil {
+		stopWriting(err)
+		return errors.Join(err, <-written)
+	}
+	sampling, stopSampling := context.WithCancel(ctx)
+	var sampled sync.WaitGroup
+	for _, p := range s.copies {
+		sampled.Go(func() { s.sample(sampling, p) })
+	}
+	defer func() { stopSampling(); sampled.Wait() }()
+
 	calm := int64(0)
 	if !s.Idle {
-		if err := s.torment(ctx, written); err != nil {
+		if err := s.torment(ctx); err != nil {
 			stopWriting(err)
-			return err
+			return errors.Join(err, <-written)
 		}
 		calm = s.now()
 	} else {
@@ -163,20 +174,43 @@ func (s *storm) run(ctx context.Context) error {
 	if err := <-written; err != nil {
 		return err
 	}
+	if err := s.heal(ctx); err != nil {
+		return err
+	}
+	calm = max(calm, 1)
+	if s.Refuse {
+		calm = s.now()
+	}
 	sentinels, err := s.sentinels(ctx)
 	if err != nil {
 		return err
 	}
 	quiet := s.await(ctx, sentinels)
 	stopSampling()
-	<-sampled
-	return s.record(ctx, max(calm, 1), quiet)
+	sampled.Wait()
+	return s.record(ctx, calm, quiet)
 }
 
-// prepare makes the database, the sinks, the configuration and the logs.
+// begin starts the copies, when the backlog is there.
+func (s *storm) begin(ctx context.Context) error {
+	err := s.until(ctx, "the backlog is written", func() bool { return s.committed.Load() >= int64(s.Backlog) })
+	for _, p := range s.copies {
+		if err == nil && !s.Idle {
+			err = p.start(s.sabotage()...)
+		}
+	}
+	return err
+}
+
+// prepare makes the database, the bus, the sinks, the configuration and the logs.
 func (s *storm) prepare(ctx context.Context) (err error) {
-	if s.db, err = openDatabase(ctx, s.Source, s.Dir); err != nil {
+	if s.db, err = openDatabase(ctx, s.Source, s.Dir, s.Server); err != nil {
 		return err
+	}
+	if s.Nodes > 0 {
+		if s.bus, err = servers.LaunchNATS(s.Nodes); err != nil {
+			return err
+		}
 	}
 	hook, err := newHook(s)
 	if err != nil {
@@ -187,9 +221,22 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.sinks = append(s.sinks, stream, newArchive(s))
-	if s.program, err = newProgram(s); err != nil {
+	s.sinks = append(s.sinks, stream)
+	if s.Copies == 1 { // a frozen copy keeps the lock of its file
+		s.sinks = append(s.sinks, newArchive(s))
+	}
+	if err := s.disk.prepare(s); err != nil {
 		return err
+	}
+	if err := s.writeConfig(); err != nil {
+		return err
+	}
+	for i := range s.Copies {
+		p, err := newProgram(s, i+1)
+		if err != nil {
+			return err
+		}
+		s.copies = append(s.copies, p)
 	}
 	for _, l := range []struct {
 		log  **history.Log
@@ -199,27 +246,60 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := s.program.command(ctx, "migrate"); err != nil {
+	if err := s.copies[0].command(ctx, "migrate"); err != nil {
 		return err
 	}
 	return s.db.schema(ctx)
 }
 
+// heal lets the webhook take what it refused, and has it delivered.
+func (s *storm) heal(ctx context.Context) error {
+	s.healed.Store(true)
+	if !s.Refuse {
+		return nil
+	}
+	if err := s.until(ctx, "the refused events are parked", func() bool { return s.state().parked > 0 }); err != nil {
+		return err
+	}
+	s.labels.hit("parked")
+	return s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
+}
+
+// until waits for something that has to come true.
+func (s *storm) until(ctx context.Context, what string, is func() bool) error {
+	for end := time.Now().Add(s.Wait); !is(); time.Sleep(10 * time.Millisecond) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%v passed and it is not true that %s; see %s", s.Wait, what, s.path("onewrite-1.log"))
+		}
+	}
+	return nil
+}
+
 // await waits until every sink has every sentinel and onewrite says that nothing
 // is pending, and returns when; 0 if that did not happen in time.
 func (s *storm) await(ctx context.Context, sentinels []string) int64 {
+	again := time.Now()
 	for end := time.Now().Add(s.Wait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+		if s.Idle {
+			return 0
+		}
+		s.supervise()
 		all := true
 		for _, k := range s.sinks {
 			for _, id := range sentinels {
 				all = all && k.has(id)
 			}
 		}
-		if s.Idle {
-			return 0
-		}
-		if all && s.program.idle() {
+		st := s.state()
+		if all && st.idle {
 			return s.now()
+		}
+		if s.Refuse && st.parked > 0 && time.Since(again) > time.Second { // parked after the first redrive
+			again = time.Now()
+			_ = s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
 		}
 	}
 	return 0
@@ -227,21 +307,19 @@ func (s *storm) await(ctx context.Context, sentinels []string) int64 {
 
 // record writes the truth, the ends of the sinks and what kind of run it was.
 func (s *storm) record(ctx context.Context, calm, quiet int64) error {
-	s.takeSample()
-	if err := s.program.stop(); err != nil {
-		return err
+	s.lastSample()
+	for _, p := range s.copies {
+		if err := p.stop(); err != nil {
+			return err
+		}
 	}
-	repeats := false
 	for _, k := range s.sinks {
 		if err := k.settle(s.Dir); err != nil {
 			return err
 		}
-		if h, ok := k.(*hook); ok {
-			repeats = h.again.Load() > 0
+		if h, ok := k.(*hook); ok && h.again.Load() > 0 {
+			s.labels.hit("replay_after_crash")
 		}
-	}
-	if repeats {
-		s.labels.hit("replay_after_crash")
 	}
 	if err := s.db.dump(ctx, s.Dir); err != nil {
 		return err
@@ -253,8 +331,14 @@ func (s *storm) record(ctx context.Context, calm, quiet int64) error {
 	}
 	s.clients, s.samples, s.faults = nil, nil, nil
 	run := &history.Run{
-		Seed: s.Seed, Workload: "W1", Sinks: map[string]history.Kind{}, Window: window, Calm: calm, Quiet: quiet,
+		Seed: s.Seed, Workload: "W1 W2", Sinks: map[string]history.Kind{}, Window: s.window(), Calm: calm, Quiet: quiet,
 		Floors: s.floors(), Labels: s.labels.n, Budget: history.Budget{RSS: 400 << 20, Lag: int64(30 * time.Second)},
+	}
+	if s.db.postgres() {
+		run.Workload += " W3"
+	}
+	if s.Rounds >= 20 { // of fewer the 99th in a hundred says nothing
+		run.Budget.Takeover = int64(10 * time.Second)
 	}
 	for _, k := range s.sinks {
 		run.Sinks[k.name()] = k.kind()
@@ -264,14 +348,26 @@ func (s *storm) record(ctx context.Context, calm, quiet int64) error {
 
 // floors are the least that this storm must have in it.
 func (s *storm) floors() history.Floors {
-	f := history.Floors{Committed: s.Events / 3, Aborted: 0.05, Keys: 100, KeyEvents: min(50, s.Events/keys/2), Faults: map[string]int{}}
-	for kind, n := range map[string]int{"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes} {
+	f := history.Floors{
+		Committed: s.Events / 3, Aborted: 0.05, Keys: 100, KeyEvents: min(50, s.Events/keys/2),
+		Faults: map[string]int{}, Counts: map[string]int{}, Labels: []string{"sold_out"}, Checkpoints: max(1, s.Events/every/2),
+	}
+	for kind, n := range map[string]int{
+		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "death": s.Deaths,
+		"takeover": s.Rounds, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
+	} {
 		if n > 0 {
 			f.Faults[kind] = n
 		}
 	}
+	if s.Lost > 0 {
+		f.Counts["answer lost by hook"], f.Counts["answer lost by stream"] = s.Lost, s.Lost
+	}
+	if s.Refuse {
+		f.Labels = append(f.Labels, "refused", "parked")
+	}
 	if s.Kills > 0 {
-		f.Labels = append(f.Labels, "replay_after_crash", "ack_lost_after_persist")
+		f.Labels = append(f.Labels, "replay_after_crash", "answer lost by hook")
 		if s.db.postgres() {
 			f.Labels = append(f.Labels, "inversion", "open_across_restart")
 		}
@@ -282,8 +378,8 @@ func (s *storm) floors() history.Floors {
 // close ends all that runs.
 func (s *storm) close() error {
 	var errs []error
-	if s.program != nil {
-		s.program.kill()
+	for _, p := range s.copies {
+		errs = append(errs, p.close())
 	}
 	for _, k := range s.sinks {
 		errs = append(errs, k.close())
@@ -293,10 +389,13 @@ func (s *storm) close() error {
 			errs = append(errs, l.Close())
 		}
 	}
+	if s.bus != nil {
+		errs = append(errs, s.bus.Shutdown())
+	}
 	if s.db != nil {
 		errs = append(errs, s.db.close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.disk.close())...)
 }
 
 func (s *storm) say(format string, args ...any) {

@@ -3,7 +3,8 @@ package storm
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,16 +15,15 @@ import (
 	"github.com/onewrite/onewrite/torture/history"
 )
 
-// stream is a NATS server with a stream, and a plain client that reads it.
+// stream is a NATS server with a stream, and a plain client that reads it. Its
+// subjects say which copy of onewrite published.
 type stream struct {
-	book
-	s      *storm
+	*consumer
 	server *server.Server
 	conn   *natsgo.Conn
 	held   jetstream.Stream
 	stop   context.CancelFunc
 	done   sync.WaitGroup
-	log    *history.Log
 	err    error // read after done
 }
 
@@ -32,8 +32,12 @@ func newStream(ctx context.Context, s *storm) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
+	c, err := newConsumer(s, "stream")
+	if err != nil {
+		return nil, err
+	}
 	srv.Start()
-	k := &stream{s: s, server: srv}
+	k := &stream{consumer: c, server: srv}
 	if !srv.ReadyForConnections(20 * time.Second) {
 		return nil, errors.Join(errors.New("the NATS server does not start"), k.close())
 	}
@@ -51,7 +55,8 @@ func (k *stream) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	st, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}, Duplicates: time.Minute})
+	// An hour: no fault of a storm lasts longer than the server remembers ids.
+	st, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}, Duplicates: time.Hour})
 	if err != nil {
 		return err
 	}
@@ -60,38 +65,43 @@ func (k *stream) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if k.log, err = history.Create(k.s.Dir, history.ArrivedFile, k.name()); err != nil {
-		return err
-	}
 	ctx, k.stop = context.WithCancel(context.WithoutCancel(ctx))
-	k.done.Go(func() { k.read(ctx, c) })
+	k.done.Go(func() { k.err = k.read(ctx, c) })
 	return nil
 }
 
-// read records what arrives until it is stopped.
-func (k *stream) read(ctx context.Context, c jetstream.Consumer) {
+// read takes what arrives until it is stopped.
+func (k *stream) read(ctx context.Context, c jetstream.Consumer) error {
 	for ctx.Err() == nil {
 		msgs, err := c.Fetch(500, jetstream.FetchMaxWait(200*time.Millisecond))
 		if err != nil {
-			k.err = err
-			return
+			return err
 		}
+		var list []history.Arrival
 		for m := range msgs.Messages() {
-			a, err := arrival(k.s, m.Headers().Get("ce-id"), m.Data())
+			from, _ := strconv.Atoi(strings.Split(m.Subject(), ".")[1])
+			a, err := k.s.arrival(from, m.Headers().Get("ce-id"), m.Data())
 			if err != nil {
-				k.err = err
-				return
+				return err
 			}
-			k.log.Add(&a)
-			k.note(a.ID)
+			list = append(list, a)
+		}
+		if len(list) == 0 {
+			continue
+		}
+		if _, err := k.take(list...); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
-func (k *stream) name() string       { return "stream" }
-func (k *stream) kind() history.Kind { return history.Kind{} }
+func (k *stream) name() string { return "stream" }
+func (k *stream) kind() history.Kind {
+	return history.Kind{Once: true, Ledger: true, Distinct: true}
+}
 func (k *stream) yaml() string {
-	return fmt.Sprintf(`{type: nats, url: %q, subject: "events.{topic}"}`, k.server.ClientURL())
+	return `{type: nats, url: "${env:OW_STREAM}", subject: "events.${env:OW_COPY}.{topic}", retry: {first: 10ms, max: 500ms}}`
 }
 
 // seen asks the server: the client reads a moment later.
@@ -100,31 +110,29 @@ func (k *stream) seen() uint64 {
 	defer cancel()
 	info, err := k.held.Info(ctx)
 	if err != nil {
-		return k.book.seen()
+		return k.consumer.seen()
 	}
 	return info.State.Msgs
 }
 
-func (k *stream) settle(string) error {
+func (k *stream) settle(dir string) error {
+	if n := k.s.swallowed(); n > 0 {
+		k.s.faults.Add(&history.Fault{At: 1, Until: k.s.now(), Kind: "answer lost", Times: n, On: k.name(), Proof: strconv.Itoa(n) + " answers of the server were dropped by the proxy"})
+	}
 	k.stop()
 	k.done.Wait()
-	err := errors.Join(k.err, k.log.Close())
-	k.log = nil
-	return err
+	return errors.Join(k.err, k.consumer.settle(dir))
 }
 
-func (k *stream) close() (err error) {
+func (k *stream) close() error {
 	if k.stop != nil {
 		k.stop()
 		k.done.Wait()
-	}
-	if k.log != nil {
-		err = k.log.Close()
 	}
 	if k.conn != nil {
 		k.conn.Close()
 	}
 	k.server.Shutdown()
 	k.server.WaitForShutdown()
-	return err
+	return k.consumer.close()
 }

@@ -50,6 +50,9 @@ func (s *storm) write(ctx context.Context) error {
 	for i := range s.Writers {
 		run(s.writer(i).ledger)
 	}
+	for i := range 3 {
+		run(s.writer(70 + i).orders)
+	}
 	if s.db.postgres() {
 		for i := range 2 {
 			run(s.writer(50 + i).inversions)
@@ -74,7 +77,8 @@ func (s *storm) enough(ctx context.Context) bool {
 				slowest = min(slowest, int64(k.seen()))
 			}
 		}
-		if s.Idle || done-slowest < ahead {
+		lull := s.Point != "" && time.Since(s.start)%time.Second < 150*time.Millisecond // onewrite may rest
+		if s.Idle || done-slowest < ahead && !lull {
 			return false
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -93,6 +97,7 @@ func (l *labels) tormented() bool {
 type leg struct {
 	account string
 	amount  int64
+	number  uint64 // of the event within its key, where the account does not tell
 }
 
 // payload is what an event says.
@@ -119,8 +124,10 @@ func (w *writer) publish(ctx context.Context, tx *sql.Tx, id uint64, legs []leg)
 	facts := make([]history.Event, len(legs))
 	events := make([]outbox.Event, len(legs))
 	for i, l := range legs {
-		var n uint64
-		if err := tx.QueryRowContext(ctx, `UPDATE account SET balance = balance + $1, n = n + 1 WHERE id = $2 RETURNING n`, l.amount, l.account).Scan(&n); err != nil {
+		var n uint64 // of the event within its key
+		if l.number > 0 {
+			n = l.number
+		} else if err := tx.QueryRowContext(ctx, `UPDATE account SET balance = balance + $1, n = n + 1 WHERE id = $2 RETURNING n`, l.amount, l.account).Scan(&n); err != nil {
 			return err
 		}
 		body, err := json.Marshal(payload{id, i, len(legs), l.account, n, l.amount, w.pad()})
@@ -128,7 +135,7 @@ func (w *writer) publish(ctx context.Context, tx *sql.Tx, id uint64, legs []leg)
 			return err
 		}
 		events[i] = outbox.Event{ID: outbox.NewID(), Topic: "ledger.moved", Key: l.account, Payload: body}
-		facts[i] = history.Event{Tx: id, Part: i, Of: len(legs), Key: l.account, Seq: n, ID: events[i].ID, Hash: digest(body)}
+		facts[i] = history.Event{Tx: id, Part: i, Of: len(legs), Key: l.account, Seq: n, ID: events[i].ID, Hash: digest(body), Amount: l.amount}
 	}
 	if err := w.pub.Publish(ctx, tx, events...); err != nil {
 		return err
@@ -170,7 +177,7 @@ func (w *writer) transact(ctx context.Context, id uint64, events int, do func(tx
 	if err := do(tx); err != nil {
 		_ = tx.Rollback()
 		w.aborted.Add(1)
-		if errors.Is(err, errAbort) {
+		if errors.Is(err, errAbort) || errors.Is(err, errSoldOut) {
 			return nil
 		}
 		return w.forgive(ctx, err)
@@ -217,7 +224,7 @@ func (w *writer) ledger(ctx context.Context) error {
 					return err
 				}
 			}
-			if err := w.publish(ctx, tx, id, []leg{{account(from), -amount}, {account(to), amount}}); err != nil {
+			if err := w.publish(ctx, tx, id, []leg{{account: account(from), amount: -amount}, {account: account(to), amount: amount}}); err != nil {
 				return err
 			}
 			if abort {
@@ -245,6 +252,40 @@ func (w *writer) undone(ctx context.Context, tx *sql.Tx, id uint64) error {
 	return err
 }
 
+// buyers want the same item, of which there is one.
+const buyers = 12
+
+// errSoldOut rolls an order back.
+var errSoldOut = errors.New("sold out")
+
+// orders is W2: many want the last of an item. Who takes it from the stock has an
+// order, and the consumers send as many mails.
+func (w *writer) orders(ctx context.Context) error {
+	for !w.enough(ctx) {
+		item := fmt.Sprintf("item%06d", w.wanted.Add(1)/buyers)
+		id := w.next()
+		err := w.transact(ctx, id, 1, func(tx *sql.Tx) error {
+			if _, err := tx.ExecContext(ctx, `INSERT INTO stock VALUES ($1, 1) ON CONFLICT DO NOTHING`, item); err != nil {
+				return err
+			}
+			res, err := tx.ExecContext(ctx, `UPDATE stock SET available = available - 1 WHERE item = $1 AND available > 0`, item)
+			if err != nil {
+				return err
+			}
+			if n, err := res.RowsAffected(); n == 0 || err != nil {
+				w.labels.hit("sold_out")
+				return errors.Join(errSoldOut, err)
+			}
+			return w.publish(ctx, tx, id, []leg{{account: item, amount: 1, number: 1}})
+		})
+		if err != nil {
+			return err
+		}
+		outbox.Ring()
+	}
+	return nil
+}
+
 // inversions is W3: a transaction takes its place in the outbox, another takes a
 // later one and commits, and only then the first does.
 func (w *writer) inversions(ctx context.Context) error {
@@ -252,10 +293,10 @@ func (w *writer) inversions(ctx context.Context) error {
 	for !w.enough(ctx) {
 		first, second := w.next(), w.next()
 		err := w.transact(ctx, first, 1, func(tx *sql.Tx) error {
-			if err := w.publish(ctx, tx, first, []leg{{mine, 1}}); err != nil {
+			if err := w.publish(ctx, tx, first, []leg{{account: mine, amount: 1}}); err != nil {
 				return err
 			}
-			err := w.transact(ctx, second, 1, func(tx *sql.Tx) error { return w.publish(ctx, tx, second, []leg{{other, 1}}) })
+			err := w.transact(ctx, second, 1, func(tx *sql.Tx) error { return w.publish(ctx, tx, second, []leg{{account: other, amount: 1}}) })
 			if err == nil {
 				w.labels.hit("inversion")
 			}
@@ -278,7 +319,7 @@ func (w *writer) longOnes(ctx context.Context) error {
 	for !w.enough(ctx) {
 		id, before := w.next(), w.restarts.Load()
 		err := w.transact(ctx, id, 1, func(tx *sql.Tx) error {
-			if err := w.publish(ctx, tx, id, []leg{{account(keys - 5), 1}}); err != nil {
+			if err := w.publish(ctx, tx, id, []leg{{account: account(keys - 5), amount: 1}}); err != nil {
 				return err
 			}
 			for w.restarts.Load() == before && !w.labels.tormented() && ctx.Err() == nil {
@@ -296,25 +337,38 @@ func (w *writer) longOnes(ctx context.Context) error {
 	return nil
 }
 
-// sentinels publishes the last event of each key and returns their ids.
+// probe publishes one event and returns its id.
+func (w *writer) probe(ctx context.Context) (string, error) {
+	id := w.next()
+	return w.marked(ctx, id, leg{account: account(keys - 5), amount: 0})
+}
+
+// marked publishes one event in a transaction and returns its id.
+func (w *writer) marked(ctx context.Context, id uint64, l leg) (string, error) {
+	if err := w.transact(ctx, id, 1, func(tx *sql.Tx) error { return w.publish(ctx, tx, id, []leg{l}) }); err != nil {
+		return "", err
+	}
+	var text string
+	if err := w.db.QueryRowContext(ctx, `SELECT events FROM oracle_tx WHERE tx = $1`, int64(id)).Scan(&text); err != nil {
+		return "", err
+	}
+	var facts []history.Event
+	if err := json.Unmarshal([]byte(text), &facts); err != nil {
+		return "", err
+	}
+	return facts[0].ID, nil
+}
+
+// sentinels publishes the last event of each account and returns their ids.
 func (s *storm) sentinels(ctx context.Context) ([]string, error) {
 	w := s.writer(90)
 	var ids []string
 	for i := range keys {
-		id := w.next()
-		err := w.transact(ctx, id, 1, func(tx *sql.Tx) error { return w.publish(ctx, tx, id, []leg{{account(i), 0}}) })
+		id, err := w.marked(ctx, w.next(), leg{account: account(i)})
 		if err != nil {
 			return nil, err
 		}
-		var text string
-		if err := s.db.QueryRowContext(ctx, `SELECT events FROM oracle_tx WHERE tx = $1`, int64(id)).Scan(&text); err != nil {
-			return nil, err
-		}
-		var facts []history.Event
-		if err := json.Unmarshal([]byte(text), &facts); err != nil {
-			return nil, err
-		}
-		ids = append(ids, facts[0].ID)
+		ids = append(ids, id)
 	}
 	return ids, nil
 }

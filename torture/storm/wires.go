@@ -1,0 +1,122 @@
+package storm
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/onewrite/onewrite/internal/faultnet"
+)
+
+// wires are the ways of one copy of onewrite to all that it talks to, each through
+// a proxy that can break it. Without proxies they lead straight there.
+type wires struct {
+	pairs []pair
+	env   []string
+}
+
+// pair is the way to one other program.
+type pair struct {
+	to    string
+	proxy *faultnet.Proxy
+}
+
+// newWires lays them for copy number n.
+func newWires(s *storm, n int) (_ *wires, err error) {
+	w := &wires{}
+	through := func(to, address string) string {
+		if !s.wired() || err != nil {
+			return address
+		}
+		var u *url.URL
+		if u, err = url.Parse(address); err != nil {
+			return ""
+		}
+		var p *faultnet.Proxy
+		if p, err = faultnet.Listen(u.Host); err != nil {
+			return ""
+		}
+		w.pairs = append(w.pairs, pair{to, p})
+		u.Host = p.Addr()
+		return u.String()
+	}
+	set := func(name, value string) { w.env = append(w.env, name+"="+value) }
+	set("OW_COPY", strconv.Itoa(n))
+	if s.db.postgres() {
+		set("OW_DB", through("postgres", s.db.url))
+	}
+	if s.bus != nil {
+		var nodes []string
+		for _, u := range s.bus.URLs() {
+			nodes = append(nodes, through("bus", u))
+		}
+		set("OW_BUS", strings.Join(nodes, ","))
+	}
+	for _, k := range s.sinks {
+		switch k := k.(type) {
+		case *hook:
+			set("OW_HOOK", through("hook", "http://"+k.l.Addr().String())+"/"+strconv.Itoa(n))
+		case *stream:
+			set("OW_STREAM", through("stream", k.server.ClientURL()))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	w.mend(s)
+	return w, nil
+}
+
+// mend heals every way; answers of the stream go on being lost.
+func (w *wires) mend(s *storm) {
+	for _, p := range w.pairs {
+		f := faultnet.Fault{}
+		if p.to == "stream" && s.Lost > 0 {
+			f.Swallow = w.swallow(s)
+		}
+		p.proxy.Set(f)
+	}
+}
+
+// swallow draws which requests to the NATS server lose their answer: after so many
+// published events, as long as more are needed.
+func (w *wires) swallow(s *storm) func([]byte) bool {
+	return func(piece []byte) bool {
+		published := bytes.Contains(piece, []byte("HPUB events."))
+		return published && s.swallowed() < s.Lost+20 && rand.IntN(4) == 0
+	}
+}
+
+// to returns the proxies on the way to one of the others.
+func (w *wires) to(name string) (list []*faultnet.Proxy) {
+	for _, p := range w.pairs {
+		if p.to == name {
+			list = append(list, p.proxy)
+		}
+	}
+	return list
+}
+
+func (w *wires) close() error {
+	var errs []error
+	for _, p := range w.pairs {
+		errs = append(errs, p.proxy.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// swallowed is how many answers of the stream's server were lost.
+func (s *storm) swallowed() (n int) {
+	if s.Lost == 0 {
+		return 0
+	}
+	for _, c := range s.copies {
+		for _, p := range c.wires.to("stream") {
+			n += p.Counts().Swallowed
+		}
+	}
+	return n
+}
