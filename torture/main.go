@@ -108,6 +108,7 @@ func flags(c *cobra.Command, cfg *storm.Config) {
 	}{
 		{&cfg.Events, "events", "committed events to write, at least", 2000},
 		{&cfg.Writers, "writers", "concurrent writers", 8},
+		{&cfg.Rate, "rate", "transactions a second, about; 0: as many as the database takes", 0},
 		{&cfg.Backlog, "backlog", "events that are written before onewrite starts", 0},
 		{&cfg.Nodes, "nodes", "servers of an external bus: 1 or 3; 0 for the embedded one", 0},
 		{&cfg.Copies, "copies", "copies of onewrite on one configuration; more than one need --nodes", 1},

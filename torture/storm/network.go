@@ -112,6 +112,7 @@ func (s *storm) round(ctx context.Context, f *history.Fault) error {
 		err = s.until(ctx, "an event of after the fault arrived at the webhook", func() bool { return s.sinks[0].has(id) })
 	}
 	f.Takeover = s.now() - start
+	s.restarts.Add(1)
 	pause(ctx, time.Duration(s.rng.IntN(1500))*time.Millisecond) // while another works
 	victim.wires.mend(s)
 	if how == "frozen" {

@@ -28,6 +28,7 @@ type Config struct {
 	Nodes   int         // servers of an external bus; 0 is the embedded one
 	Copies  int         // of onewrite on one configuration; default 1, more need Nodes
 	Backlog int         // events that are written before onewrite starts
+	Rate    int         // transactions a second, about; 0: as many as the database takes
 
 	Kills   int    // SIGKILLs of onewrite
 	Terms   int    // SIGTERMs

@@ -236,8 +236,17 @@ func (w *writer) ledger(ctx context.Context) error {
 			return err
 		}
 		outbox.Ring()
+		w.rest(ctx)
 	}
 	return nil
+}
+
+// rest waits until this writer's next transaction is due.
+func (w *writer) rest(ctx context.Context) {
+	if w.Rate > 0 {
+		each := time.Second * time.Duration(w.Writers) / time.Duration(w.Rate)
+		pause(ctx, each/2+time.Duration(w.rng.Int64N(int64(each))))
+	}
 }
 
 // undone publishes within a savepoint and rolls back to it.
@@ -282,6 +291,7 @@ func (w *writer) orders(ctx context.Context) error {
 			return err
 		}
 		outbox.Ring()
+		w.rest(ctx)
 	}
 	return nil
 }
@@ -309,6 +319,7 @@ func (w *writer) inversions(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-time.After(time.Duration(w.rng.IntN(4)) * time.Millisecond):
 		}
+		w.rest(ctx)
 	}
 	return nil
 }
@@ -339,8 +350,7 @@ func (w *writer) longOnes(ctx context.Context) error {
 
 // probe publishes one event and returns its id.
 func (w *writer) probe(ctx context.Context) (string, error) {
-	id := w.next()
-	return w.marked(ctx, id, leg{account: account(keys - 5), amount: 0})
+	return w.marked(ctx, w.next(), leg{account: account(0)})
 }
 
 // marked publishes one event in a transaction and returns its id.
