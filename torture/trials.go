@@ -25,7 +25,7 @@ func kills(plain string) []trial {
 // the network, and of lost answers.
 func fences(plain string) []trial {
 	return []trial{
-		{Name: "fence-rounds", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 1, Copies: 5, Rounds: 50, Wait: 2 * time.Minute}},
+		{Name: "fence-rounds", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Rate: 200, Nodes: 1, Copies: 5, Rounds: 50, Wait: 2 * time.Minute}},
 		{Name: "fence-kills", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 30_000, Nodes: 1, Copies: 3, Kills: 30, Freezes: 10, Terms: 5}},
 		{Name: "cluster-deaths", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 3, Copies: 2, Deaths: 12, Kills: 5, Wait: 2 * time.Minute}},
 		{Name: "network-postgres", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 1, Copies: 2, Nets: 60, Wait: 2 * time.Minute}},
@@ -119,7 +119,6 @@ type mutant struct {
 var mutants = []mutant{
 	{"any-answer", "I1", "sqlite", nil},
 	{"confirm-fastest", "I1", "sqlite", func(c *storm.Config) { c.Loses, c.Refuse = 3, false }},
-	{"count-outage", "I1", "sqlite", func(c *storm.Config) { c.Nets, c.Refuse = 12, false }},
 	{"cursor-early", "I1", "sqlite", func(c *storm.Config) { c.Kills = 6 }},
 	{"delete-on-read", "I1", "sqlite", func(c *storm.Config) { c.Point = "ingest.append:late-kill@5" }},
 	{"followers-flow", "I3", "sqlite", nil},

@@ -43,6 +43,15 @@ func (s *storm) torment(ctx context.Context) error {
 		s.faults.Add(f)
 		s.say("%3d of %d  %-8s %s; %d events committed", i+1, len(deeds), d.kind, f.Proof, s.committed.Load())
 	}
+	if err := s.progress(ctx, uint64(s.Events/2)); err != nil {
+		return err
+	}
+	if s.Refuse {
+		if err := s.until(ctx, "the refused events are parked", func() bool { return s.state().parked > 0 }); err != nil {
+			return err
+		}
+		s.labels.hit("parked")
+	}
 	if s.Lost > 0 {
 		if err := s.until(ctx, "enough answers were lost", func() bool {
 			return s.sinks[0].(*hook).lost.Load() >= int64(s.Lost) && s.swallowed() >= s.Lost

@@ -259,10 +259,6 @@ func (s *storm) heal(ctx context.Context) error {
 	if !s.Refuse {
 		return nil
 	}
-	if err := s.until(ctx, "the refused events are parked", func() bool { return s.state().parked > 0 }); err != nil {
-		return err
-	}
-	s.labels.hit("parked")
 	return s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
 }
 
