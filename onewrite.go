@@ -245,6 +245,10 @@ type Cursor struct {
 	// Settled are refs of parked entries that count as delivered or skipped
 	// already and are about to be forgotten.
 	Settled []uint64 `json:"settled,omitempty"`
+	// Parked counts the parked entries that must be there, LastParked is the ref
+	// of the newest of them; 0 if none is.
+	Parked     uint64 `json:"parked,omitempty"`
+	LastParked uint64 `json:"last_parked,omitempty"`
 }
 
 // Parked is an event that a destination refused, or that waits behind one.

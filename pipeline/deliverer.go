@@ -256,7 +256,7 @@ func (r *deliverer) accept(f feed) error {
 		}
 		r.accepted++
 		r.unread -= min(r.unread, 1)
-		if _, parked := r.lot.at[place{m.Log, m.Offset}]; parked {
+		if id, parked := r.lot.at[place{m.Log, m.Offset}]; parked && id == m.ID {
 			t.finish(m.Offset) // the last owner died between the lot and the cursor
 			continue
 		}
@@ -293,6 +293,7 @@ func (r *deliverer) track(log string) *track {
 func (r *deliverer) store(now time.Time) {
 	c := r.cursor
 	c.Settled = slices.Clone(c.Settled)
+	c.Parked, c.LastParked = r.lot.owed(c.Settled)
 	c.Logs = make(map[string]onewrite.LogCursor, len(r.tracks))
 	r.spans = 0
 	for name, t := range r.tracks {

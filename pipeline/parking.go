@@ -12,8 +12,9 @@ import (
 
 // lot is what a deliverer knows of its parking lot.
 type lot struct {
+	top    uint64              // the greatest ref
 	places map[uint64]place    // the parked entries, and where each stood on the bus
-	at     map[place]struct{}  // those places
+	at     map[place]string    // the ids of the events at those places
 	loaded map[uint64]struct{} // refs of those loaded to be delivered again
 	sweep  bool                // all entries are being loaded, as there is room
 	swept  uint64              // up to this ref
@@ -38,14 +39,43 @@ func (l *lot) below(log string, floor uint64) uint64 {
 }
 
 // add notes a parked entry, drop forgets it.
-func (l *lot) add(ref uint64, p place) {
+func (l *lot) add(ref uint64, p place, id string) {
 	l.places[ref] = p
-	l.at[p] = struct{}{}
+	l.at[p] = id
+	l.top = max(l.top, ref)
 }
 
 func (l *lot) drop(ref uint64) {
 	delete(l.at, l.places[ref])
 	delete(l.places, ref)
+	if ref != l.top {
+		return
+	}
+	l.top = 0
+	for r := range l.places {
+		l.top = max(l.top, r)
+	}
+}
+
+// owed returns how many entries must be there when the cursor is read again, and
+// the newest of them: those that are settled may be gone.
+func (l *lot) owed(settled []uint64) (n, last uint64) {
+	n, last = uint64(len(l.places)), l.top
+	for _, ref := range settled {
+		if _, ok := l.places[ref]; ok {
+			n--
+		}
+	}
+	if !slices.Contains(settled, last) {
+		return n, last
+	}
+	last = 0
+	for ref := range l.places {
+		if !slices.Contains(settled, ref) {
+			last = max(last, ref)
+		}
+	}
+	return n, last
 }
 
 const page = 500
@@ -54,7 +84,7 @@ const page = 500
 // that the last owner had counted, and died before it forgot them, are forgotten
 // now.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.loaded, r.lot.places, r.lot.at = map[uint64]struct{}{}, map[uint64]place{}, map[place]struct{}{}
+	r.lot.loaded, r.lot.places, r.lot.at = map[uint64]struct{}{}, map[uint64]place{}, map[place]string{}
 	for _, ref := range r.cursor.Settled {
 		if err := r.sub.Unpark(ctx, ref); err != nil {
 			return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
@@ -70,7 +100,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 		for i := range list {
 			p := &list[i]
 			after = p.Ref
-			r.lot.add(p.Ref, place{p.Message.Log, p.Message.Offset})
+			r.lot.add(p.Ref, place{p.Message.Log, p.Message.Offset}, p.Message.ID)
 			id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
 			if p.Holds {
 				r.lanes.find(id).parked = true
@@ -135,7 +165,7 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 	r.health.settled(e)
 	r.track(e.msg.Log).finish(e.msg.Offset)
 	r.dirty = true
-	r.lot.add(ref, place{e.msg.Log, e.msg.Offset})
+	r.lot.add(ref, place{e.msg.Log, e.msg.Offset}, e.msg.ID)
 	if r.d.Observe.Parked != nil {
 		r.d.Observe.Parked(r.d.Interest.Name, e.msg.ID, reason, behind)
 	}

@@ -17,11 +17,11 @@ import (
 )
 
 // openBus opens the embedded or the external bus.
-func openBus(ctx context.Context, cfg *Config, log *slog.Logger, vanished func(destination, source string, from, to uint64)) (*nats.Bus, error) {
+func openBus(ctx context.Context, cfg *Config, log *slog.Logger, vanished func(destination, source string, from, to uint64), damaged func(what string)) (*nats.Bus, error) {
 	b := cfg.Bus
 	c := nats.Config{
 		Dir: b.Dir, URL: b.URL.Reveal(), Name: b.Name, Creds: b.Creds, NKey: b.NKey, User: b.User, Password: b.Password.Reveal(),
-		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent), Logger: log, Vanished: vanished,
+		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent), Logger: log, Vanished: vanished, Damaged: damaged,
 	}
 	if c.URL != "" {
 		c.Dir = ""

@@ -101,7 +101,9 @@ func (r *Relay) retain(ctx context.Context) {
 		usage.Bytes += u.Bytes
 		usage.Messages += u.Messages
 		if !r.bus.Durable() {
-			if safe, ok := r.confirmed(name, u.Last); ok {
+			// Events that vanished from the bus before everyone had them are in the
+			// outbox alone.
+			if safe, ok := r.confirmed(name, u.Last); ok && floor+1 >= u.First {
 				r.capped(name, s, u, safe, keep)
 			}
 		}
@@ -171,10 +173,16 @@ func (r *Relay) capped(name string, s *source, u nats.Usage, floor uint64, keep 
 	// The bus keeps what is confirmed as long as keep says; when it let go of
 	// what came after the first unconfirmed event, that one is older than that.
 	old := waiting > 0 && (floor+1 < u.First || floor < u.First && time.Since(u.Oldest) > keep.Age)
-	over := waiting > 0 && bytes > keep.Size || old
+	over := u.Messages > 0 && (waiting > 0 && bytes > keep.Size || old) // an empty log holds no copy
 	text := ""
 	if over {
 		text = fmt.Sprintf("source %s: %d events wait for the slowest destination, more than bus.keep allows; the outbox is freed and the bus folder holds their only copy: back it up, or fix the destination (onewrite status)", name, waiting)
+	}
+	if err := r.bus.Sole(name, u.Last, floor, over); err != nil {
+		r.log.Warn("the outbox is not freed", "source", name, "error", err)
+		return
+	}
+	if over {
 		s.Confirm(u.Last)
 	}
 	r.mu.Lock()

@@ -119,7 +119,7 @@ func (r *Relay) Handler() http.Handler {
 // Run moves events until ctx ends, drains and returns nil. An error says why
 // the relay could not start or go on, with the cure.
 func (r *Relay) Run(ctx context.Context) error {
-	bus, err := openBus(ctx, r.cfg, r.log, r.vanished)
+	bus, err := openBus(ctx, r.cfg, r.log, r.vanished, r.damaged)
 	if err != nil {
 		return err
 	}
@@ -248,6 +248,14 @@ func (r *Relay) vanished(destination, source string, from, to uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.warn("vanished "+destination+" "+source, fmt.Sprintf("events %d to %d of source %s vanished from the bus, from outside, before destination %s had got them; those that were still in the outbox come again, the others it misses", from, to, source, destination))
+}
+
+// damaged keeps it in the status that the folder of the bus was found damaged. The
+// bus has logged it.
+func (r *Relay) damaged(what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.warnings["damaged "+what] = what
 }
 
 // tee calls both observers.

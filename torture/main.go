@@ -117,6 +117,7 @@ func flags(c *cobra.Command, cfg *storm.Config) {
 		{&cfg.Freezes, "freezes", "SIGSTOPs of onewrite", 0},
 		{&cfg.Crashes, "crashes", "immediate restarts of PostgreSQL", 0},
 		{&cfg.Nets, "nets", "faults of the network between onewrite and another program", 0},
+		{&cfg.Outages, "outages", "times that the webhook cannot be reached for 13 s", 0},
 		{&cfg.Deaths, "deaths", "SIGKILLs of a server of the external bus", 0},
 		{&cfg.Rounds, "rounds", "times that the copy which works is frozen or cut off", 0},
 		{&cfg.Lost, "lost", "lost answers of each sink", 0},

@@ -184,7 +184,7 @@ func digest(file string) (string, error) {
 func verdicts(results []*result) error {
 	bad := 0
 	for _, r := range results {
-		if !r.OK {
+		if r != nil && !r.OK {
 			bad++
 		}
 	}

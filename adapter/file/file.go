@@ -139,6 +139,9 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (n int, err e
 	if err := s.append(events); err != nil {
 		return 0, err
 	}
+	if err := sabotage.At("file.written"); err != nil {
+		return 0, err
+	}
 	return len(events), nil
 }
 
@@ -176,7 +179,7 @@ func (s *Sink) append(events []onewrite.Event) (err error) {
 	}
 	s.size, s.doubt = end, false
 	s.seen.trim()
-	return sabotage.At("file.written")
+	return nil
 }
 
 // flush hands the buffer to the system at the offset end and returns the next.

@@ -34,6 +34,9 @@ func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64
 	if err := b.checkSource(source); err != nil {
 		return "", 0, err
 	}
+	if err := b.writable(b.stream(source)); err != nil {
+		return "", 0, err // who asks for the position wants to append
+	}
 	l := b.logOf(source)
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -108,6 +111,9 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	if len(batch.Events) == 0 {
 		return l.last, nil
 	}
+	if err := b.writable(b.stream(source)); err != nil {
+		return 0, err
+	}
 	nc, err := b.link.conn()
 	if err != nil {
 		return 0, err
@@ -122,7 +128,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	}
 	l.known = false // until the answer is there
 	if err := b.store(ctx, nc, l, &batch); err != nil {
-		return 0, err
+		return 0, b.suspect(b.stream(source), err)
 	}
 	l.seq += uint64(len(batch.Events))
 	l.last, l.pos, l.known = l.seq, batch.Pos, true
@@ -268,8 +274,10 @@ func (b *Bus) appendFew(ctx context.Context, nc *natsgo.Conn, l *logState, batch
 		l.enc.set(hdrPos, cloudevents.Escape(string(pos)))
 		l.enc.set(hdrExpect, strconv.FormatUint(l.seq+uint64(i), 10))
 		m.Reply = l.reply(i)
-		if err := sabotage.At("bus.few"); err != nil {
-			return b.failed(l, i, err)
+		if i > 0 {
+			if err := sabotage.At("bus.few"); err != nil {
+				return b.failed(l, i, err)
+			}
 		}
 		if err := nc.PublishMsg(m); err != nil {
 			return b.failed(l, i, err)

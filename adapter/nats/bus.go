@@ -30,13 +30,16 @@ type Bus struct {
 	// fetches bounds how many reads are under way at once, and so the memory
 	// that answers take.
 	fetches chan struct{}
+	stop    context.CancelFunc // ends tending
+	tending sync.WaitGroup
 
 	mu       sync.Mutex
 	logs     map[string]*logState
 	claims   map[string]claim // of destinations that another owner holds
 	watchers map[chan struct{}]struct{}
-	state    bool // the streams of cursors and parked events are there
-	replicas int  // of the stream of parked events
+	places   []string // the destinations in the list beside the embedded store
+	state    bool     // the streams of cursors and parked events are there
+	replicas int      // of the stream of parked events
 }
 
 // logState is what the bus knows of one source's log.
@@ -71,14 +74,29 @@ func Open(ctx context.Context, c Config) (*Bus, error) {
 	}
 	b := &Bus{
 		cfg: c, log: c.Logger, owner: randomID(), fetches: make(chan struct{}, 4),
-		logs: map[string]*logState{}, claims: map[string]claim{}, watchers: map[chan struct{}]struct{}{},
+		stop: func() {}, logs: map[string]*logState{}, claims: map[string]claim{}, watchers: map[chan struct{}]struct{}{},
 	}
 	if err := b.connect(ctx); err != nil {
 		return nil, err
 	}
-	if err := b.prepare(ctx); err != nil {
+	err := b.prepare(ctx)
+	var bad damaged
+	if errors.As(err, &bad) {
+		b.emb.halt(b.link.drop)
+		if err = setAside(&b.cfg, bad); err == nil {
+			if err = b.emb.restart(ctx, &b.cfg, b.link.drop); err == nil {
+				err = b.prepare(ctx)
+			}
+		}
+	}
+	if err != nil {
 		_ = b.Close()
 		return nil, err
+	}
+	if b.emb != nil {
+		tending, stop := context.WithCancel(context.WithoutCancel(ctx))
+		b.stop = stop
+		b.tending.Go(func() { b.tend(tending) })
 	}
 	return b, nil
 }
@@ -90,7 +108,7 @@ func (b *Bus) connect(ctx context.Context) error {
 			return err
 		}
 		b.emb = e
-		b.link = &link{opts: append(quiet(b.log), natsgo.Name(b.cfg.Name), natsgo.NoReconnect(), natsgo.InProcessServer(e.srv),
+		b.link = &link{opts: append(quiet(b.log), natsgo.Name(b.cfg.Name), natsgo.NoReconnect(), natsgo.InProcessServer(e),
 			natsgo.SkipSubjectValidation(), natsgo.UserInfo(e.user, e.password))}
 		return nil
 	}
@@ -114,11 +132,21 @@ func (b *Bus) prepare(ctx context.Context) error {
 		b.log.Warn("the NATS server takes messages that are smaller than the largest event with its attributes; larger ones are refused and stop their source",
 			"max_payload", room, "max_event", b.cfg.MaxEvent, "cure", "raise max_payload of the server, or lower max_event and run onewrite migrate")
 	}
+	if b.emb != nil {
+		if err := b.sound(ctx); err != nil {
+			return err
+		}
+	}
 	if err := b.ensureState(ctx); err != nil {
 		return err
 	}
 	if err := b.identify(ctx); err != nil {
 		return err
+	}
+	if b.emb != nil {
+		if err := b.remember(ctx); err != nil {
+			return err
+		}
 	}
 	names, err := b.sources(ctx)
 	if err != nil {
@@ -146,6 +174,8 @@ func (b *Bus) Durable() bool { return b.emb == nil }
 // Close ends the connection and stops the embedded server. Subscriptions should
 // be closed before.
 func (b *Bus) Close() error {
+	b.stop()
+	b.tending.Wait()
 	b.link.close()
 	if b.emb != nil {
 		if err := b.emb.close(); err != nil {

@@ -47,6 +47,9 @@ type Config struct {
 	// destination had got them: offsets from to to of a source's log. It may be
 	// nil, and is called by any goroutine.
 	Vanished func(destination, source string, from, to uint64)
+	// Damaged is told what the embedded bus found wrong with its folder at Open
+	// and what it did about it. It may be nil.
+	Damaged func(what string)
 	// Logger gets warnings; nil discards them.
 	Logger *slog.Logger
 
@@ -106,6 +109,14 @@ func (c *Config) complete() error {
 		return fmt.Errorf("nats: bus.listen: %w; write it as host:port", err)
 	}
 	return nil
+}
+
+// say tells of damage.
+func (c *Config) say(what string) {
+	c.Logger.Error(what)
+	if c.Damaged != nil {
+		c.Damaged(what)
+	}
 }
 
 // validName reports whether s can be part of stream names and subjects.

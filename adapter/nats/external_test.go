@@ -76,13 +76,21 @@ func TestLease(t *testing.T) {
 	_, epochA := subA.Cursor()
 	// As long as the owner commits, the other stands by.
 	for end := time.Now().Add(4 * lease); time.Now().Before(end); time.Sleep(lease / 10) {
+		committed := time.Now()
 		if err := subA.Commit(t.Context(), onewrite.Cursor{Delivered: 1}); err != nil {
 			t.Fatal(err)
 		}
+		late := func() bool { return time.Since(committed) > lease } // a busy machine kept the owner from its next commit
 		if _, err := b.Subscribe(t.Context(), in); !errors.Is(err, onewrite.ErrStandby) {
+			if late() {
+				t.Skip("the machine is too busy for a lease of", lease)
+			}
 			t.Fatalf("a live owner was robbed: %v", err)
 		}
 		if err := b.Rewind(t.Context(), "d", onewrite.From{}); !errors.Is(err, onewrite.ErrStandby) {
+			if late() {
+				t.Skip("the machine is too busy for a lease of", lease)
+			}
 			t.Fatalf("a live owner was rewound: %v", err)
 		}
 	}

@@ -65,6 +65,16 @@ func (l *link) jetStream() (jetstream.JetStream, error) {
 	return l.js, nil
 }
 
+// drop ends the connection, and with it every call that waits for an answer; the
+// next call dials.
+func (l *link) drop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.nc != nil {
+		l.nc.Close()
+	}
+}
+
 func (l *link) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -69,7 +69,7 @@ func (s *subscription) Park(ctx context.Context, p onewrite.Parked) (uint64, err
 	enc.set(hdrHolds, strconv.FormatBool(p.Holds))
 	enc.set(hdrAt, p.At.UTC().Format(time.RFC3339Nano))
 	enc.set("Nats-Expected-Last-Subject-Sequence", "0")
-	ref, err := s.b.link.publish(ctx, msg)
+	ref, err := s.b.publish(ctx, s.b.parkedStream(), msg)
 	if moved(err) { // it is parked already
 		var there *stored
 		there, err = s.b.link.get(ctx, s.b.parkedStream(), query{LastFor: subject})

@@ -283,6 +283,17 @@ func (s *subscription) countIn(ctx context.Context, in *inbox, source string, sp
 	return n - min(n, beyond), err
 }
 
+// countOf counts the messages of a subject in a stream.
+func (s *subscription) countOf(ctx context.Context, stream, subject string) (uint64, error) {
+	var in inbox
+	defer in.close()
+	f, err := s.b.fetch(ctx, &in, stream, query{Seq: 1, NextFor: subject, Batch: 1}, func(uint64, *natsgo.Msg) error { return nil })
+	if err != nil || f.count == 0 {
+		return 0, err
+	}
+	return f.pending + 1, nil
+}
+
 // count counts the matching events from an offset on.
 func (s *subscription) count(ctx context.Context, in *inbox, source string, from uint64) (n uint64, err error) {
 	filters := []topicFilter{nil}

@@ -26,18 +26,32 @@ const format = 1
 
 // embedded is a NATS server in this process that owns a folder.
 type embedded struct {
-	srv      *server.Server
+	dir      string
 	lock     *flock.Flock
 	user     string // of the connection of this process
 	password string // made at start, known to nobody else
+	ill      *illness
+
+	mu  sync.Mutex
+	srv *server.Server // nil while it is started again
+}
+
+// InProcessConn connects to the server that runs now.
+func (e *embedded) InProcessConn() (net.Conn, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.srv == nil {
+		return nil, errors.New("the embedded bus is being started again")
+	}
+	return e.srv.InProcessConn()
 }
 
 // startEmbedded locks the folder, checks its format and starts the server.
 func startEmbedded(ctx context.Context, c *Config) (_ *embedded, err error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("nats: bus folder: %w", err)
+		return nil, short(filepath.Dir(c.Dir), fmt.Errorf("nats: bus folder: %w", err))
 	}
-	e := &embedded{user: "onewrite", password: randomID()}
+	e := &embedded{dir: c.Dir, user: "onewrite", password: randomID(), ill: newIllness(c.Dir)}
 	if e.lock, err = lockDir(c.Dir); err != nil {
 		return nil, err
 	}
@@ -47,50 +61,90 @@ func startEmbedded(ctx context.Context, c *Config) (_ *embedded, err error) {
 		}
 	}()
 	if err := checkFormat(c.Dir); err != nil {
-		return nil, err
+		return nil, short(c.Dir, err)
 	}
-	opts, err := e.options(c)
+	err = inspect(c.Dir, c.say)
+	var bad damaged
+	if errors.As(err, &bad) {
+		err = setAside(c, bad)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if e.srv, err = server.NewServer(opts); err != nil {
-		return nil, fmt.Errorf("nats: embedded server: %w", err)
-	}
-	log := &serverLog{log: c.Logger}
-	e.srv.SetLoggerV2(log, false, false, false)
-	return e, e.start(ctx, c, log)
+	e.srv, err = e.start(ctx, c)
+	return e, err
 }
 
 // start waits until the store is recovered, which takes seconds after a crash
 // with many events, or until ctx ends.
-func (e *embedded) start(ctx context.Context, c *Config, log *serverLog) error {
+func (e *embedded) start(ctx context.Context, c *Config) (*server.Server, error) {
+	opts, err := e.options(c)
+	if err != nil {
+		return nil, err
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("nats: embedded server: %w", err)
+	}
+	log := &serverLog{log: c.Logger, hear: e.ill.hear}
+	srv.SetLoggerV2(log, false, false, false)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		e.srv.Start()
+		srv.Start()
 	}()
 	select {
 	case <-done:
 	case <-ctx.Done():
-		e.srv.Shutdown()
+		srv.Shutdown()
 		<-done
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	wait := 5 * time.Second
-	if !e.srv.JetStreamEnabled() {
+	if !srv.JetStreamEnabled() {
 		wait = time.Millisecond
 	}
-	if !e.srv.ReadyForConnections(wait) || !e.srv.JetStreamEnabled() {
-		e.srv.Shutdown()
-		e.srv.WaitForShutdown()
-		return fmt.Errorf("nats: the embedded bus did not start: %s; look at the folder %s and at bus.listen", log.last(), c.Dir)
+	if !srv.ReadyForConnections(wait) || !srv.JetStreamEnabled() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+		return nil, short(c.Dir, fmt.Errorf("nats: the embedded bus did not start: %s; look at the folder %s and at bus.listen", log.last(), c.Dir))
 	}
-	return nil
+	return srv, nil
+}
+
+// restart stops the server and starts another one on the same folder, whose lock
+// stays. drop ends the connection to the old one.
+func (e *embedded) restart(ctx context.Context, c *Config, drop func()) error {
+	e.halt(drop)
+	srv, err := e.start(ctx, c)
+	e.mu.Lock()
+	e.srv = srv
+	e.mu.Unlock()
+	return err
+}
+
+// halt stops the server.
+func (e *embedded) halt(drop func()) {
+	e.mu.Lock()
+	old := e.srv
+	e.srv = nil
+	e.mu.Unlock()
+	drop()
+	if old != nil {
+		old.Shutdown()
+		old.WaitForShutdown()
+	}
 }
 
 func (e *embedded) close() error {
-	e.srv.Shutdown()
-	e.srv.WaitForShutdown()
+	e.mu.Lock()
+	srv := e.srv
+	e.mu.Unlock()
+	if srv != nil {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+		seal(e.dir)
+	}
 	return e.lock.Close()
 }
 
@@ -161,12 +215,33 @@ func lockDir(dir string) (*flock.Flock, error) {
 	return l, nil
 }
 
+// writeWhole writes a file so that it is there with all of data or as it was, be
+// the disk full or the power gone.
+func writeWhole(path string, data []byte) error {
+	fresh := path + ".new"
+	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err != nil {
+		_ = os.Remove(fresh)
+	}
+	return err
+}
+
 // checkFormat refuses a store of a newer program and marks a new one.
 func checkFormat(dir string) error {
 	path := filepath.Join(dir, "format")
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		if err := os.WriteFile(path, []byte(strconv.Itoa(format)+"\n"), 0o600); err != nil {
+		if err := writeWhole(path, []byte(strconv.Itoa(format)+"\n")); err != nil {
 			return fmt.Errorf("nats: bus folder: %w", err)
 		}
 		return nil
@@ -186,7 +261,8 @@ func checkFormat(dir string) error {
 
 // serverLog passes the server's warnings on; its notices are for nobody.
 type serverLog struct {
-	log *slog.Logger
+	log  *slog.Logger
+	hear func(text string) // is told of every error
 
 	mu   sync.Mutex
 	text string // the last error, for the one who starts the server
@@ -210,6 +286,7 @@ func (l *serverLog) error(f string, v []any) {
 	l.text = text
 	l.mu.Unlock()
 	l.log.Error("embedded bus: " + text)
+	l.hear(text)
 }
 
 func (l *serverLog) last() string {

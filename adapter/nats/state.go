@@ -64,7 +64,7 @@ func (b *Bus) save(ctx context.Context, dest string, r *record, rev uint64) (uin
 	if err != nil {
 		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, err)
 	}
-	seq, err := b.link.publish(ctx, casMsg(b.cursorSubject(dest), rev, data))
+	seq, err := b.publish(ctx, b.stateStream(), casMsg(b.cursorSubject(dest), rev, data))
 	if moved(err) {
 		return 0, fmt.Errorf("nats: cursor of destination %s: %w", dest, onewrite.ErrFenced)
 	}
@@ -162,6 +162,9 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (record, uint64, e
 	rev, err = b.save(ctx, in.Name, &r, rev)
 	if errors.Is(err, onewrite.ErrFenced) {
 		return r, 0, fmt.Errorf("nats: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
+	}
+	if err == nil {
+		err = b.name(in.Name, true)
 	}
 	return r, rev, err
 }
@@ -297,6 +300,9 @@ func (b *Bus) Forget(ctx context.Context, name string) error {
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	if err := b.name(name, false); err != nil {
+		return err
+	}
 	// The cursor goes last: while it is there, the destination is still listed
 	// and can be forgotten again.
 	for _, p := range [][2]string{{b.parkedStream(), b.parkedSubject(name) + ">"}, {b.stateStream(), b.cursorSubject(name)}} {

@@ -89,20 +89,13 @@ func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite
 		return lc, 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
 	}
 	if first := s.CachedInfo().State.FirstSeq; lc.Floor+1 < first && destination != "" {
-		fit := onewrite.LogCursor{Floor: first - 1}
-		lost = fit.Floor - lc.Floor
-		for _, d := range lc.Done {
-			if d.From <= fit.Floor {
-				lost -= min(d.To, fit.Floor) - d.From + 1
-			}
-			if d.To > fit.Floor {
-				fit.Done = append(fit.Done, onewrite.Span{From: max(d.From, first), To: d.To})
-			}
+		up, n, moved := moveUp(lc, first)
+		if lost = n; lost > 0 {
+			b.vanished(destination, source, lc.Floor+1, up.Floor)
 		}
-		if lost > 0 {
-			b.vanished(destination, source, lc.Floor+1, fit.Floor)
+		if moved {
+			lc = up
 		}
-		lc = fit
 	}
 	last := s.CachedInfo().State.LastSeq
 	ahead := lc.Floor > last
@@ -114,6 +107,25 @@ func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite
 		return onewrite.LogCursor{Floor: min(lc.Floor, last)}, lost, nil
 	}
 	return lc, lost, nil
+}
+
+// moveUp moves a place up to a log's first event, and counts the events before it that
+// were not done.
+func moveUp(lc onewrite.LogCursor, first uint64) (up onewrite.LogCursor, lost uint64, moved bool) {
+	if lc.Floor+1 >= first {
+		return lc, 0, false
+	}
+	up = onewrite.LogCursor{Floor: first - 1}
+	lost = up.Floor - lc.Floor
+	for _, d := range lc.Done {
+		if d.From <= up.Floor {
+			lost -= min(d.To, up.Floor) - d.From + 1
+		}
+		if d.To > up.Floor {
+			up.Done = append(up.Done, onewrite.Span{From: max(d.From, first), To: d.To})
+		}
+	}
+	return up, lost, true
 }
 
 // vanished says aloud that events are gone which a destination had not got.

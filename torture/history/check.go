@@ -49,7 +49,8 @@ func (r *Report) String() string {
 		fmt.Fprintf(&b, "%-12s %d times\n", kind, r.Faults[kind])
 	}
 	if n := len(r.Takeovers); n > 0 {
-		fmt.Fprintf(&b, "takeover     p50 %v, p99 %v, longest %v\n", r.Takeover(50).Round(time.Millisecond), r.Takeover(99).Round(time.Millisecond), r.Takeovers[n-1].Round(time.Millisecond))
+		fmt.Fprintf(&b, "takeover: %d times, p50 %v, p99 %v, longest %v\n", n,
+			r.Takeover(50).Round(time.Millisecond), r.Takeover(99).Round(time.Millisecond), r.Takeovers[n-1].Round(time.Millisecond))
 	}
 	if r.OK() {
 		return b.String() + "every law held\n"
@@ -137,7 +138,7 @@ func Check(dir string) (*Report, error) {
 		run:    run, index: map[part]int32{}, keys: map[string]uint32{"": 0}, names: []string{""},
 		keyed: map[uint32]int{}, whole: map[uint64]int{}, most: map[string]int{},
 	}
-	for _, step := range []func(string) error{c.truth, c.clients, c.faults, c.sinks, c.samples} {
+	for _, step := range []func(string) error{c.truth, c.entries, c.clients, c.faults, c.sinks, c.samples} {
 		if err := step(dir); err != nil {
 			return nil, err
 		}
@@ -213,8 +214,9 @@ func (c *checker) clients(dir string) error {
 	})
 }
 
+// faults collects what was done, what it allows and what has to be said of it.
 func (c *checker) faults(dir string) error {
-	return each(dir, FaultFile, "", func(f *Fault) {
+	err := each(dir, FaultFile, "", func(f *Fault) {
 		if f.Proof == "" {
 			c.fail("V2", "%s of %s had no effect", f.Kind, f.On)
 			return
@@ -241,9 +243,10 @@ func (c *checker) faults(dir string) error {
 		}
 		if f.Takeover > 0 {
 			c.Takeovers = append(c.Takeovers, time.Duration(f.Takeover))
-			slices.Sort(c.Takeovers)
 		}
 	})
+	slices.Sort(c.Takeovers)
+	return err
 }
 
 // floors refuses a run in which too little happened.
@@ -282,7 +285,7 @@ func (c *checker) floors() {
 	if b := time.Duration(c.run.Budget.Takeover); b > 0 && c.Takeover(99) > b {
 		c.fail("I11", "of a hundred takeovers 99 took up to %v, %v are allowed", c.Takeover(99), b)
 	}
-	c.Lag = time.Duration(c.run.Quiet - c.run.Calm)
+	c.Lag = max(0, time.Duration(c.run.Quiet-c.run.Calm))
 	if c.run.Quiet == 0 {
 		c.fail("I11", "it never became quiet")
 	} else if b := c.run.Budget.Lag; b > 0 && c.run.Quiet-c.run.Calm > b {

@@ -1,5 +1,31 @@
 package history
 
+import (
+	"slices"
+	"strings"
+)
+
+// entries holds the truth against its workload: a transfer of the ledger W1 takes
+// from one account what it gives to another. Only then the balances of a consumer
+// move by nothing but transfers that have come in part, and by single events.
+func (c *checker) entries(string) error {
+	if !slices.Contains(strings.Fields(c.run.Workload), "W1") {
+		return nil
+	}
+	sums := map[uint64]int64{}
+	for p, i := range c.index {
+		if c.whole[p.tx] == 2 {
+			sums[p.tx] += c.facts[i].amount
+		}
+	}
+	for tx, sum := range sums {
+		if sum != 0 {
+			c.fail("V7", "the truth has transfer %d, which adds up to %d", tx, sum)
+		}
+	}
+	return nil
+}
+
 // ledger judges the balances that a consumer keeps in the transaction of its
 // effects: at every checkpoint and at the end.
 func (a *arrivals) ledger(dir string) error {

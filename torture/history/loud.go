@@ -16,9 +16,7 @@ type loud struct {
 // open is a fault that has not shown yet.
 type open struct {
 	Fault
-	gaps     map[string]bool // what was said before it
-	warnings map[int]int
-	begun    bool
+	warnings map[int]int // of each copy before it; nil: no sample is later
 }
 
 func (c *checker) loud() *loud {
@@ -33,13 +31,13 @@ func (c *checker) loud() *loud {
 func (l *loud) sample(s *Sample) {
 	rest := l.open[:0]
 	for _, f := range l.open {
-		if s.At > f.At && !f.begun {
-			f.begun, f.gaps, f.warnings = true, maps.Clone(l.gaps), maps.Clone(l.warnings)
+		if s.At > f.At && f.warnings == nil {
+			f.warnings = maps.Clone(l.warnings)
 		}
 		switch {
-		case f.begun && s.At > f.Until+patience:
+		case s.At > f.Until+patience:
 			l.silent(&f)
-		case !f.begun || !l.shows(&f, s):
+		case s.At <= f.At || !l.shows(&f, s):
 			rest = append(rest, f)
 		}
 	}
@@ -52,7 +50,7 @@ func (l *loud) sample(s *Sample) {
 // shows reports whether a sample says what the fault asks for.
 func (l *loud) shows(f *open, s *Sample) bool {
 	if f.Says == "gap" {
-		return s.Up && s.Gap != "" && !f.gaps[s.Gap]
+		return s.Up && s.Gap != "" && !l.gaps[s.Gap]
 	}
 	if !s.Up || s.Warnings > f.warnings[s.Copy] || !well(s.State) {
 		return true
@@ -75,7 +73,7 @@ func (l *loud) silent(f *open) {
 	l.fail(law, "%s of %s, and within %v onewrite did not say %s", f.Kind, f.On, time.Duration(patience), f.Says)
 }
 
-// end judges the faults that never showed.
+// end judges the faults that had not shown when the run ended.
 func (l *loud) end() {
 	for i := range l.open {
 		l.silent(&l.open[i])

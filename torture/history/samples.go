@@ -6,7 +6,7 @@ import (
 )
 
 // patience is how long a sink may stand still while onewrite says that all is
-// well and there is work.
+// well and there is work, and how long a fault may go unsaid.
 const patience = int64(10 * time.Second)
 
 // watch follows one destination through the samples of one copy.
@@ -87,10 +87,13 @@ func (c *checker) samples(dir string) error {
 		}
 		last = s
 	})
-	if err != nil || n == 0 {
+	if err != nil {
 		return err
 	}
 	loud.end()
+	if n == 0 {
+		return nil
+	}
 	c.rest(last)
 	return nil
 }

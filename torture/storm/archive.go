@@ -63,13 +63,22 @@ type entry struct {
 // lines calls do for each whole line from a place on and returns the place after
 // the last.
 func (a *archive) lines(from line, do func(*entry) error) (line, error) {
-	old, err := filepath.Glob(a.file + ".2*")
-	if err != nil {
-		return from, err
-	}
-	slices.Sort(old)
-	for files := append(old, a.file); ; from = (line{from.file + 1, 0}) {
-		if from.offset, err = linesOf(files[from.file], from.offset, do); err != nil || from.file == len(files)-1 {
+	for {
+		old, err := filepath.Glob(a.file + ".2*")
+		if err != nil {
+			return from, err
+		}
+		slices.Sort(old)
+		if from.file < len(old) {
+			if from.offset, err = linesOf(old[from.file], from.offset, do); err != nil {
+				return from, err
+			}
+			from = line{from.file + 1, 0}
+			continue
+		}
+		to, err := linesOf(a.file, from.offset, do)
+		now, _ := filepath.Glob(a.file + ".2*")
+		if from.offset = to; len(now) == len(old) || err != nil { // else what was read may have been renamed just before
 			return from, err
 		}
 	}

@@ -39,7 +39,9 @@ func (s *storm) torment(ctx context.Context) error {
 		if err := d.do(ctx, f); err != nil {
 			return fmt.Errorf("%s: %w", d.kind, err)
 		}
-		f.Until = s.now()
+		if f.Until == 0 {
+			f.Until = s.now()
+		}
 		s.faults.Add(f)
 		s.say("%3d of %d  %-8s %s; %d events committed", i+1, len(deeds), d.kind, f.Proof, s.committed.Load())
 	}
@@ -47,10 +49,15 @@ func (s *storm) torment(ctx context.Context) error {
 		return err
 	}
 	if s.Refuse {
-		if err := s.until(ctx, "the refused events are parked", func() bool { return s.state().parked > 0 }); err != nil {
+		if err := s.until(ctx, "some events were refused", func() bool { return s.labels.of("refused") > 0 }); err != nil {
 			return err
 		}
-		s.labels.hit("parked")
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if s.state().parked > 0 {
+				s.labels.hit("parked")
+				break
+			}
+		}
 	}
 	if s.Lost > 0 {
 		if err := s.until(ctx, "enough answers were lost", func() bool {
@@ -83,6 +90,7 @@ func (s *storm) deeds() []deed {
 		{s.Freezes, deed{"SIGSTOP", s.frozen}},
 		{s.Crashes, deed{"crash", s.crashed}},
 		{s.Nets, deed{"network", s.broken}},
+		{s.Outages, deed{"outage", s.outage}},
 		{s.Deaths, deed{"death", s.died}},
 		{s.Rounds, deed{"takeover", s.round}},
 		{s.Loses, deed{"lost bus", s.loses}},

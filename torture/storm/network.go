@@ -54,6 +54,20 @@ func (s *storm) broken(ctx context.Context, f *history.Fault) error {
 	return nil
 }
 
+// outage keeps onewrite from the webhook for longer than it may keep silent about it.
+func (s *storm) outage(ctx context.Context, f *history.Fault) error {
+	p := s.any()
+	way := p.wires.to("hook")[0]
+	before := way.Counts()
+	way.Set(faultnet.Fault{Refuse: true})
+	way.Cut(true)
+	f.On, f.Says, f.Until = "the webhook", "trouble", s.now()
+	pause(ctx, 13*time.Second)
+	p.wires.mend(s)
+	f.Proof = effect("refused", before, way.Counts())
+	return nil
+}
+
 // effect words what a proxy did since before; empty if it did nothing.
 func effect(kind string, before, after faultnet.Counts) string {
 	for _, c := range []struct {

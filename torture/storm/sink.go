@@ -36,6 +36,13 @@ func (l *labels) hits(label string, n int) {
 	l.n[label] += n
 }
 
+// of returns how often a label was hit.
+func (l *labels) of(label string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.n[label]
+}
+
 // book counts the different events that a sink has.
 type book struct {
 	mu  sync.Mutex

@@ -35,6 +35,7 @@ type Config struct {
 	Freezes int    // SIGSTOPs, each ended by SIGCONT
 	Crashes int    // immediate restarts of PostgreSQL
 	Nets    int    // faults of the network between onewrite and another program
+	Outages int    // times that the webhook cannot be reached for 13 s
 	Deaths  int    // SIGKILLs of a server of the external bus, one after the other
 	Rounds  int    // times that the copy which works is frozen or cut off, and another takes over
 	Lost    int    // answers of the webhook and of the NATS server that are lost, of each at least
@@ -55,7 +56,9 @@ type Config struct {
 }
 
 // wired reports whether onewrite talks to the others through proxies.
-func (c *Config) wired() bool { return c.Nets > 0 || c.Rounds > 0 || c.Lost > 0 || c.Copies > 1 }
+func (c *Config) wired() bool {
+	return c.Nets > 0 || c.Outages > 0 || c.Rounds > 0 || c.Lost > 0 || c.Copies > 1
+}
 
 // configFile is that of the onewrite in a storm, in the folder of the run.
 const configFile = "onewrite.yaml"
@@ -259,6 +262,9 @@ func (s *storm) heal(ctx context.Context) error {
 	if !s.Refuse {
 		return nil
 	}
+	if s.state().parked == 0 {
+		return nil
+	}
 	return s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
 }
 
@@ -350,7 +356,7 @@ func (s *storm) floors() history.Floors {
 		Faults: map[string]int{}, Counts: map[string]int{}, Labels: []string{"sold_out"}, Checkpoints: max(1, s.Events/every/2),
 	}
 	for kind, n := range map[string]int{
-		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "death": s.Deaths,
+		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "outage": s.Outages, "death": s.Deaths,
 		"takeover": s.Rounds, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
 	} {
 		if n > 0 {

@@ -87,11 +87,7 @@ func (s *storm) enough(ctx context.Context) bool {
 }
 
 // tormented reports whether the nemesis is done: until then the writers go on.
-func (l *labels) tormented() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.n["tormented"] > 0
-}
+func (l *labels) tormented() bool { return l.of("tormented") > 0 }
 
 // leg is one event of a transaction in the making.
 type leg struct {

@@ -1,0 +1,214 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	natsgo "github.com/nats-io/nats.go"
+)
+
+// The server never writes to a stream again whose store failed once, be it for
+// want of room: what it holds in memory may not be what is on disk. It reads the
+// disk anew when it is started again, so that is the cure, once there is room.
+
+// needed is how much room a disk must have before the embedded server is started
+// again: that much is written soon.
+const needed = 2 << 20
+
+// illness says which streams of the embedded server cannot be written.
+type illness struct {
+	dir  string
+	wake chan struct{} // holds one token when something was added
+
+	mu      sync.Mutex
+	streams map[string]string // by name, what the server said; "" is all of them
+}
+
+func newIllness(dir string) *illness {
+	return &illness{dir: dir, wake: make(chan struct{}, 1), streams: map[string]string{}}
+}
+
+// hear takes the server's errors. It is called under the server's locks.
+func (i *illness) hear(text string) {
+	lower := strings.ToLower(text)
+	switch {
+	case strings.Contains(lower, "critical write error"), strings.Contains(lower, "failed to store a msg on stream"):
+		_, name, _ := strings.Cut(text, " > ")
+		name, rest, ok := strings.Cut(name, "': ")
+		if !ok { // the store's own words, the stream's follow
+			return
+		}
+		i.add(name, rest)
+	case strings.Contains(text, "will be DISABLED"), strings.Contains(text, "disabling JetStream"):
+		i.add("", text)
+	}
+}
+
+func (i *illness) add(stream, text string) {
+	i.mu.Lock()
+	_, old := i.streams[stream]
+	if !old {
+		i.streams[stream] = text
+	}
+	i.mu.Unlock()
+	if old {
+		return
+	}
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (i *illness) clear() {
+	i.mu.Lock()
+	clear(i.streams)
+	i.mu.Unlock()
+}
+
+// of says why a stream cannot be written, nil if it can.
+func (i *illness) of(stream string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	text, ill := i.streams[stream]
+	if !ill {
+		text, ill = i.streams[""]
+	}
+	if !ill {
+		return nil
+	}
+	return fmt.Errorf("nats: the embedded bus cannot write to its folder: %s; nothing is lost, what is new waits in the database and goes on by itself when there is room on the disk: df -h %s", text, i.dir)
+}
+
+// writable says why a stream of the embedded bus cannot be written, nil if it can.
+func (b *Bus) writable(stream string) error {
+	if b.emb == nil {
+		return nil
+	}
+	return b.emb.ill.of(stream)
+}
+
+// suspect is called with the answer to a failed write. What the server does not
+// log, it may have failed at for want of room as well.
+func (b *Bus) suspect(stream string, err error) error {
+	if err == nil || b.emb == nil {
+		return err
+	}
+	if b.emb.ill.of(stream) == nil && code(err) != 0 && !moved(err) && !full(err) {
+		if free, known := freeBytes(b.emb.dir); known && free < needed {
+			b.emb.ill.add(stream, "no space left on device")
+		}
+	}
+	if ill := b.emb.ill.of(stream); ill != nil {
+		return ill
+	}
+	return err
+}
+
+// publish stores one message in a stream of the bus and waits for the answer.
+func (b *Bus) publish(ctx context.Context, stream string, m *natsgo.Msg) (uint64, error) {
+	if err := b.writable(stream); err != nil {
+		return 0, err
+	}
+	seq, err := b.link.publish(ctx, m)
+	return seq, b.suspect(stream, err)
+}
+
+// hasRoom tries whether dir can be written again.
+func hasRoom(dir string) error {
+	if free, known := freeBytes(dir); known && free < needed {
+		return syscall.ENOSPC // what little there is is left to others
+	}
+	path := filepath.Join(dir, "room")
+	err := os.WriteFile(path, make([]byte, needed), 0o600)
+	return errors.Join(err, os.Remove(path))
+}
+
+// tend starts the embedded server again when it cannot write any more and there
+// is room, until ctx ends.
+func (b *Bus) tend(ctx context.Context) {
+	var started time.Time
+	pause := time.Duration(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.emb.ill.wake:
+		}
+		if time.Since(started) > time.Minute {
+			pause = 0
+		}
+		b.link.drop() // who waits for an answer waits in vain
+		b.log.Error("the embedded bus cannot write and is started again when there is room; what is new waits in the database", "folder", b.emb.dir, "cure", "df -h "+b.emb.dir)
+		if !b.revive(ctx, pause) {
+			return
+		}
+		started = time.Now()
+		pause = min(max(2*pause, time.Second), 30*time.Second)
+	}
+}
+
+// revive waits for room and starts the server again; false when ctx ended.
+func (b *Bus) revive(ctx context.Context, pause time.Duration) bool {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	from := time.Now().Add(pause)
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-b.emb.ill.wake: // another stream
+			b.link.drop()
+			continue
+		case <-tick.C:
+		}
+		if time.Now().Before(from) || hasRoom(b.emb.dir) != nil {
+			continue
+		}
+		err := b.emb.restart(ctx, &b.cfg, b.link.drop)
+		if err == nil {
+			break
+		}
+		b.log.Error("the embedded bus could not be started again, another try follows", "error", err)
+		pause = min(max(2*pause, time.Second), 30*time.Second)
+		from = time.Now().Add(pause)
+	}
+	b.forget(ctx)
+	b.emb.ill.clear()
+	b.log.Info("the embedded bus was started again and writes", "folder", b.emb.dir)
+	return true
+}
+
+// forget drops what this process believes of the logs: the server read its disk
+// anew, and that is what holds.
+func (b *Bus) forget(ctx context.Context) {
+	b.mu.Lock()
+	logs := make([]*logState, 0, len(b.logs))
+	for _, l := range b.logs {
+		logs = append(logs, l)
+	}
+	b.mu.Unlock()
+	for _, l := range logs {
+		l.writing.Lock()
+		l.known = false
+		l.writing.Unlock()
+		if _, err := b.learnTail(ctx, l); err != nil {
+			b.log.Warn("a log of the bus cannot be read", "source", l.source, "error", err)
+		}
+	}
+}
+
+// short adds the cure to an error that came of a full disk.
+func short(dir string, err error) error {
+	if err == nil || !errors.Is(err, syscall.ENOSPC) && !strings.Contains(err.Error(), "no space left") && !strings.Contains(err.Error(), "not enough space") {
+		return err
+	}
+	return fmt.Errorf("%w; make room on the disk: df -h %s", err, dir)
+}
