@@ -18,7 +18,7 @@ echo "the race detector needs cgo and a C compiler; install gcc (Debian: apt-get
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench torture-kill clean
+.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench torture torture-all torture-kill torture-fence torture-traps torture-points torture-mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,12 +76,17 @@ sim: ## Run the simulation: SEEDS=n worlds (default 10000), or the one world SEE
 bench: ## Run the benchmarks: PKG=./adapter/nats BENCH=Append
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count=1 -p 1 -timeout 60m $(PKG)
 
-# Both storms are bounded by their events; what they record is below TORTURE.
+# The storms are bounded by their events. What was as expected is kept below TORTURE
+# and not run again for the same program, so that an interrupted one goes on.
 TORTURE     ?= torture-runs
-torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each, judged (about a quarter of an hour)
-	@rm -rf $(TORTURE)/kill-postgres $(TORTURE)/kill-sqlite
-	@$(GO) run ./torture run --source postgres-18 --events 1000000 --kills 100 --terms 5 --freezes 5 --crashes 5 --dir $(TORTURE)/kill-postgres
-	@$(GO) run ./torture run --source sqlite --events 200000 --kills 100 --terms 5 --freezes 5 --dir $(TORTURE)/kill-sqlite
+torture: torture-all ## All storms, with one table at the end (about an hour and a half)
+torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each
+torture-fence: ## Copies that are frozen and cut off, servers of the bus that die, the network, lost answers
+torture-traps: ## The bus lost, put back, damaged, without room
+torture-points: ## A kill, a failure and a stall at every fail point
+torture-mutants: ## Planted bugs, each of which a law has to name
+torture-all torture-kill torture-fence torture-traps torture-points torture-mutants: torture-%:
+	@$(GO) run ./torture $* --dir $(TORTURE) $(if $(SEED),--seed $(SEED))
 
 clean: ## Remove what the build and the tests made here
 	rm -rf bin coverage.out

@@ -4,7 +4,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/torture/history"
@@ -43,17 +45,26 @@ func run(t *testing.T, c Config) *history.Report {
 	return r
 }
 
+// Each kind of storm in small; the large ones are targets of their own.
 func TestShortStorms(t *testing.T) {
 	bin := binary(t)
 	for name, c := range map[string]Config{
-		"sqlite":   {Source: "sqlite", Events: 2000, Kills: 5, Terms: 1, Freezes: 1},
+		"sqlite":   {Source: "sqlite", Events: 2000, Kills: 5, Terms: 1, Freezes: 1, Refuse: true},
 		"postgres": {Source: "postgres-18", Events: 4000, Kills: 5, Terms: 1, Freezes: 1, Crashes: 1},
+		"network":  {Source: "sqlite", Events: 2000, Nets: 4, Lost: 20},
+		"copies":   {Source: "postgres-18", Events: 1500, Rate: 200, Nodes: 1, Copies: 3, Rounds: 2},
+		"cluster":  {Source: "sqlite", Events: 1500, Rate: 200, Nodes: 3, Deaths: 1},
+		"traps":    {Source: "sqlite", Events: 3000, Loses: 1, Returns: 1, Flips: 2, Refuse: true},
+		"disk":     {Source: "sqlite", Events: 2000, Fills: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "postgres" {
+			if c.Source != "sqlite" {
 				servers.Postgres(t, 18) // skips where it is not installed
 			}
-			c.Binary, c.Seed = bin, uint64(len(name))
+			if c.Fills > 0 && runtime.GOOS != "linux" {
+				t.Skip("a full disk needs Linux")
+			}
+			c.Binary, c.Seed, c.Wait = bin, uint64(len(name)), 2*time.Minute
 			if r := run(t, c); !r.OK() {
 				t.Error(r)
 			}
