@@ -65,7 +65,7 @@ func counts(planted string) []trial {
 	var list []trial
 	for _, source := range []string{"sqlite", "postgres-18"} {
 		c := small(planted, source)
-		c.Point, c.Events = "count", 8000
+		c.Point, c.Events, c.Rate = "count", 8000, 500 // long enough for leaves of the outbox to be emptied
 		list = append(list, trial{Name: "count-" + source, Storm: c})
 	}
 	return list

@@ -103,7 +103,7 @@ func (s *storm) round(ctx context.Context, f *history.Fault) error {
 	}); err != nil {
 		return err
 	}
-	what := []string{"frozen", "cut off from the bus", "cut off from all"}
+	what := []string{"frozen", "cut off from bus", "cut off from all"}
 	if role == "" {
 		what = append(what, "cut off from postgres")
 	}

@@ -91,6 +91,7 @@ type storm struct {
 	healed                   atomic.Bool  // the webhook refuses nothing any more
 	age                      atomic.Int64 // how often the bus was another one
 	deaths, rounds           atomic.Int64
+	drawn                    atomic.Int64 // requests of the stream whose answer was to be lost
 
 	committed atomic.Int64 // events that writers were told are there
 	doubtful  atomic.Int64 // events that may be there
