@@ -40,7 +40,11 @@ func (s *storm) writeConfig() error {
 	if s.bus != nil {
 		b.WriteString("bus: {url: \"${env:OW_BUS}\"}\n")
 	} else {
-		b.WriteString("bus: {dir: " + stateDir + ", keep: 1MB}\n")
+		keep := "" // so little that the bus purges in a small storm
+		if s.Point != "" {
+			keep = ", keep: 1MB"
+		}
+		b.WriteString("bus: {dir: " + stateDir + keep + "}\n")
 	}
 	b.WriteString("destinations:\n")
 	for _, k := range s.sinks {

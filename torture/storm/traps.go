@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -115,6 +116,9 @@ func (s *storm) flips(ctx context.Context, f *history.Fault) error {
 func (s *storm) flip(dir string) (what string, err error) {
 	var files []string
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() && strings.HasPrefix(d.Name(), "damaged-") {
+			return fs.SkipDir // what was set aside
+		}
 		if err != nil || d.IsDir() {
 			return err
 		}
