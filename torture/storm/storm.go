@@ -341,6 +341,9 @@ func (s *storm) record(ctx context.Context, calm, quiet int64) error {
 	if s.db.postgres() {
 		run.Workload += " W3"
 	}
+	if s.Flips > 0 { // each time much is delivered again
+		run.Budget.Lag = int64(time.Minute)
+	}
 	if s.Rounds >= 20 { // of fewer the 99th in a hundred says nothing
 		run.Budget.Takeover = int64(10 * time.Second)
 	}
