@@ -59,8 +59,8 @@ func (s *series) run(ctx context.Context, trials []trial) ([]*result, error) {
 	var mu sync.Mutex
 	done := 0
 	for i := range trials {
+		turns <- struct{}{}
 		all.Go(func() {
-			turns <- struct{}{}
 			defer func() { <-turns }()
 			if errs[i] = ctx.Err(); errs[i] != nil {
 				return

@@ -30,7 +30,7 @@ func fences(plain string) []trial {
 		{Name: "cluster-deaths", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 3, Copies: 2, Deaths: 12, Kills: 5, Wait: 2 * time.Minute}},
 		{Name: "network-postgres", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 1, Copies: 2, Nets: 60, Wait: 2 * time.Minute}},
 		{Name: "network-sqlite", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 10_000, Nets: 30}},
-		{Name: "lost-answers", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 40_000, Lost: 1000, Wait: 5 * time.Minute}},
+		{Name: "lost-answers", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 30_000, Rate: 300, Lost: 1000, Wait: 5 * time.Minute}},
 	}
 }
 

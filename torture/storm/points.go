@@ -35,11 +35,9 @@ func (s *storm) pointed(ctx context.Context) error {
 		text, _ := os.ReadFile(s.path(ProofFile))
 		f.Proof = strings.TrimSpace(string(text))
 		s.supervise()
-		if f.Proof == "" && time.Since(asked) > 8*time.Second { // it is on the way out, or on the way in
+		if f.Proof == "" && strings.HasPrefix(s.Point, "delivery.drain") && time.Since(asked) > 2*time.Second { // on the way out
 			asked = time.Now()
-			if s.copies[0].signal(syscall.SIGTERM, true) == nil {
-				_ = s.copies[0].start(s.sabotage()...)
-			}
+			s.stopped(s.copies[0])
 		}
 		return f.Proof != ""
 	}); err != nil {
@@ -53,6 +51,22 @@ func (s *storm) pointed(ctx context.Context) error {
 	s.faults.Add(f)
 	s.say("%s: %s", s.Point, strings.ReplaceAll(f.Proof, "\n", ", "))
 	return s.progress(ctx, 0)
+}
+
+// stopped ends a copy and starts it again, as it was as long as nothing has happened
+// at the fail point.
+func (s *storm) stopped(p *program) {
+	if err := p.signal(syscall.SIGTERM, true); err != nil {
+		s.say("stop: %v", err)
+	}
+	env := s.sabotage()
+	if _, err := os.Stat(s.path(ProofFile)); err == nil {
+		env = nil
+	}
+	s.restarts.Add(1)
+	if err := p.start(env...); err != nil {
+		s.say("start: %v", err)
+	}
 }
 
 // supervise starts the copies again that have ended by themselves, as whoever runs
