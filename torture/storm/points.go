@@ -31,6 +31,15 @@ func (s *storm) pointed(ctx context.Context) error {
 	}
 	f := &history.Fault{At: s.now(), Kind: "fail point", On: s.Point}
 	asked := time.Now()
+	if strings.HasPrefix(s.Point, "delivery.forg") { // met when parked events are delivered
+		if err := s.until(ctx, "events are parked", func() bool { return s.state().parked > 30 }); err != nil {
+			return err
+		}
+		s.labels.hit("parked")
+		if err := s.heal(ctx); err != nil {
+			s.say("%v", err) // it may have died of it
+		}
+	}
 	if err := s.until(ctx, "the fail point "+s.Point+" was reached", func() bool {
 		text, _ := os.ReadFile(s.path(ProofFile))
 		f.Proof = strings.TrimSpace(string(text))
