@@ -30,7 +30,8 @@ type Delivery struct {
 	Bus onewrite.Bus
 	// Open opens the sink; it is called again after the sink failed.
 	Open func(ctx context.Context) (onewrite.Sink, error)
-	// Concurrency is the number of writes under way at once; 1 keeps bus order.
+	// Concurrency is the number of writes under way at once; 1 keeps bus order as
+	// long as no write fails.
 	Concurrency int
 	// BatchCount and BatchBytes bound one write; defaults 1 and 4 MiB.
 	BatchCount int

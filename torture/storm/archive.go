@@ -38,9 +38,9 @@ func newArchive(s *storm) *archive {
 func (a *archive) name() string { return "archive" }
 
 // kind: the numbers of SQLite are given in the order of commits, PostgreSQL's are
-// not.
+// not. A write that fails is tried again while other keys go on.
 func (a *archive) kind() history.Kind {
-	return history.Kind{Ordered: !a.s.db.postgres(), Distinct: true}
+	return history.Kind{Ordered: !a.s.db.postgres() && a.s.Point == "", Distinct: true}
 }
 
 func (a *archive) yaml() string {
