@@ -123,6 +123,10 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	if b.emb == nil {
+		ctx, cancel = context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+	}
 	if err := l.listen(nc); err != nil {
 		return 0, fmt.Errorf("nats: append for source %s: %w", source, err)
 	}

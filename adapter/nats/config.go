@@ -63,6 +63,10 @@ const (
 	defaultMaxEvent = 1 << 20
 	defaultLease    = 6 * time.Second
 
+	// answerTimeout bounds an append to an external bus. Who is cut off from it has
+	// to let go of the source soon, so that another copy can go on: well within the
+	// ten seconds that a takeover may last.
+	answerTimeout = 4 * time.Second
 	// callTimeout bounds a call whose ctx has no end of its own.
 	callTimeout = 10 * time.Second
 )

@@ -16,6 +16,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/internal/faultnet"
 	"github.com/onewrite/onewrite/onewritetest"
 )
 
@@ -430,4 +431,27 @@ func TestCluster(t *testing.T) {
 	if n := s.CachedInfo().Config.Replicas; n != 3 {
 		t.Errorf("%d replicas, want 3", n)
 	}
+}
+
+// A copy that is cut off from the bus does not hold its source for as long as its
+// caller would wait: another copy has to read it.
+func TestAppendCutOff(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	proxy, err := faultnet.Listen(strings.TrimPrefix(url, "nats://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	b := open(t, nats.Config{URL: "nats://" + proxy.Addr()})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := b.Append(ctx, "shop", "", onewrite.Batch{Events: []onewrite.Event{{ID: "1", Topic: "t"}}, Pos: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Set(faultnet.Fault{Up: faultnet.Stream{Hold: true}, Down: faultnet.Stream{Hold: true}})
+	_, err = b.Append(ctx, "shop", "1", onewrite.Batch{Events: []onewrite.Event{{ID: "2", Topic: "t"}}, Pos: "2"})
+	if err == nil || ctx.Err() != nil {
+		t.Errorf("%v, %v", err, ctx.Err())
+	}
+	proxy.Set(faultnet.Fault{})
 }
