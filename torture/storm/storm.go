@@ -166,13 +166,11 @@ func (s *storm) run(ctx context.Context) error {
 	}
 	defer func() { stopSampling(); sampled.Wait() }()
 
-	calm := int64(0)
 	if !s.Idle {
 		if err := s.torment(ctx); err != nil {
 			stopWriting(err)
 			return errors.Join(err, <-written)
 		}
-		calm = s.now()
 	} else {
 		s.labels.hit("tormented")
 	}
@@ -182,10 +180,7 @@ func (s *storm) run(ctx context.Context) error {
 	if err := s.heal(ctx); err != nil {
 		return err
 	}
-	calm = max(calm, 1)
-	if s.Refuse {
-		calm = s.now()
-	}
+	calm := s.now() // after the last fault and the last write
 	sentinels, err := s.sentinels(ctx)
 	if err != nil {
 		return err
@@ -271,12 +266,12 @@ func (s *storm) heal(ctx context.Context) error {
 
 // until waits for something that has to come true.
 func (s *storm) until(ctx context.Context, what string, is func() bool) error {
-	for end := time.Now().Add(s.Wait); !is(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(max(s.Wait, time.Minute)); !is(); time.Sleep(10 * time.Millisecond) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("%v passed and it is not true that %s; see %s", s.Wait, what, s.path("onewrite-1.log"))
+			return fmt.Errorf("%v passed and it is not true that %s; see %s", max(s.Wait, time.Minute), what, s.path("onewrite-1.log"))
 		}
 	}
 	return nil

@@ -49,13 +49,13 @@ func run(t *testing.T, c Config) *history.Report {
 func TestShortStorms(t *testing.T) {
 	bin := binary(t)
 	for name, c := range map[string]Config{
-		"sqlite":   {Source: "sqlite", Events: 2000, Kills: 5, Terms: 1, Freezes: 1, Refuse: true},
-		"postgres": {Source: "postgres-18", Events: 4000, Kills: 5, Terms: 1, Freezes: 1, Crashes: 1},
-		"network":  {Source: "sqlite", Events: 2000, Nets: 4, Lost: 20},
-		"copies":   {Source: "postgres-18", Events: 1500, Rate: 200, Nodes: 1, Copies: 3, Rounds: 2},
-		"cluster":  {Source: "sqlite", Events: 1500, Rate: 200, Nodes: 3, Deaths: 1},
-		"traps":    {Source: "sqlite", Events: 3000, Loses: 1, Returns: 1, Flips: 2, Refuse: true},
-		"disk":     {Source: "sqlite", Events: 2000, Fills: 1},
+		"sqlite":   {Source: "sqlite", Events: 1000, Kills: 3, Terms: 1, Freezes: 1, Refuse: true},
+		"postgres": {Source: "postgres-18", Events: 2500, Kills: 4, Terms: 1, Freezes: 1, Crashes: 1},
+		"network":  {Source: "sqlite", Events: 800, Nets: 3, Lost: 10},
+		"copies":   {Source: "postgres-18", Events: 1000, Rate: 200, Nodes: 1, Copies: 3, Rounds: 1},
+		"cluster":  {Source: "sqlite", Events: 800, Rate: 150, Nodes: 3, Deaths: 1},
+		"traps":    {Source: "sqlite", Events: 1200, Loses: 1, Returns: 1, Flips: 1},
+		"disk":     {Source: "sqlite", Events: 800, Fills: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.Source != "sqlite" {
