@@ -61,15 +61,17 @@ type natsNode struct {
 
 // LaunchNATS starts 1, 3 or 5 nodes and returns when streams with a replica on
 // each can be made. The first election of a cluster takes half a second, and
-// seconds when it is undecided. The program is built from the module of this repository; that takes the go command.
+// seconds when it is undecided. The program is built from the module of this
+// repository; that takes the go command.
 func LaunchNATS(nodes int) (*NATS, error) {
 	if !slices.Contains([]int{1, 3, 5}, nodes) {
 		return nil, fmt.Errorf("servers: %d nodes of NATS have no use; take 1, 3 or 5", nodes)
 	}
-	bin, err := natsProgram()
+	home, err := natsHome()
 	if err != nil {
 		return nil, err
 	}
+	bin := home.path("nats-server")
 	for range 5 { // another process may take a port between the look and the start
 		var n *NATS
 		if n, err = launchNATS(bin, nodes); !errors.Is(err, errNATSEnded) {
@@ -79,15 +81,12 @@ func LaunchNATS(nodes int) (*NATS, error) {
 	return nil, err
 }
 
-// natsHome holds the program for as long as this process lives; its watcher
-// removes it then.
-var natsHome *process
-
-// natsProgram builds nats-server, once for this process.
-var natsProgram = sync.OnceValues(func() (string, error) {
+// natsHome builds nats-server, once for this process, and holds it for as long as
+// this process lives; its watcher removes it then.
+var natsHome = sync.OnceValues(func() (*process, error) {
 	home, err := newProcess("nats-server", "pid", "KILL")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	path := home.path("nats-server")
 	cmd := exec.Command("go", "build", "-o", path, "github.com/nats-io/nats-server/v2")
@@ -99,10 +98,9 @@ var natsProgram = sync.OnceValues(func() (string, error) {
 		}
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("servers: build nats-server: %w: %s", err, strings.TrimSpace(string(out))), home.close())
+		return nil, errors.Join(fmt.Errorf("servers: build nats-server: %w: %s", err, strings.TrimSpace(string(out))), home.close())
 	}
-	natsHome = home
-	return path, nil
+	return home, nil
 })
 
 func launchNATS(bin string, nodes int) (*NATS, error) {
