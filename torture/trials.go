@@ -41,7 +41,7 @@ func traps(plain string) []trial {
 		list = append(list,
 			trial{Name: "lost-bus-" + source, Storm: storm.Config{Binary: plain, Source: source, Events: 6000, Loses: 3, Kills: 3}},
 			trial{Name: "older-bus-" + source, Storm: storm.Config{Binary: plain, Source: source, Events: 6000, Returns: 2, Kills: 2}},
-			trial{Name: "changed-bytes-" + source, Storm: storm.Config{Binary: plain, Source: source, Events: 20_000, Flips: 20, Refuse: true}},
+			trial{Name: "changed-bytes-" + source, Storm: storm.Config{Binary: plain, Source: source, Events: 10_000, Rate: 500, Flips: 20, Refuse: true, Wait: 2 * time.Minute}},
 			trial{Name: "full-disk-" + source, Storm: storm.Config{Binary: plain, Source: source, Events: 10_000, Fills: 3}},
 		)
 	}

@@ -56,7 +56,11 @@ func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if h.s.Refuse && !h.s.healed.Load() && digest([]byte(a.ID))%200 == 0 {
+	rare := uint64(200)
+	if h.s.Flips > 0 { // each time all that waits behind them is parked again
+		rare = 2000
+	}
+	if h.s.Refuse && !h.s.healed.Load() && digest([]byte(a.ID))%rare == 0 {
 		h.s.labels.hit("refused")
 		http.Error(w, "refused until the end of the storm", http.StatusUnprocessableEntity)
 		return

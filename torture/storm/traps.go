@@ -91,12 +91,12 @@ func (s *storm) flips(ctx context.Context, f *history.Fault) error {
 		f.Proof += what + "; "
 	}
 	s.restarts.Add(1)
+	s.age.Add(1) // before anybody asks: the log may be shorter now
 	if err := p.start(); err != nil {
 		return err
 	}
 	for end := time.Now().Add(s.Wait); !p.ended(); time.Sleep(20 * time.Millisecond) {
 		if st, err := p.status(); err == nil && len(st.Destinations) > 0 {
-			s.age.Add(1) // the log may be shorter now
 			s.labels.hit("damage: it runs")
 			return nil
 		}
