@@ -79,7 +79,7 @@ bench: ## Run the benchmarks: PKG=./adapter/nats BENCH=Append
 # The storms are bounded by their events. What was as expected is kept below TORTURE
 # and not run again for the same program, so that an interrupted one goes on.
 TORTURE     ?= torture-runs
-torture: torture-all ## All storms, with one table at the end (about an hour and a half)
+torture: torture-all ## All storms, with one table at the end (about two hours)
 torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each
 torture-fence: ## Copies that are frozen and cut off, servers of the bus that die, the network, lost answers
 torture-traps: ## The bus lost, put back, damaged, without room

@@ -87,6 +87,11 @@ func (t *track) finish(offset uint64) {
 	t.open = t.open[n:]
 }
 
+// covers reports whether a place has an offset done.
+func covers(c onewrite.LogCursor, offset uint64) bool {
+	return offset <= c.Floor || slices.ContainsFunc(c.Done, func(s onewrite.Span) bool { return s.From <= offset && offset <= s.To })
+}
+
 // cursor returns the place to store.
 func (t *track) cursor() onewrite.LogCursor {
 	if len(t.open) == 0 || sabotage.Bug == "max-floor" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -256,6 +257,7 @@ func (r *deliverer) accept(f feed) error {
 		}
 		r.accepted++
 		r.unread -= min(r.unread, 1)
+		delete(r.lot.ahead, place{m.Log, m.Offset})
 		if id, parked := r.lot.at[place{m.Log, m.Offset}]; parked && id == m.ID {
 			t.finish(m.Offset) // the last owner died between the lot and the cursor
 			continue
@@ -272,6 +274,7 @@ func (r *deliverer) accept(f feed) error {
 	}
 	for name, offset := range f.upto {
 		r.cursor.Filtered += r.track(name).pass(offset)
+		maps.DeleteFunc(r.lot.ahead, func(p place, _ struct{}) bool { return p.log == name && p.offset <= offset })
 	}
 	if r.d.Linger > 0 && r.linger.IsZero() && len(f.msgs) > 0 {
 		r.linger = time.Now().Add(r.d.Linger)
@@ -378,7 +381,7 @@ func (r *deliverer) flush() error {
 // publish refreshes the status and returns it.
 func (r *deliverer) publish(now time.Time) (out DeliveryStatus) {
 	r.published = now
-	pending := r.unread + uint64(r.lanes.count-len(r.lot.loaded))
+	pending := r.unread - min(r.unread, uint64(len(r.lot.ahead))) + uint64(r.lanes.count-len(r.lot.loaded))
 	state := OK
 	switch {
 	case r.halted != nil:

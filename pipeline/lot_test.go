@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"testing"
+	"time"
 
 	"github.com/onewrite/onewrite"
 )
@@ -21,6 +22,32 @@ func TestPlaceOfParked(t *testing.T) {
 	if err := r.accept(feed{msgs: msgs}); err != nil || r.lanes.count != 2 {
 		t.Errorf("%d events are delivered, %v; want 2", r.lanes.count, err)
 	}
+}
+
+// TestParkedAhead: an event that was parked by an owner who died before it moved the
+// cursor is on the bus behind the cursor too. It is parked, and not pending as well.
+func TestParkedAhead(t *testing.T) {
+	r := &deliverer{
+		d: &Delivery{}, lanes: newLanes(), tracks: map[string]*track{}, unread: 3,
+		lot: lot{places: map[uint64]place{}, at: map[place]string{}, ahead: map[place]struct{}{{"shop", 2}: {}, {"shop", 9}: {}}},
+	}
+	r.lot.add(1, place{"shop", 2}, "parked")
+	r.lot.add(2, place{"shop", 9}, "filtered")
+	want := func(pending, parked uint64) {
+		t.Helper()
+		if s := r.publish(time.Now()); s.Pending != pending || s.Parked != parked {
+			t.Errorf("%d pending and %d parked, want %d and %d", s.Pending, s.Parked, pending, parked)
+		}
+	}
+	want(1, 2)
+	if err := r.accept(feed{msgs: []onewrite.Message{{Event: onewrite.Event{ID: "parked"}, Log: "shop", Offset: 2}}}); err != nil {
+		t.Fatal(err)
+	}
+	want(1, 2)
+	if err := r.accept(feed{upto: map[string]uint64{"shop": 10}}); err != nil {
+		t.Fatal(err)
+	}
+	want(2, 2)
 }
 
 // TestOwed: what the cursor says of the parking lot never claims an entry that may

@@ -15,6 +15,7 @@ type lot struct {
 	top    uint64              // the greatest ref
 	places map[uint64]place    // the parked entries, and where each stood on the bus
 	at     map[place]string    // the ids of the events at those places
+	ahead  map[place]struct{}  // those of them that the loop has not accepted since: the cursor was older
 	loaded map[uint64]struct{} // refs of those loaded to be delivered again
 	sweep  bool                // all entries are being loaded, as there is room
 	swept  uint64              // up to this ref
@@ -84,7 +85,7 @@ const page = 500
 // that the last owner had counted, and died before it forgot them, are forgotten
 // now.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.loaded, r.lot.places, r.lot.at = map[uint64]struct{}{}, map[uint64]place{}, map[place]string{}
+	r.lot.loaded, r.lot.places, r.lot.at, r.lot.ahead = map[uint64]struct{}{}, map[uint64]place{}, map[place]string{}, map[place]struct{}{}
 	for _, ref := range r.cursor.Settled {
 		if err := r.sub.Unpark(ctx, ref); err != nil {
 			return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
@@ -100,7 +101,11 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 		for i := range list {
 			p := &list[i]
 			after = p.Ref
-			r.lot.add(p.Ref, place{p.Message.Log, p.Message.Offset}, p.Message.ID)
+			at := place{p.Message.Log, p.Message.Offset}
+			r.lot.add(p.Ref, at, p.Message.ID)
+			if !covers(r.cursor.Logs[at.log], at.offset) {
+				r.lot.ahead[at] = struct{}{}
+			}
 			id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
 			if p.Holds {
 				r.lanes.find(id).parked = true
@@ -280,6 +285,9 @@ func (r *deliverer) forget(l *lane, ref uint64) error {
 		if err = r.sub.Unpark(r.finish, ref); err != nil {
 			err = fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
 		}
+	}
+	if err == nil {
+		err = sabotage.At("delivery.forgotten")
 	}
 	if err != nil {
 		r.torn = err // counted, perhaps, and not forgotten: the next session knows

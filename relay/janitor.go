@@ -101,9 +101,7 @@ func (r *Relay) retain(ctx context.Context) {
 		usage.Bytes += u.Bytes
 		usage.Messages += u.Messages
 		if !r.bus.Durable() {
-			// Events that vanished from the bus before everyone had them are in the
-			// outbox alone.
-			if safe, ok := r.confirmed(name, u.Last); ok && floor+1 >= u.First {
+			if safe, ok := r.confirmed(name, u.Last); ok {
 				r.capped(name, s, u, safe, keep)
 			}
 		}

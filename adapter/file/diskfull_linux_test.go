@@ -3,44 +3,24 @@ package file_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/onewrite/onewrite/adapter/file"
+	"github.com/onewrite/onewrite/internal/servers"
 )
-
-const diskVariable = "ONEWRITE_FILE_TEST_DISK"
 
 // TestDiskFull runs itself in a mount namespace of its own, where it can have a
 // small disk.
 func TestDiskFull(t *testing.T) {
-	if dir := os.Getenv(diskVariable); dir != "" {
-		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-			fmt.Println("no mount:", err)
-			t.Skip(err)
-		}
+	servers.WithDisk(t, func(mount func(dir, size string)) {
+		dir := t.TempDir()
+		mount(dir, "256k")
 		diskFull(t, dir)
-		return
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestDiskFull$", "-test.v")
-	cmd.Env = append(os.Environ(), diskVariable+"="+t.TempDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) || strings.Contains(string(out), "no mount:") {
-		t.Skipf("no namespaces here: %v %s", err, out)
-	}
-	if err != nil {
-		t.Errorf("%v:\n%s", err, out)
-	}
+	})
 }
 
 // diskFull: a full disk leaves no part of a Write behind, says so with the cure,

@@ -15,7 +15,6 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
-	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // Headers of a parked event, beside those of the event.
@@ -210,10 +209,7 @@ func (s *subscription) unpark(ctx context.Context, ref uint64) error {
 	if !strings.HasPrefix(m.Subject, s.b.parkedSubject(s.in.Name)) {
 		return fmt.Errorf("the entry belongs to another destination")
 	}
-	if err := s.b.link.deleteMsg(ctx, stream, ref); err != nil {
-		return err
-	}
-	return sabotage.At("delivery.forgotten")
+	return s.b.link.deleteMsg(ctx, stream, ref)
 }
 
 // Unparked returns the greatest offset of a log, up to floor, that has no parked

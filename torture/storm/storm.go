@@ -95,7 +95,6 @@ type storm struct {
 
 	committed atomic.Int64 // events that writers were told are there
 	doubtful  atomic.Int64 // events that may be there
-	aborted   atomic.Int64
 	restarts  atomic.Int64
 	wanted    atomic.Int64 // items that buyers asked for
 	labels    labels

@@ -172,7 +172,6 @@ func (w *writer) transact(ctx context.Context, id uint64, events int, do func(tx
 	}
 	if err := do(tx); err != nil {
 		_ = tx.Rollback()
-		w.aborted.Add(1)
 		if errors.Is(err, errAbort) || errors.Is(err, errSoldOut) {
 			return nil
 		}
