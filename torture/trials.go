@@ -123,7 +123,7 @@ var mutants = []mutant{
 	{"delete-on-read", "I1", "sqlite", func(c *storm.Config) { c.Point = "ingest.append:late-kill@5" }},
 	{"followers-flow", "I3", "sqlite", nil},
 	{"id-cursor", "I1", "postgres-18", nil},
-	{"ignore-fence", "I14", "postgres-18", func(c *storm.Config) { c.Nodes, c.Copies, c.Rounds, c.Refuse = 1, 3, 4, false }},
+	{"ignore-fence", "I14", "postgres-18", func(c *storm.Config) { c.Nodes, c.Copies, c.Rounds, c.Refuse = 1, 3, 8, false }},
 	{"max-floor", "I1", "sqlite", func(c *storm.Config) { c.Kills = 6 }},
 	{"new-id", "I7", "sqlite", func(c *storm.Config) { c.Kills = 2 }},
 	{"no-gap", "I12", "sqlite", func(c *storm.Config) { c.Loses, c.Refuse = 1, false }},
