@@ -39,7 +39,7 @@ type row struct {
 
 // rows checks all events and makes their rows; the error is an *InvalidError.
 func (p *Publisher) rows(ctx context.Context, events []Event) ([]row, error) {
-	t := p.trace(ctx)
+	context := p.context(ctx)
 	rows := make([]row, len(events))
 	var c checker
 	var ids map[string]int
@@ -57,7 +57,7 @@ func (p *Publisher) rows(ctx context.Context, events []Event) ([]row, error) {
 		} else {
 			ids[id] = i
 		}
-		rows[i] = newRow(e, id, t)
+		rows[i] = newRow(e, id, context)
 		if n := rows[i].size; n > p.maxBytes {
 			c.add("Size", "is %d bytes, and %d are allowed; publish a reference to the data, "+
 				"or raise the limit with `onewrite migrate` and outbox.MaxBytes", n, p.maxBytes)
@@ -69,7 +69,7 @@ func (p *Publisher) rows(ctx context.Context, events []Event) ([]row, error) {
 	return rows, nil
 }
 
-func newRow(e *Event, id string, t trace) row {
+func newRow(e *Event, id string, context []attribute) row {
 	var text, binary, contentType any
 	if e.Payload != nil {
 		if asText(e) {
@@ -79,7 +79,7 @@ func newRow(e *Event, id string, t trace) row {
 		}
 		contentType = orNull(e.ContentType)
 	}
-	hs := headersJSON(e.Headers, t)
+	hs := headersJSON(with(e.Headers, context))
 	r := row{args: [...]any{e.Topic, orNull(e.Key), text, binary, id, orNull(e.Type), contentType, orNull(hs)}}
 	r.size = len(e.Topic) + len(e.Key) + len(e.Type) + len(e.Payload) + len(hs)
 	if contentType != nil {
@@ -104,18 +104,9 @@ func orNull(s string) any {
 	return s
 }
 
-// headersJSON returns hs and the trace as a JSON object in the order of the
-// names, empty if there are none. hs itself is the caller's and stays as it is.
-func headersJSON(hs map[string]string, t trace) string {
-	if _, own := hs["traceparent"]; !own && t.parent != "" {
-		with := make(map[string]string, len(hs)+2)
-		if t.state != "" {
-			with["tracestate"] = t.state
-		}
-		maps.Copy(with, hs)
-		with["traceparent"] = t.parent
-		hs = with
-	}
+// headersJSON returns hs as a JSON object in the order of the names, empty if
+// there are none.
+func headersJSON(hs map[string]string) string {
 	if len(hs) == 0 {
 		return ""
 	}

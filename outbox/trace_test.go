@@ -4,6 +4,8 @@ import (
 	"context"
 	"strings"
 	"testing"
+
+	"github.com/onewrite/onewrite/internal/causality"
 )
 
 const (
@@ -67,7 +69,7 @@ func TestMalformedTracesAreIgnored(t *testing.T) {
 			t.Errorf("tracestate %q became %s", s, got)
 		}
 	}
-	if !isTraceparent("01" + goodTrace[2:] + "-more") {
+	if !causality.IsTraceparent("01" + goodTrace[2:] + "-more") {
 		t.Error("a later version with more fields is refused")
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/onewrite/onewrite/internal/causality"
 )
 
 const (
@@ -106,7 +108,7 @@ func (c *checker) content(e *Event) {
 func isMediaType(s string) bool {
 	name, _, _ := strings.Cut(s, ";")
 	kind, sub, ok := strings.Cut(strings.TrimRight(name, " "), "/")
-	return ok && isToken(kind) && isToken(sub) && printable(s)
+	return ok && isToken(kind) && isToken(sub) && causality.Printable(s)
 }
 
 // promisesText reports whether the media type says that the bytes are UTF-8.
@@ -176,7 +178,7 @@ func (c *checker) headers(hs map[string]string) {
 		switch {
 		case !plainText(value):
 			c.add("Headers", "value of %.80q has a control character or is not UTF-8; encode it", name)
-		case name == "traceparent" && !isTraceparent(value):
+		case name == "traceparent" && !causality.IsTraceparent(value):
 			c.add("Headers", "value of %q is no W3C trace context; leave it out", name)
 		}
 	}

@@ -3,9 +3,6 @@ package nats
 import (
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -17,11 +14,11 @@ import (
 // Our own headers. They are not part of the event.
 const (
 	private = "Onewrite-"
-	hdrPos  = private + "Pos"     // the source's position just after the event
-	hdrMore = private + "Headers" // transport headers that NATS cannot carry as they are, as JSON
+	hdrPos  = private + "Pos" // the source's position just after the event
+	hdrMore = cloudevents.NATSHeaders
 
 	hdrContentType = "content-type"
-	structured     = "application/cloudevents+json"
+	structured     = cloudevents.Structured
 	attrPrefix     = "ce-"
 
 	// maxHeader is the size of a header block that JetStream stores, less room
@@ -150,66 +147,7 @@ func faithful(name, value string) bool {
 
 // decode reads an event back. The error says what is wrong with the message.
 func decode(h natsgo.Header, data []byte) (onewrite.Event, error) {
-	var e onewrite.Event
-	if first(h, hdrContentType) == structured && first(h, "ce-id") == "" {
-		e, err := cloudevents.ParseJSON(data)
-		e.Data = settle(e.Data, e.ContentType)
-		return e, err
-	}
-	for name, values := range h {
-		if len(values) == 0 {
-			continue
-		}
-		value := values[0]
-		var err error
-		switch {
-		case strings.HasPrefix(name, attrPrefix):
-			err = cloudevents.Set(&e, name[len(attrPrefix):], cloudevents.Unescape(value))
-		case name == hdrMore:
-			err = odd(&e, value)
-		case name == hdrContentType, name == "Status", name == "Description",
-			strings.HasPrefix(name, "Nats-"), strings.HasPrefix(name, private):
-		default:
-			if e.Header == nil {
-				e.Header = make(map[string]string)
-			}
-			e.Header[name] = value
-		}
-		if err != nil {
-			return e, err
-		}
-	}
-	if e.ID == "" || e.Source == "" || e.Type == "" {
-		return e, fmt.Errorf("the message has no CloudEvents id, source or type")
-	}
-	e.Data = settle(data, e.ContentType)
-	return e, nil
-}
-
-// settle tells an event without data from one with data of no length, which the
-// wire does not: only data has a type.
-func settle(data []byte, contentType string) []byte {
-	switch {
-	case len(data) > 0:
-		return data
-	case contentType == "":
-		return nil
-	}
-	return []byte{}
-}
-
-func odd(e *onewrite.Event, value string) error {
-	m := map[string]string{}
-	if err := json.Unmarshal([]byte(cloudevents.Unescape(value)), &m); err != nil {
-		return fmt.Errorf("header %s: %w", hdrMore, err)
-	}
-	if e.Header == nil {
-		e.Header = make(map[string]string)
-	}
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		e.Header[k] = m[k]
-	}
-	return nil
+	return cloudevents.ParseNATS(h, data)
 }
 
 func first(h natsgo.Header, name string) string {

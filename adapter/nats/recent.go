@@ -79,7 +79,7 @@ func canonical(e *onewrite.Event) onewrite.Event {
 	if c.Tx.ID == "" {
 		c.Tx = onewrite.Tx{}
 	}
-	c.Data = settle(c.Data, c.ContentType)
+	c.Data = cloudevents.Settle(c.Data, c.ContentType)
 	bad := len(c.Header) == 0
 	for k := range c.Header {
 		bad = bad || cloudevents.IsAttribute(k) && cloudevents.Reserved(k)
