@@ -463,10 +463,13 @@ func TestPackagesAreDocumented(t *testing.T) {
 // links says what else a library may link: a module path, or a prefix ending in
 // a slash.
 var links = map[string][]string{
-	"outbox":           nil,
-	"inbox":            nil,
-	"outbox/pgxoutbox": {"github.com/jackc/", "golang.org/x/"},
-	"pipeline":         {"golang.org/x/"},
+	"outbox":            nil,
+	"inbox":             nil,
+	"outbox/pgxoutbox":  {"github.com/jackc/", "golang.org/x/"},
+	"outbox/protocodec": {"google.golang.org/protobuf/"},
+	"inbox/pgxinbox":    {"github.com/jackc/", "golang.org/x/"},
+	"inbox/natsinbox":   {"github.com/nats-io/", "github.com/klauspost/compress/", "golang.org/x/"},
+	"pipeline":          {"golang.org/x/"},
 }
 
 // TestApplicationsLinkLittle: an application that publishes or handles events

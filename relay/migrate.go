@@ -8,9 +8,11 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/sqlite"
+	"github.com/onewrite/onewrite/inbox"
 	"github.com/onewrite/onewrite/internal/config"
 )
 
@@ -101,6 +103,54 @@ func Unmigrate(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions) 
 		}
 		return err
 	})
+}
+
+// MigrateInbox makes the tables of package inbox in the database of each source, for
+// consumers that keep theirs there, and says on w what it did; with print it writes
+// the SQL instead. It may be repeated and run twice at once.
+func MigrateInbox(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions, print bool) error {
+	return each(cfg, o, func(name string, s config.Source) error {
+		database := s.Path
+		if s.Type == "postgres" {
+			database = s.URL.Reveal()
+		}
+		return inboxOf(ctx, w, name, database, cmp.Or(o.AppRole, s.Roles.App), print)
+	})
+}
+
+// MigrateInboxAt is MigrateInbox for one consumer's database: a postgres:// URL, or
+// the path of an SQLite file.
+func MigrateInboxAt(ctx context.Context, w io.Writer, database string, o MigrateOptions, print bool) error {
+	return inboxOf(ctx, w, shown(database), database, o.AppRole, print)
+}
+
+// shown is the name of a database without its password.
+func shown(database string) string {
+	if strings.Contains(database, "://") {
+		return config.Redact(database)
+	}
+	return database
+}
+
+func inboxOf(ctx context.Context, w io.Writer, name, database, role string, print bool) (err error) {
+	scheme, _, isURL := strings.Cut(database, "://")
+	pg := isURL && (scheme == "postgres" || scheme == "postgresql")
+	switch {
+	case isURL && !pg:
+		return fmt.Errorf("an inbox is in PostgreSQL or SQLite; write postgres://user@host:5432/database, or the path of a file, not %s://", scheme)
+	case pg && print:
+		_, err = fmt.Fprintf(w, "-- inbox in %s\n%s", name, inbox.Schema(inbox.Postgres, role))
+	case print:
+		_, err = fmt.Fprintf(w, "-- inbox in %s\n%s", name, inbox.Schema(inbox.SQLite, ""))
+	case pg:
+		err = postgres.MigrateInbox(ctx, database, role)
+	default:
+		err = sqlite.MigrateInbox(ctx, database)
+	}
+	if err == nil && !print {
+		_, err = fmt.Fprintf(w, "%s: the inbox is there\n", name)
+	}
+	return err
 }
 
 func postgresOptions(cfg *Config, s config.Source, o MigrateOptions) postgres.MigrateOptions {

@@ -138,7 +138,7 @@ var mutants = []mutant{
 	{"says-ok", "I11", "sqlite", func(c *storm.Config) { c.Outages, c.Refuse = 1, false }},
 	{"short-write", "I1", "sqlite", nil},
 	{"skip-batch", "I1", "sqlite", func(c *storm.Config) { c.Point = "ingest.append:error@5" }},
-	{"truncate-unread", "I1", "postgres-18", func(c *storm.Config) { c.Events = 12_000 }},
+	{"truncate-unread", "I1", "postgres-18", func(c *storm.Config) { c.Events, c.Kills = 12_000, 8 }},
 }
 
 // mutations makes the storms of the planted bugs.

@@ -133,20 +133,33 @@ Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`
 
 func (a *app) migrate() *cobra.Command {
 	var o relay.MigrateOptions
-	var print, down bool
+	var print, down, inbox bool
+	var database string
 	c := &cobra.Command{
 		Use: "migrate", Short: "Create or update the outbox in every source's database", Args: cobra.NoArgs,
 		Long: `Creates the outbox tables, and for sqlite sources the triggers of tables:, as
 the role that the source's url names. It may be repeated, and run twice at once.
 With --print it changes nothing and prints the SQL with the grants for the
-application's and the relay's role, for a database administrator to run.`,
-		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --down",
+application's and the relay's role, for a database administrator to run.
+
+With --inbox it makes the tables of the consumer's side (package inbox) instead:
+in every source's database, or in the one that --database names, for which no
+configuration is needed.`,
+		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if database != "" && !inbox || inbox && down {
+				return usage(errors.New("--database goes with --inbox, --down does not; see onewrite migrate --help"))
+			}
+			if database != "" {
+				return relay.MigrateInboxAt(cmd.Context(), cmd.OutOrStdout(), database, o, print)
+			}
 			cfg, err := a.load()
 			if err != nil {
 				return err
 			}
 			switch {
+			case inbox:
+				return relay.MigrateInbox(cmd.Context(), cmd.OutOrStdout(), cfg, o, print)
 			case print:
 				return relay.PrintSchema(cmd.Context(), cmd.OutOrStdout(), cfg, o)
 			case down:
@@ -158,6 +171,8 @@ application's and the relay's role, for a database administrator to run.`,
 	f := c.Flags()
 	f.BoolVar(&print, "print", false, "print the SQL, change nothing")
 	f.BoolVar(&down, "down", false, "remove the outbox; refused while it holds undelivered events")
+	f.BoolVar(&inbox, "inbox", false, "make the tables of package inbox instead")
+	f.StringVar(&database, "database", "", "with --inbox: a postgres:// `url` or an SQLite file")
 	f.BoolVar(&o.Force, "force", false, "with --down: remove undelivered events too")
 	f.StringVar(&o.AppRole, "app-role", "", "grant the application's `role` what it needs (postgres)")
 	f.StringVar(&o.RelayRole, "relay-role", "", "grant the relay's `role` what it needs (postgres)")
