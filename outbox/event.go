@@ -3,6 +3,7 @@ package outbox
 import (
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Dialect is the SQL spoken by the application's database.
@@ -47,6 +48,11 @@ type Event struct {
 	// Values are UTF-8 without control characters. A traceparent set here wins
 	// over that of ctx.
 	Headers map[string]string
+	// DeliverAt, if it lies in the future, keeps the event until then: to the second
+	// at least, as the database's clock has it, and never before. Its place in the
+	// order of its key is the moment when it is due. See [Publisher.Cancel]. MySQL has
+	// no scheduled events yet.
+	DeliverAt time.Time
 }
 
 // Problem is one reason why an event cannot be published.

@@ -8,9 +8,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 var columns = [...]string{"topic", "key", "payload", "payload_bytes", "id", "type", "content_type", "headers"}
+
+// scheduledColumns are those of an event that is to be sent later.
+var scheduledColumns = append(columns[:len(columns):len(columns)], "deliver_at")
+
+// timeLayout of deliver_at: text that compares as the times do, which SQLite needs.
+const timeLayout = "2006-01-02T15:04:05.000Z"
 
 // maxStatement bounds the bytes of one statement, well below the packet limits
 // of the databases (MariaDB's max_allowed_packet is 16 MiB by default). A
@@ -20,26 +27,29 @@ const maxStatement = 8 << 20
 // layout is how a dialect writes the INSERT.
 type layout struct {
 	table    string
+	later    string // the table of scheduled events
+	cancel   string // takes one out of it, and answers with a row of true if it was there
 	quote    string // around the column names, of which key is a word of SQL
 	dollar   bool   // $1, $2 instead of ?
 	maxParam int    // the server's limit of parameters in one statement
 }
 
 var layouts = map[Dialect]layout{
-	Postgres: {"onewrite.outbox", `"`, true, 65535},
-	SQLite:   {"onewrite_outbox", `"`, false, 32766},
-	MySQL:    {"onewrite_outbox", "`", false, 65535},
+	Postgres: {"onewrite.outbox", "onewrite.scheduled", "SELECT onewrite.cancel($1)", `"`, true, 65535},
+	SQLite:   {"onewrite_outbox", "onewrite_scheduled", "DELETE FROM onewrite_scheduled WHERE lower(id) = lower(?) RETURNING true", `"`, false, 32766},
+	MySQL:    {"onewrite_outbox", "", "", "`", false, 65535},
 }
 
 // row holds the values of an event in the order of columns.
 type row struct {
 	args [len(columns)]any
+	at   string // when it is due, if it is to be sent later
 	size int
 }
 
 // rows checks all events and makes their rows; the error is an *InvalidError.
 func (p *Publisher) rows(ctx context.Context, events []Event) ([]row, error) {
-	context := p.context(ctx)
+	context, now := p.context(ctx), time.Now()
 	rows := make([]row, len(events))
 	var c checker
 	var ids map[string]int
@@ -58,6 +68,13 @@ func (p *Publisher) rows(ctx context.Context, events []Event) ([]row, error) {
 			ids[id] = i
 		}
 		rows[i] = newRow(e, id, context)
+		if e.DeliverAt.After(now) {
+			if p.layout.later == "" {
+				c.add("DeliverAt", "is in the future, and this dialect has no scheduled events yet")
+			}
+			// Rounded up: not before its time.
+			rows[i].at = e.DeliverAt.Add(time.Millisecond - 1).UTC().Format(timeLayout)
+		}
 		if n := rows[i].size; n > p.maxBytes {
 			c.add("Size", "is %d bytes, and %d are allowed; publish a reference to the data, "+
 				"or raise the limit with `onewrite migrate` and outbox.MaxBytes", n, p.maxBytes)
@@ -119,8 +136,18 @@ func headersJSON(hs map[string]string) string {
 
 func sortedNames(hs map[string]string) []string { return slices.Sorted(maps.Keys(hs)) }
 
-// inserts cuts the rows into statements, as few as the limits allow.
+// inserts cuts the rows into statements, as few as the limits allow: those of the
+// outbox, then those that are to be sent later.
 func (l layout) inserts(rows []row) []Statement {
+	isLater := func(r row) bool { return r.at != "" }
+	if !slices.ContainsFunc(rows, isLater) {
+		return l.into(l.table, columns[:], rows)
+	}
+	later := slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return !isLater(r) })
+	return append(l.into(l.table, columns[:], slices.DeleteFunc(rows, isLater)), l.into(l.later, scheduledColumns, later)...)
+}
+
+func (l layout) into(table string, columns []string, rows []row) []Statement {
 	var out []Statement
 	for len(rows) > 0 {
 		n, size := 0, 0
@@ -133,8 +160,11 @@ func (l layout) inserts(rows []row) []Statement {
 		args := make([]any, 0, n*len(columns))
 		for i := range rows[:n] {
 			args = append(args, rows[i].args[:]...)
+			if rows[i].at != "" {
+				args = append(args, rows[i].at)
+			}
 		}
-		out = append(out, Statement{SQL: l.insert(n), Args: args})
+		out = append(out, Statement{Table: table, SQL: l.insert(table, columns, n), Args: args})
 		rows = rows[n:]
 	}
 	return out
@@ -142,10 +172,10 @@ func (l layout) inserts(rows []row) []Statement {
 
 // insert returns the INSERT of n rows. The VALUES of one statement take their
 // sequence numbers in the order in which they stand there.
-func (l layout) insert(n int) string {
+func (l layout) insert(table string, columns []string, n int) string {
 	var b strings.Builder
 	b.Grow(120 + n*len(columns)*8)
-	b.WriteString("INSERT INTO " + l.table + " (")
+	b.WriteString("INSERT INTO " + table + " (")
 	for i, c := range columns {
 		if i > 0 {
 			b.WriteString(", ")

@@ -58,7 +58,7 @@ func (p *Publisher) Prepare(ctx context.Context, db *sql.DB) (*Publisher, error)
 	if p.layout.table == "" {
 		return nil, errDialect
 	}
-	stmt, err := db.PrepareContext(ctx, p.layout.insert(1))
+	stmt, err := db.PrepareContext(ctx, p.layout.insert(p.layout.table, columns[:], 1))
 	if err != nil {
 		return nil, fmt.Errorf("outbox: prepare the insert into %s: %w (a missing table is made by `onewrite migrate`)", p.layout.table, err)
 	}
@@ -105,7 +105,7 @@ func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) err
 	for _, s := range statements {
 		if err := p.exec(ctx, tx, s, len(events)); err != nil {
 			return fmt.Errorf("outbox: insert into %s: %w (roll the transaction back; "+
-				"a missing table is made by `onewrite migrate`)", p.layout.table, err)
+				"a missing table is made by `onewrite migrate`)", s.Table, err)
 		}
 	}
 	return nil
@@ -113,7 +113,7 @@ func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) err
 
 // exec runs one statement, by the prepared one if it fits.
 func (p *Publisher) exec(ctx context.Context, tx Execer, s Statement, events int) (err error) {
-	if own, ok := tx.(*sql.Tx); ok && p.single != nil && events == 1 {
+	if own, ok := tx.(*sql.Tx); ok && p.single != nil && events == 1 && s.Table == p.layout.table {
 		_, err = own.StmtContext(ctx, p.single).ExecContext(ctx, s.Args...)
 	} else {
 		_, err = tx.ExecContext(ctx, s.SQL, s.Args...)
@@ -123,12 +123,14 @@ func (p *Publisher) exec(ctx context.Context, tx Execer, s Statement, events int
 
 // Statement is an INSERT and its arguments: string, []byte or nil.
 type Statement struct {
-	SQL  string
-	Args []any
+	// Table is the table that it fills: the outbox, or that of the scheduled events.
+	Table string
+	SQL   string
+	Args  []any
 }
 
-// Columns are the columns that every [Statement] fills, in this order: its
-// Args are the rows one after the other.
+// Columns are the columns that a [Statement] fills, in this order: its Args are the
+// rows one after the other. One of scheduled events fills deliver_at too, at the end.
 func Columns() []string { return append([]string(nil), columns[:]...) }
 
 // Statements checks the events and returns what [Publisher.Publish] would

@@ -15,6 +15,9 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
+//go:embed scheduled.sql
+var scheduledSQL string
+
 // leaves is the number of leaf tables in the ring.
 const leaves = 8
 
@@ -49,6 +52,11 @@ func (o MigrateOptions) layout() string {
 	return strings.NewReplacer("{{max_event}}", strconv.Itoa(o.maxEvent()), "{{leaves}}", b.String()).Replace(schemaSQL)
 }
 
+// scheduled is the DDL of the events that are to be sent later.
+func (o MigrateOptions) scheduled() string {
+	return strings.ReplaceAll(scheduledSQL, "{{max_event}}", strconv.Itoa(o.maxEvent()))
+}
+
 // grants is the least that the roles need.
 func (o MigrateOptions) grants() string {
 	var b strings.Builder
@@ -70,6 +78,8 @@ func (o MigrateOptions) grants() string {
 	line(o.AppRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", app)
 	line(o.AppRole, "GRANT USAGE ON SEQUENCE onewrite.seq TO %s;", app)
 	line(o.AppRole, "GRANT INSERT (%s) ON onewrite.outbox TO %s;", columns, app)
+	line(o.AppRole, "GRANT INSERT (%s, deliver_at) ON onewrite.scheduled TO %s;", columns, app)
+	line(o.AppRole, "GRANT EXECUTE ON FUNCTION onewrite.cancel(uuid) TO %s;", app)
 	for _, payload := range []string{"text", "jsonb", "bytea"} {
 		line(o.AppRole, "GRANT EXECUTE ON FUNCTION onewrite.publish(text, text, %s) TO %s;", payload, app)
 	}
@@ -77,7 +87,8 @@ func (o MigrateOptions) grants() string {
 	relay := role(o.RelayRole, "relay_role")
 	line(o.RelayRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", relay)
 	line(o.RelayRole, "GRANT SELECT, INSERT, TRUNCATE ON ALL TABLES IN SCHEMA onewrite TO %s;", relay)
-	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.bus, onewrite.migration FROM %s;", relay)
+	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.bus, onewrite.migration, onewrite.scheduled FROM %s;", relay)
+	line(o.RelayRole, "GRANT UPDATE, DELETE ON onewrite.scheduled TO %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE ON onewrite.bus TO %s;", relay)
 	line(o.RelayRole, "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA onewrite TO %s;", relay)
 	line(o.RelayRole, "GRANT EXECUTE ON FUNCTION onewrite.summarize() TO %s;", relay)
@@ -98,15 +109,24 @@ ELSIF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'onewrite.outbox'::
         AND pg_get_constraintdef(oid) LIKE '%%, %d)%%') THEN
     %s;
 END IF;
+IF to_regclass('onewrite.scheduled') IS NULL THEN EXECUTE $layout$
+%s
+$layout$;
+END IF;
 END $migrate$;
 %sCOMMIT;
-`, lockClass, o.layout(), o.maxEvent(), o.limit(), o.grants())
+`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), o.grants())
 }
 
-// limit is the statement that sets the largest event.
-func (o MigrateOptions) limit() string {
-	return fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid
-		CHECK (onewrite.valid(id, topic, key, type, content_type, headers, payload, payload_bytes, %d))`, o.maxEvent())
+// limit are the statements that set the largest event. An event that exceeds it and
+// is scheduled already makes them fail: it could not be moved into the outbox when it
+// is due.
+func (o MigrateOptions) limit() []string {
+	const check = `CHECK (onewrite.valid(id, topic, key, type, content_type, headers, payload, payload_bytes, %d))`
+	return []string{
+		fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid `+check, o.maxEvent()),
+		fmt.Sprintf(`ALTER TABLE IF EXISTS onewrite.scheduled DROP CONSTRAINT scheduled_event_is_valid, ADD CONSTRAINT scheduled_event_is_valid `+check, o.maxEvent()),
+	}
 }
 
 // Migrate makes the outbox or brings it up to date and returns what it did. It
@@ -139,6 +159,17 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 	} else if applied, err = o.adjust(ctx, tx); err != nil {
 		return nil, explain(err)
 	}
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.scheduled') IS NOT NULL`).Scan(&there); err != nil {
+		return nil, explain(err)
+	}
+	if !there {
+		if _, err := tx.Exec(ctx, o.scheduled(), pgx.QueryExecModeSimpleProtocol); err != nil {
+			return nil, explain(err)
+		}
+		if len(applied) == 0 {
+			applied = append(applied, "created the table of scheduled events")
+		}
+	}
 	granted, err := o.grant(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -162,8 +193,8 @@ func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string,
 		return !has, explain(err)
 	}
 	const (
-		appSQL   = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
-		relaySQL = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
+		appSQL   = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
+		relaySQL = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
 	)
 	app, err := lacks(o.AppRole, appSQL)
 	if err != nil {
@@ -208,7 +239,11 @@ func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string
 	if strings.Contains(limit, fmt.Sprintf(", %d)", o.maxEvent())) {
 		return nil, nil
 	}
-	_, err = tx.Exec(ctx, o.limit(), pgx.QueryExecModeSimpleProtocol)
+	_, err = tx.Exec(ctx, strings.Join(o.limit(), ";\n"), pgx.QueryExecModeSimpleProtocol)
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "23514" {
+		return nil, fmt.Errorf("an event that is in the outbox or scheduled is larger than the new limit of %d bytes; set a larger max_event, or wait until it is sent, or cancel it: SELECT onewrite.cancel(id)", o.maxEvent())
+	}
 	return []string{fmt.Sprintf("set the largest event to %d bytes", o.maxEvent())}, err
 }
 
@@ -235,11 +270,18 @@ func Rollback(ctx context.Context, url string, force bool) error {
 	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE onewrite.outbox IN ACCESS EXCLUSIVE MODE`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
-	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.outbox)`).Scan(&rows); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.scheduled') IS NOT NULL`).Scan(&there); err != nil {
+		return explain(err)
+	}
+	held := `SELECT EXISTS (SELECT FROM onewrite.outbox)`
+	if there {
+		held += ` OR EXISTS (SELECT FROM onewrite.scheduled)`
+	}
+	if err := tx.QueryRow(ctx, held).Scan(&rows); err != nil {
 		return explain(err)
 	}
 	if rows && !force {
-		return errors.New("the outbox still holds events; let onewrite run deliver them, or drop them with onewrite migrate --down --force")
+		return errors.New("the outbox still holds events, or scheduled ones; let onewrite run deliver them, or drop them with onewrite migrate --down --force")
 	}
 	if _, err := tx.Exec(ctx, `DROP SCHEMA onewrite CASCADE`); err != nil {
 		return explain(err)

@@ -96,10 +96,10 @@ func (s *Source) rest(ctx context.Context) error {
 		n.open, n.tick = slices.Clone(res.xip), time.Millisecond
 		return nil // look once more, now that writers see the register
 	}
-	pause := n.belt
+	pause := s.schedule.rest(n.belt)
 	if len(n.open) > 0 {
 		// Somebody may still commit without a NOTIFY; look less and less often.
-		pause = n.slower()
+		pause = min(pause, n.slower())
 	}
 	return s.wait(ctx, bell, pause)
 }
@@ -139,9 +139,9 @@ func (s *Source) doze(ctx context.Context, bell <-chan struct{}) error {
 		_, err := s.pause(ctx, bell, time.Millisecond)
 		return err
 	}
-	belt := n.belt
+	belt := s.schedule.rest(n.belt)
 	if len(n.open) > 0 {
-		belt = n.slower()
+		belt = min(belt, n.slower())
 	}
 	for start := time.Now(); time.Since(start) < belt; {
 		var high int64
@@ -150,6 +150,7 @@ func (s *Source) doze(ctx context.Context, bell <-chan struct{}) error {
 		}
 		if high != n.high {
 			n.high, n.renew = high, true
+			s.schedule.poke()
 			_, err := s.conn.Exec(ctx, mark, pgx.QueryExecModeSimpleProtocol)
 			return explain(err)
 		}
@@ -198,10 +199,12 @@ func (s *Source) current(ctx context.Context) (snapshot, error) {
 func (s *Source) wait(ctx context.Context, bell <-chan struct{}, pause time.Duration) error {
 	wctx, cancel := context.WithTimeout(ctx, pause)
 	stopped := make(chan struct{})
+	rung := false
 	go func() {
 		defer close(stopped)
 		select {
 		case <-bell:
+			rung = true
 		case <-s.acks:
 			s.ring.poke()
 		case <-wctx.Done():
@@ -213,6 +216,9 @@ func (s *Source) wait(ctx context.Context, bell <-chan struct{}, pause time.Dura
 	s.wire.rest(false)
 	cancel()
 	<-stopped
+	if rung || err == nil {
+		s.schedule.poke()
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -54,6 +54,8 @@ type Source struct {
 	nap   nap
 	ring  ring
 
+	schedule schedule
+
 	ackMu sync.Mutex
 	acked *place        // covers what the source may forget
 	acks  chan struct{} // holds a token when acked moved
@@ -204,6 +206,9 @@ func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
 			return onewrite.Batch{}, err
 		}
 		s.nap.bell = outbox.Bell()
+		if err := s.promote(ctx); err != nil {
+			return onewrite.Batch{}, err
+		}
 		found, err := s.look(ctx)
 		if err != nil {
 			return onewrite.Batch{}, err

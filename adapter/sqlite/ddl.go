@@ -27,7 +27,37 @@ var uuid = "'" + strings.NewReplacer("h", "[0-9A-Fa-f]").Replace("hhhhhhhh-hhhh-
 // written by our triggers, so most rules pass them by: they cost time.
 var outboxTable = `CREATE TABLE onewrite_outbox (
   seq           INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of commits; never given
-  topic         TEXT NOT NULL,
+` + eventColumns + `  created       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+  -- Row changes, written by triggers only.
+  op            TEXT,
+  layout        INTEGER,
+  "before"      TEXT,
+  "after"       TEXT,
+  CONSTRAINT "seq is given by the database; leave it out" CHECK (seq BETWEEN 1 AND 9000000000000000000),
+` + eventRules("op IS NOT NULL OR") + `  CONSTRAINT "created is given by the database; leave it out" CHECK (op IS NOT NULL OR
+    created GLOB '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-9][0-9]*Z'),
+  CONSTRAINT "op, layout, before and after are written by triggers; leave them out" CHECK (
+    CASE WHEN op IS NULL THEN layout IS NULL AND "before" IS NULL AND "after" IS NULL
+    ELSE op IN ('c', 'u', 'd', 'r') AND layout IS NOT NULL AND key IS NULL AND payload IS NULL
+      AND payload_bytes IS NULL AND type IS NULL AND content_type IS NULL AND headers IS NULL END)
+)`
+
+// scheduledTable holds the events that are to be sent later. The relay moves them
+// into the outbox when they are due, so the rules are the same.
+var scheduledTable = `CREATE TABLE onewrite_scheduled (
+  n             INTEGER PRIMARY KEY AUTOINCREMENT, -- never given
+  deliver_at    TEXT NOT NULL, -- in UTC: strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 hour')
+` + eventColumns + `  CONSTRAINT "deliver_at must be a time in UTC such as 2026-12-24T18:00:00.000Z" CHECK (typeof(deliver_at) = 'text' AND
+    deliver_at GLOB '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z'
+    AND julianday(deliver_at) IS NOT NULL),
+` + strings.TrimSuffix(eventRules(""), ",\n") + `
+)`
+
+const scheduledIndexes = `CREATE INDEX onewrite_scheduled_due ON onewrite_scheduled (deliver_at, n);
+CREATE INDEX onewrite_scheduled_id ON onewrite_scheduled (lower(id))`
+
+// eventColumns are those that an application may give.
+var eventColumns = `  topic         TEXT NOT NULL,
   key           TEXT, -- events of one key arrive in order
   payload       TEXT, -- arrives byte for byte
   payload_bytes BLOB, -- at most one of the two; neither is an event without data
@@ -36,14 +66,11 @@ var outboxTable = `CREATE TABLE onewrite_outbox (
   type          TEXT, -- default: the topic
   content_type  TEXT,
   headers       TEXT, -- a JSON object of strings
-  created       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-  -- Row changes, written by triggers only.
-  op            TEXT,
-  layout        INTEGER,
-  "before"      TEXT,
-  "after"       TEXT,
-  CONSTRAINT "seq is given by the database; leave it out" CHECK (seq BETWEEN 1 AND 9000000000000000000),
-  CONSTRAINT "topic must be words of letters, digits, _ and - joined by single dots, at most 255 bytes" CHECK (op IS NOT NULL OR
+`
+
+// eventRules are the rules of an event; what pass says goes by most of them.
+func eventRules(pass string) string {
+	return strings.ReplaceAll(`  CONSTRAINT "topic must be words of letters, digits, _ and - joined by single dots, at most 255 bytes" CHECK ({{pass}}
     typeof(topic) = 'text' AND length(topic) <= 255 AND length(topic) = length(CAST(topic AS BLOB))
     AND topic NOT GLOB '*[^A-Za-z0-9_.-]*' AND '.' || topic || '.' NOT GLOB '*..*'),
   CONSTRAINT "key must be text without NUL, at most 1024 bytes" CHECK (key IS NULL OR
@@ -51,24 +78,19 @@ var outboxTable = `CREATE TABLE onewrite_outbox (
   CONSTRAINT "payload must be text; use payload_bytes for a BLOB" CHECK (typeof(payload) IN ('null', 'text')),
   CONSTRAINT "payload_bytes must be a BLOB; use payload for text" CHECK (typeof(payload_bytes) IN ('null', 'blob')),
   CONSTRAINT "at most one of payload and payload_bytes may be set" CHECK (payload IS NULL OR payload_bytes IS NULL),
-  CONSTRAINT "id must be a UUID of 36 characters" CHECK (op IS NOT NULL OR typeof(id) = 'text'
-    AND length(CAST(id AS BLOB)) = 36 AND id GLOB ` + uuid + `
+  CONSTRAINT "id must be a UUID of 36 characters" CHECK ({{pass}} typeof(id) = 'text'
+    AND length(CAST(id AS BLOB)) = 36 AND id GLOB `+uuid+`
     AND id <> '00000000-0000-0000-0000-000000000000'),
   CONSTRAINT "type must be text without control characters, at most 255 bytes" CHECK (type IS NULL OR
     typeof(type) = 'text' AND length(CAST(type AS BLOB)) <= 255 AND instr(CAST(type AS BLOB), x'00') = 0
-    AND type NOT GLOB ` + control + `),
+    AND type NOT GLOB `+control+`),
   CONSTRAINT "content_type must be a media type such as application/json, at most 255 bytes" CHECK (content_type IS NULL OR
     typeof(content_type) = 'text' AND length(content_type) = length(CAST(content_type AS BLOB)) AND length(content_type) <= 255
     AND content_type GLOB '[!-~]*/[!-~]*' AND content_type NOT GLOB '*[^ -~]*'),
   CONSTRAINT "headers must be a JSON object of strings" CHECK (CASE WHEN headers IS NULL THEN 1
     WHEN typeof(headers) <> 'text' THEN 0 WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
-  CONSTRAINT "created is given by the database; leave it out" CHECK (op IS NOT NULL OR
-    created GLOB '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-9][0-9]*Z'),
-  CONSTRAINT "op, layout, before and after are written by triggers; leave them out" CHECK (
-    CASE WHEN op IS NULL THEN layout IS NULL AND "before" IS NULL AND "after" IS NULL
-    ELSE op IN ('c', 'u', 'd', 'r') AND layout IS NOT NULL AND key IS NULL AND payload IS NULL
-      AND payload_bytes IS NULL AND type IS NULL AND content_type IS NULL AND headers IS NULL END)
-)`
+`, "{{pass}}", pass)
+}
 
 const metaTable = `CREATE TABLE onewrite_meta (
   one     INTEGER PRIMARY KEY CHECK (one = 1),
@@ -107,6 +129,9 @@ var reservedHeaders = []string{
 const (
 	guardName   = "onewrite_outbox_guard"
 	headersName = "onewrite_outbox_headers"
+
+	scheduledGuardName   = "onewrite_scheduled_guard"
+	scheduledHeadersName = "onewrite_scheduled_headers"
 )
 
 // guard refuses what is above the limit, which changes with the configuration,
@@ -118,16 +143,31 @@ func guard(maxEvent int) string {
 BEGIN
   SELECT CASE WHEN NEW.seq <= (SELECT seq FROM sqlite_sequence WHERE name = 'onewrite_outbox')
     THEN RAISE(ABORT, 'onewrite_outbox: seq is given by the database; leave it out')
-  WHEN length(CAST(NEW.topic AS BLOB)) + coalesce(length(CAST(NEW.key AS BLOB)), 0) + coalesce(length(CAST(NEW.type AS BLOB)), 0)
-    + coalesce(length(CAST(NEW.payload AS BLOB)), length(NEW.payload_bytes), 0) + coalesce(length(CAST(NEW.headers AS BLOB)), 0)
-    + CASE WHEN coalesce(NEW.payload, NEW.payload_bytes) IS NULL THEN 0 ELSE coalesce(length(NEW.content_type), 0) END > %[1]d
-    THEN RAISE(ABORT, 'onewrite_outbox: the event has more than %[1]d bytes; publish a reference to the data, or raise max_event and run: onewrite migrate') END;
-END`, maxEvent)
+  WHEN %s > %[2]d
+    THEN RAISE(ABORT, 'onewrite_outbox: the event has more than %[2]d bytes; publish a reference to the data, or raise max_event and run: onewrite migrate') END;
+END`, sizeOf("NEW."), maxEvent)
 }
 
-// headerGuard looks into the headers.
-func headerGuard() string {
-	return fmt.Sprintf(`CREATE TRIGGER onewrite_outbox_headers AFTER INSERT ON onewrite_outbox WHEN NEW.headers IS NOT NULL
+// scheduledGuard is the guard of the events that are to be sent later. Their number
+// decides nothing but the order of those of one moment.
+func scheduledGuard(maxEvent int) string {
+	return fmt.Sprintf(`CREATE TRIGGER onewrite_scheduled_guard AFTER INSERT ON onewrite_scheduled
+BEGIN
+  SELECT CASE WHEN %s > %[2]d
+    THEN RAISE(ABORT, 'onewrite_scheduled: the event has more than %[2]d bytes; publish a reference to the data, or raise max_event and run: onewrite migrate') END;
+END`, sizeOf("NEW."), maxEvent)
+}
+
+// sizeOf is the size of an event; row is what stands before its columns.
+func sizeOf(row string) string {
+	return strings.ReplaceAll(`length(CAST(.topic AS BLOB)) + coalesce(length(CAST(.key AS BLOB)), 0) + coalesce(length(CAST(.type AS BLOB)), 0)
+    + coalesce(length(CAST(.payload AS BLOB)), length(.payload_bytes), 0) + coalesce(length(CAST(.headers AS BLOB)), 0)
+    + CASE WHEN coalesce(.payload, .payload_bytes) IS NULL THEN 0 ELSE coalesce(length(.content_type), 0) END`, ".", row)
+}
+
+// headerGuard looks into the headers of what is inserted into a table.
+func headerGuard(table string) string {
+	text := fmt.Sprintf(`CREATE TRIGGER onewrite_outbox_headers AFTER INSERT ON onewrite_outbox WHEN NEW.headers IS NOT NULL
 BEGIN
   SELECT RAISE(ABORT, 'onewrite_outbox: two header names differ by case only')
     WHERE (SELECT count(*) <> count(DISTINCT lower(key)) FROM json_each(NEW.headers));
@@ -139,4 +179,5 @@ BEGIN
     THEN RAISE(ABORT, 'onewrite_outbox: a header value must be a string without control characters') END
   FROM json_each(NEW.headers);
 END`, "'"+strings.Join(reservedHeaders, "', '")+"'", control)
+	return strings.ReplaceAll(text, "onewrite_outbox", table)
 }

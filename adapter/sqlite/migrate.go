@@ -167,11 +167,15 @@ func Rollback(ctx context.Context, path string, force bool) error {
 			return err
 		}
 		var left int64
-		if err := c.QueryRowContext(ctx, "SELECT count(*) FROM onewrite_outbox").Scan(&left); err != nil {
+		count := "SELECT count(*) FROM onewrite_outbox"
+		if objects["onewrite_scheduled"].sql != "" {
+			count = "SELECT (" + count + ") + (SELECT count(*) FROM onewrite_scheduled)"
+		}
+		if err := c.QueryRowContext(ctx, count).Scan(&left); err != nil {
 			return err
 		}
 		if left > 0 && !force {
-			return fmt.Errorf("the outbox holds %d events that may not be delivered; let onewrite run until it is empty, or drop them with --force", left)
+			return fmt.Errorf("the outbox holds %d events, scheduled ones included, that may not be delivered; let onewrite run until it is empty, or drop them with --force", left)
 		}
 		var drops []string
 		for _, name := range slices.Sorted(maps.Keys(objects)) {
@@ -179,8 +183,8 @@ func Rollback(ctx context.Context, path string, force bool) error {
 				drops = append(drops, "DROP TRIGGER "+ident(name))
 			}
 		}
-		for _, t := range []string{"onewrite_outbox", "onewrite_meta", "onewrite_layout", "onewrite_replaced"} {
-			drops = append(drops, "DROP TABLE "+t)
+		for _, t := range []string{"onewrite_outbox", "onewrite_meta", "onewrite_layout", "onewrite_replaced", "onewrite_scheduled"} {
+			drops = append(drops, "DROP TABLE IF EXISTS "+t)
 		}
 		for _, s := range drops {
 			if _, err := c.ExecContext(ctx, s); err != nil {
@@ -246,9 +250,20 @@ func plan(ctx context.Context, c *sql.Conn, o MigrateOptions) ([]step, error) {
 			return nil, err
 		}
 	}
+	if objects["onewrite_scheduled"].sql == "" {
+		what := "table of scheduled events created"
+		if len(steps) > 0 {
+			what = ""
+		}
+		steps = append(steps, step{what, scheduledTable}, step{"", scheduledIndexes})
+	} else if err := checkScheduled(ctx, c, o.maxEvent()); err != nil {
+		return nil, err
+	}
 	for _, g := range []struct{ name, says, want string }{
 		{guardName, fmt.Sprintf("largest event set to %d bytes", o.maxEvent()), guard(o.maxEvent())},
-		{headersName, "", headerGuard()},
+		{headersName, "", headerGuard("onewrite_outbox")},
+		{scheduledGuardName, "", scheduledGuard(o.maxEvent())},
+		{scheduledHeadersName, "", headerGuard("onewrite_scheduled")},
 	} {
 		if objects[g.name].sql == g.want {
 			continue
@@ -260,6 +275,17 @@ func plan(ctx context.Context, c *sql.Conn, o MigrateOptions) ([]step, error) {
 	}
 	capture, err := planTables(ctx, c, o, objects, current)
 	return append(steps, capture...), err
+}
+
+// checkScheduled refuses a limit that an event exceeds which is scheduled already: it
+// could not be moved into the outbox when it is due.
+func checkScheduled(ctx context.Context, c *sql.Conn, maxEvent int) error {
+	var large int
+	err := c.QueryRowContext(ctx, "SELECT coalesce(max("+sizeOf("")+"), 0) FROM onewrite_scheduled").Scan(&large)
+	if err != nil || large <= maxEvent {
+		return err
+	}
+	return fmt.Errorf("an event that is scheduled has %d bytes, more than the new limit of %d; set max_event to at least that, or cancel the event: DELETE FROM onewrite_scheduled WHERE id = …", large, maxEvent)
 }
 
 // checkEncoding refuses UTF-16: the rules of the outbox count bytes of UTF-8.
@@ -306,7 +332,7 @@ func currentLayouts(ctx context.Context, c *sql.Conn) (map[int64]bool, error) {
 // that are missing, and writes the snapshots.
 func planTables(ctx context.Context, c *sql.Conn, o MigrateOptions, objects map[string]object, current map[int64]bool) ([]step, error) {
 	var drops, layouts, creates, snapshots []step
-	wanted := map[string]bool{guardName: true, headersName: true}
+	wanted := map[string]bool{guardName: true, headersName: true, scheduledGuardName: true, scheduledHeadersName: true}
 	seen := map[string]bool{}
 	for _, name := range o.Tables {
 		t, found, err := describe(ctx, c, name)

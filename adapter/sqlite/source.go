@@ -59,6 +59,8 @@ type Source struct {
 	writer *sql.Conn // guarded by writing
 	done   []func() error
 
+	schedules bool // there is a table of scheduled events
+
 	history string // the identity of the file's history; does not change
 	writing sync.Mutex
 	stop    context.CancelFunc
@@ -114,6 +116,9 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.reclaim.Go(func() { s.keepReclaiming(run) })
+	if s.schedules {
+		s.reclaim.Go(func() { s.keepPromoting(run) })
+	}
 	return s, nil
 }
 
@@ -178,6 +183,9 @@ func (s *Source) check(ctx context.Context) error {
 	}
 	if err := checkVersion(ctx, s.reader); err != nil {
 		return fmt.Errorf("sqlite: %s: %w", s.path, err)
+	}
+	if s.schedules = objects["onewrite_scheduled"].sql != ""; !s.schedules {
+		s.log.Warn("scheduled events are not sent: their table is missing", "cure", "onewrite migrate")
 	}
 	var mode string
 	if err := s.reader.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {

@@ -12,7 +12,7 @@ import (
 // description of the table first, and in its default mode leave a named prepared
 // statement behind on whatever server a pooler chose.
 func copySQL(columns []string) string {
-	return `COPY onewrite.outbox ("` + strings.Join(columns, `", "`) + `") FROM STDIN WITH (ENCODING 'UTF8')`
+	return `COPY ` + outboxTable + ` ("` + strings.Join(columns, `", "`) + `") FROM STDIN WITH (ENCODING 'UTF8')`
 }
 
 // copyReader is the text format of the statements' arguments, made as it is read.

@@ -68,7 +68,7 @@ func (p *Publisher) Publish(ctx context.Context, tx pgx.Tx, events ...outbox.Eve
 	for _, s := range statements {
 		args := append([]any{pgx.QueryExecModeExec}, s.Args...)
 		if _, err := tx.Exec(ctx, s.SQL, args...); err != nil {
-			return failed("insert", err)
+			return failed("insert into onewrite.outbox", err)
 		}
 	}
 	return nil
@@ -104,21 +104,49 @@ func (p *Publisher) Copy(ctx context.Context, tx pgx.Tx, events ...outbox.Event)
 	// The connection below knows nothing of tx: a tx that has ended must not
 	// write on, through a connection that may be another's by now.
 	if _, err := tx.Exec(ctx, "SELECT 1", pgx.QueryExecModeExec); err != nil {
-		return failed("copy", err)
+		return failed("copy into onewrite.outbox", err)
+	}
+	written, now := int64(0), 0
+	for now < len(statements) && statements[now].Table == outboxTable {
+		now++
+	}
+	for _, s := range statements[now:] {
+		tag, err := tx.Exec(ctx, s.SQL, append([]any{pgx.QueryExecModeExec}, s.Args...)...)
+		if err != nil {
+			return failed("insert into "+s.Table, err)
+		}
+		written += tag.RowsAffected()
 	}
 	columns := outbox.Columns()
-	r := &copyReader{statements: statements, columns: len(columns)}
+	r := &copyReader{statements: statements[:now], columns: len(columns)}
 	tag, err := tx.Conn().PgConn().CopyFrom(ctx, r, copySQL(columns))
 	if err != nil {
-		return failed("copy", err)
+		return failed("copy into onewrite.outbox", err)
 	}
-	if n := tag.RowsAffected(); n != int64(len(events)) {
-		return fmt.Errorf("pgxoutbox: copy: %d of %d events were written; roll the transaction back", n, len(events))
+	if written += tag.RowsAffected(); written != int64(len(events)) {
+		return fmt.Errorf("pgxoutbox: copy: %d of %d events were written; roll the transaction back", written, len(events))
 	}
 	return nil
 }
 
+// outboxTable is the table that COPY fills; scheduled events go to another one.
+const outboxTable = "onewrite.outbox"
+
+// Cancel is [Publisher.Cancel] with the default settings.
+func Cancel(ctx context.Context, tx pgx.Tx, id string) (bool, error) {
+	return standard.Cancel(ctx, tx, id)
+}
+
+// Cancel takes back, in tx, an event that was published with DeliverAt; see the
+// method of the same name in package outbox.
+func (p *Publisher) Cancel(ctx context.Context, tx pgx.Tx, id string) (was bool, err error) {
+	if err := tx.QueryRow(ctx, `SELECT onewrite.cancel($1)`, pgx.QueryExecModeExec, id).Scan(&was); err != nil {
+		return false, failed("cancel", err)
+	}
+	return was, nil
+}
+
 func failed(what string, err error) error {
-	return fmt.Errorf("pgxoutbox: %s into onewrite.outbox: %w (roll the transaction back; "+
+	return fmt.Errorf("pgxoutbox: %s: %w (roll the transaction back; "+
 		"a missing table is made by `onewrite migrate`)", what, err)
 }

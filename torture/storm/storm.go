@@ -351,7 +351,7 @@ func (s *storm) record(ctx context.Context, calm, quiet int64) error {
 func (s *storm) floors() history.Floors {
 	f := history.Floors{
 		Committed: s.Events / 3, Aborted: 0.05, Keys: 100, KeyEvents: min(50, s.Events/keys/2),
-		Faults: map[string]int{}, Counts: map[string]int{}, Labels: []string{"sold_out"}, Checkpoints: max(1, s.Events/every/2),
+		Faults: map[string]int{}, Counts: map[string]int{}, Labels: []string{"sold_out", "scheduled"}, Checkpoints: max(1, s.Events/every/2),
 	}
 	for kind, n := range map[string]int{
 		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "outage": s.Outages, "death": s.Deaths,

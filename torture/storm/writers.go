@@ -94,6 +94,7 @@ type leg struct {
 	account string
 	amount  int64
 	number  uint64 // of the event within its key, where the account does not tell
+	delay   time.Duration
 }
 
 // payload is what an event says.
@@ -131,6 +132,10 @@ func (w *writer) publish(ctx context.Context, tx *sql.Tx, id uint64, legs []leg)
 			return err
 		}
 		events[i] = outbox.Event{ID: outbox.NewID(), Topic: "ledger.moved", Key: l.account, Payload: body}
+		if l.delay > 0 {
+			events[i].DeliverAt = time.Now().Add(l.delay)
+			w.labels.hit("scheduled")
+		}
 		facts[i] = history.Event{Tx: id, Part: i, Of: len(legs), Key: l.account, Seq: n, ID: events[i].ID, Hash: digest(body), Amount: l.amount}
 	}
 	if err := w.pub.Publish(ctx, tx, events...); err != nil {
@@ -262,12 +267,34 @@ const buyers = 12
 // errSoldOut rolls an order back.
 var errSoldOut = errors.New("sold out")
 
+// remind takes the last reminder back, and schedules one for a time that no storm
+// sees: it must not come, whether it is taken back or not.
+func (w *writer) remind(ctx context.Context, tx *sql.Tx, last string, id uint64) (string, error) {
+	if last != "" {
+		was, err := w.pub.Cancel(ctx, tx, last)
+		if err != nil {
+			return "", err
+		}
+		if was {
+			w.labels.hit("cancelled")
+		}
+	}
+	e := outbox.Event{ID: outbox.NewID(), Topic: "ledger.moved", Key: "reminder", Payload: fmt.Appendf(nil, `{"tx":%d,"i":9}`, id), DeliverAt: time.Now().Add(time.Hour)}
+	return e.ID, w.pub.Publish(ctx, tx, e)
+}
+
 // orders is W2: many want the last of an item. Who takes it from the stock has an
-// order, and the consumers send as many mails.
+// order, and the consumers send as many mails, some of them a moment later. A
+// reminder is scheduled with each order and taken back with the next.
 func (w *writer) orders(ctx context.Context) error {
+	reminder := ""
 	for !w.enough(ctx) {
 		item := fmt.Sprintf("item%06d", w.wanted.Add(1)/buyers)
-		id := w.next()
+		id, next := w.next(), reminder
+		order := leg{account: item, amount: 1, number: 1}
+		if reminder == "" || w.rng.IntN(4) == 0 {
+			order.delay = 1 + time.Duration(w.rng.Int64N(int64(1500*time.Millisecond)))
+		}
 		err := w.transact(ctx, id, 1, func(tx *sql.Tx) error {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO stock VALUES ($1, 1) ON CONFLICT DO NOTHING`, item); err != nil {
 				return err
@@ -280,11 +307,15 @@ func (w *writer) orders(ctx context.Context) error {
 				w.labels.hit("sold_out")
 				return errors.Join(errSoldOut, err)
 			}
-			return w.publish(ctx, tx, id, []leg{{account: item, amount: 1, number: 1}})
+			if next, err = w.remind(ctx, tx, reminder, id); err != nil {
+				return err
+			}
+			return w.publish(ctx, tx, id, []leg{order})
 		})
 		if err != nil {
 			return err
 		}
+		reminder = next
 		outbox.Ring()
 		w.rest(ctx)
 	}
