@@ -32,8 +32,22 @@ type (
 	Source      = config.Source
 	Destination = config.Destination
 	Bus         = config.Bus
+	Keep        = config.Keep
+	Roles       = config.Roles
+	Retry       = config.Retry
+	Batch       = config.Batch
+	TLS         = config.TLS
+	Log         = config.Log
+	Size        = config.Size
 	Secret      = config.Secret
+	Problem     = config.Problem
+	Problems    = config.Problems
 )
+
+// Load reads and checks the configuration in a file; warnings are problems that do
+// not keep it from being used. The error is [Problems], with file, line and field, or
+// says why the file cannot be read.
+func Load(path string) (cfg *Config, warnings Problems, err error) { return config.Load(path) }
 
 // NewSecret makes a secret of a text.
 func NewSecret(text string) Secret { return config.NewSecret(text) }
@@ -94,7 +108,8 @@ func (d *destination) halt() {
 	<-d.done
 }
 
-// New returns a relay for a configuration that was validated.
+// New returns a relay for a configuration that was validated, by [Load] or by its
+// own Validate.
 func New(cfg *Config, opts Options) *Relay {
 	log := opts.Log
 	if log == nil {
@@ -108,8 +123,16 @@ func New(cfg *Config, opts Options) *Relay {
 	return r
 }
 
-// Run is New and Relay.Run in one call, for applications that embed onewrite.
-func Run(ctx context.Context, cfg *Config, opts Options) error { return New(cfg, opts).Run(ctx) }
+// Run checks a configuration, of which it works on a copy, and runs it: Validate,
+// [New] and [Relay.Run] in one call, for applications that embed onewrite. It returns
+// what they do.
+func Run(ctx context.Context, cfg *Config, opts Options) error {
+	own := *cfg
+	if err := own.Validate(); err != nil {
+		return err
+	}
+	return New(&own, opts).Run(ctx)
+}
 
 // Handler returns the HTTP face, for applications that serve it themselves.
 func (r *Relay) Handler() http.Handler {
