@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/file"
@@ -34,14 +36,28 @@ func openBus(ctx context.Context, cfg *Config, log *slog.Logger, vanished func(d
 }
 
 // openSource opens one source at a position.
-func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger) (onewrite.Source, error) {
+// trouble is told what is wrong beside the reading of the outbox.
+func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger, trouble func(name, problem string)) (onewrite.Source, error) {
 	switch c.Type {
 	case "postgres":
-		return opened(postgres.Open(ctx, postgres.Config{Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log}, pos))
+		return opened(postgres.Open(ctx, postgres.Config{Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble}, pos))
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))
 	}
 	return nil, fmt.Errorf("source %s: unknown type %q", name, c.Type)
+}
+
+// imports are those of a source in the order of their names.
+func imports(c config.Source) (list []postgres.Import) {
+	for _, name := range slices.Sorted(maps.Keys(c.Import)) {
+		i := c.Import[name]
+		list = append(list, postgres.Import{
+			Name: name, Table: i.Table, Where: i.Where, Order: i.Order, Keep: i.Rows == "keep", Every: i.Every,
+			ID: i.Columns.ID, Topic: i.Columns.Topic, Key: i.Columns.Key, Payload: i.Columns.Payload, Type: i.Columns.EventType,
+			ContentType: i.Columns.ContentType, Headers: i.Columns.Headers,
+		})
+	}
+	return list
 }
 
 // opened keeps a nil pointer from becoming an interface that is not nil.

@@ -208,7 +208,11 @@ func (r *Relay) startSource(name string, c config.Source) {
 	in := &pipeline.Ingest{
 		Name: name, Bus: r.bus, AckDurable: r.bus.Durable(), Observe: r.observe, Log: r.log,
 		Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
-			return openSource(ctx, name, c, r.bus.ID(), pos, r.log.With("source", name))
+			return openSource(ctx, name, c, r.bus.ID(), pos, r.log.With("source", name), func(what, problem string) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.warn("import "+name+" "+what, problem)
+			})
 		},
 	}
 	r.metrics.Source(name)

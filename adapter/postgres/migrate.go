@@ -87,7 +87,7 @@ func (o MigrateOptions) grants() string {
 	relay := role(o.RelayRole, "relay_role")
 	line(o.RelayRole, "GRANT USAGE ON SCHEMA onewrite TO %s;", relay)
 	line(o.RelayRole, "GRANT SELECT, INSERT, TRUNCATE ON ALL TABLES IN SCHEMA onewrite TO %s;", relay)
-	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.bus, onewrite.migration, onewrite.scheduled FROM %s;", relay)
+	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.bus, onewrite.migration, onewrite.scheduled, onewrite.imported FROM %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE, DELETE ON onewrite.scheduled TO %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE ON onewrite.bus TO %s;", relay)
 	line(o.RelayRole, "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA onewrite TO %s;", relay)

@@ -28,6 +28,11 @@ type Config struct {
 	MaxBatchBytes int
 	// Logger gets what an operator should know; nil is silent.
 	Logger *slog.Logger
+	// Imports are tables whose rows are moved into the outbox.
+	Imports []Import
+	// Trouble is told what is wrong with an import, by its name, and "" when it is no
+	// more; nil: nobody is.
+	Trouble func(name, problem string)
 }
 
 // Source is the reader of one outbox. See [onewrite.Source].
@@ -92,6 +97,16 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		return nil, err
 	}
 	s.work.Go(s.heartbeat)
+	for _, im := range cfg.Imports {
+		last := "?"
+		i := &importer{Import: &im, url: cfg.URL, report: func(problem string) {
+			if problem != last && cfg.Trouble != nil {
+				cfg.Trouble(im.Name, problem)
+			}
+			last = problem
+		}}
+		s.work.Go(func() { i.run(s.alive) })
+	}
 	return s, nil
 }
 

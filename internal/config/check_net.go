@@ -35,6 +35,13 @@ func (c *checker) source(path string, s Source) {
 				c.bad(path+".roles."+key, "is longer than PostgreSQL's 63 bytes", "write the name of a role: SELECT rolname FROM pg_roles")
 			}
 		}
+		for _, name := range sorted(s.Import) {
+			at := path + ".import." + name
+			c.name(at, name)
+			if len(s.Import[name].Order) == 0 && !c.broken(at+".order") {
+				c.bad(at+".order", "is missing: rows would come in any order", "write order: [id], or what else grows from row to row")
+			}
+		}
 	}
 }
 

@@ -60,6 +60,30 @@ type Source struct {
 	Tables   []string `yaml:"tables" for:"sqlite" example:"[orders]" doc:"Tables whose row changes are events too. Run onewrite migrate after changing it."`
 	Snapshot string   `yaml:"snapshot" for:"sqlite" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`
 	Roles    Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
+
+	Import map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
+}
+
+// Import is a table whose rows become events: a home-made outbox, or that of another
+// library.
+type Import struct {
+	Table   string        `yaml:"table" need:"*" example:"public.outbox_events" doc:"The table, with its schema."`
+	Columns ImportColumns `yaml:"columns" doc:"What the parts of an event are in a row: a column's name, or any SQL expression over the row."`
+	Where   string        `yaml:"where" example:"sent_at IS NULL" doc:"The condition of the rows that are events; without it, all are."`
+	Order   []string      `yaml:"order" example:"[id]" doc:"The columns or expressions by which rows stand in the order of their events."`
+	Rows    string        `yaml:"rows" default:"move" enum:"move|keep" doc:"move: for as long as onewrite runs, rows are deleted in the transaction that makes them events. keep: they are read once, in one transaction, and stay."`
+	Every   time.Duration `yaml:"every" default:"250ms" range:"10ms..1h" doc:"Pause between two looks."`
+}
+
+// ImportColumns are SQL expressions over a row.
+type ImportColumns struct {
+	ID          string `yaml:"id" example:"id" doc:"The event's identity. What is no UUID gives one that is always the same for it; without it, one is made."`
+	Topic       string `yaml:"topic" need:"*" example:"event_type" doc:"The topic; a constant: \"'order.placed'\"."`
+	Key         string `yaml:"key" example:"aggregate_id" doc:"The key. Without it, no order is promised."`
+	Payload     string `yaml:"payload" example:"payload" doc:"The payload: bytes if it is a bytea, else its text."`
+	EventType   string `yaml:"type" example:"event_type" doc:"The CloudEvents type; without it, the topic."`
+	ContentType string `yaml:"content_type" example:"\"'application/json'\"" doc:"The payload's media type; without it, what the outbox says."`
+	Headers     string `yaml:"headers" example:"metadata" doc:"A JSON object of the headers."`
 }
 
 // Roles are the database roles that migrate grants to; empty ones get nothing.

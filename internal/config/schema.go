@@ -82,7 +82,7 @@ func (f *field) form() object {
 	switch f.kind {
 	case kindString:
 		switch {
-		case f.name == "type":
+		case f.name == "type" && len(f.enum) > 0:
 			return object{"enum": f.enum}
 		case len(f.enum) > 0:
 			return object{"anyOf": []object{{"enum": f.enum}, reference}}
@@ -114,19 +114,24 @@ func (f *field) form() object {
 	return structSchema(f.sub, "", false)
 }
 
-// namedSchema is a mapping of names to mappings, each by its type.
+// namedSchema is a mapping of names to mappings, each by its type if they have one.
 func (f *field) namedSchema() object {
 	must := len(f.need) > 0
 	kinds := f.sub.find("type")
-	entry := object{"type": "object", "required": []string{"type"}, "properties": object{"type": kinds.schema()}}
-	var variants []object
-	for _, typ := range kinds.enum {
-		variants = append(variants, object{
-			"if":   object{"properties": object{"type": object{"const": typ}}, "required": []string{"type"}},
-			"then": structSchema(f.sub, typ, true),
-		})
+	var entry object
+	if kinds == nil {
+		entry = structSchema(f.sub, "", true)
+	} else {
+		entry = object{"type": "object", "required": []string{"type"}, "properties": object{"type": kinds.schema()}}
+		var variants []object
+		for _, typ := range kinds.enum {
+			variants = append(variants, object{
+				"if":   object{"properties": object{"type": object{"const": typ}}, "required": []string{"type"}},
+				"then": structSchema(f.sub, typ, true),
+			})
+		}
+		entry["allOf"] = variants
 	}
-	entry["allOf"] = variants
 	out := object{"type": sectionType(must), "additionalProperties": entry,
 		"propertyNames": object{"pattern": namePattern.String()}}
 	if must {
