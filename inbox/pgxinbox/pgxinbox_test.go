@@ -120,3 +120,41 @@ func TestTrim(t *testing.T) {
 		t.Errorf("%d ids of 80 are kept (%v)", n, err)
 	}
 }
+
+// tracer counts the statements that go to the server.
+type tracer struct{ statements []string }
+
+func (t *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
+	t.statements = append(t.statements, d.SQL)
+	return ctx
+}
+
+func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// The mark is one round trip, for an event and for a batch.
+func TestOneRoundTrip(t *testing.T) {
+	cfg := pools(t)["direct"].Config().ConnConfig.Copy()
+	seen := &tracer{}
+	cfg.Tracer = seen
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for name, in := range map[string]*inbox.Inbox{"ids": inbox.New(inbox.Postgres, "ids"), "ordered": inbox.New(inbox.Postgres, "ordered", inbox.Ordered())} {
+		for from, n := range map[int]int{1: 1, 100: 500} {
+			seen.statements = nil
+			batch := make([]inbox.Message, n)
+			for i := range batch {
+				batch[i] = message(from + i)
+			}
+			outcomes, err := pgxinbox.ApplyAll(t.Context(), in, conn, batch, func(context.Context, pgx.Tx, onewrite.Event) error { return nil })
+			if err != nil || len(outcomes) != n {
+				t.Fatal(outcomes, err)
+			}
+			if len(seen.statements) != 3 { // begin, the mark, commit
+				t.Errorf("%s, %d events: %q", name, n, seen.statements)
+			}
+		}
+	}
+}
