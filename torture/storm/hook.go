@@ -40,14 +40,18 @@ func newHook(s *storm) (*hook, error) {
 func (h *hook) name() string       { return "hook" }
 func (h *hook) kind() history.Kind { return history.Kind{Once: true, Ledger: true} }
 func (h *hook) yaml() string {
-	return `{type: webhook, url: "${env:OW_HOOK}", allow_private: true, secret: of-this-run-only, timeout: 3s, retry: {attempts: 3, first: 20ms, max: 1s}}`
+	attempts := 10 // more than a fault of the network can take from one event while others pass
+	if h.s.Refuse {
+		attempts = 3
+	}
+	return fmt.Sprintf(`{type: webhook, url: "${env:OW_HOOK}", allow_private: true, secret: of-this-run-only, timeout: 3s, retry: {attempts: %d, first: 20ms, max: 1s}}`, attempts)
 }
 
 // ServeHTTP takes one event from the copy of onewrite that the path names.
 func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		http.Error(w, err.Error(), http.StatusServiceUnavailable) // the network's fault, not the event's
 		return
 	}
 	from, _ := strconv.Atoi(strings.Trim(r.URL.Path, "/"))
