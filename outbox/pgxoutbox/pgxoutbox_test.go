@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -325,5 +326,42 @@ func TestOptions(t *testing.T) {
 	p := pgxoutbox.New(outbox.MaxBytes(10))
 	if err := p.Queue(t.Context(), &pgx.Batch{}, outbox.Event{Topic: "a", Payload: []byte("0123456789")}); err == nil {
 		t.Error("MaxBytes is not heeded")
+	}
+}
+
+// Events of now and later in one call, by INSERT and by COPY, under the poor role and
+// through a pooler; and their cancel.
+func TestDeliverAt(t *testing.T) {
+	owner, direct, pooled := database(t)
+	for name, dsn := range map[string]string{"direct": direct, "pooled": pooled} {
+		conn := connect(t, dsn)
+		for way, publish := range map[string]func(context.Context, pgx.Tx, ...outbox.Event) error{"insert": pgxoutbox.Publish, "copy": pgxoutbox.Copy} {
+			later, now := outbox.NewID(), outbox.NewID()
+			tx, err := conn.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := publish(t.Context(), tx, outbox.Event{ID: later, Topic: "later", DeliverAt: time.Now().Add(time.Hour)}, outbox.Event{ID: now, Topic: "now"}); err != nil {
+				t.Fatalf("%s, %s: %v", name, way, err)
+			}
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var n int
+			if err := owner.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM onewrite.outbox WHERE id = $1) + 10 * (SELECT count(*) FROM onewrite.scheduled WHERE id = $2 AND deliver_at > now())`, now, later).Scan(&n); err != nil || n != 11 {
+				t.Errorf("%s, %s: %d (%v)", name, way, n, err)
+			}
+			if tx, err = conn.Begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for i, want := range []bool{true, false} {
+				if was, err := pgxoutbox.Cancel(t.Context(), tx, later); was != want || err != nil {
+					t.Errorf("%s, %s: cancel %d says %v (%v)", name, way, i, was, err)
+				}
+			}
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
