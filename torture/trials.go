@@ -88,8 +88,8 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 		}
 		source := at[i%len(at)]
 		rng := rand.New(rand.NewPCG(seed, hash(name)))
-		// The storm that counted is longer, and refuses other events.
-		later := func() int { n := visits[source][name]; return min(1+rng.IntN(min(n, 64)), max(n/2, 1)) }
+		// The storm that counted is several times as long.
+		later := func() int { n := visits[source][name]; return min(1+rng.IntN(min(n, 64)), max(n/8, 1)) }
 		for _, what := range []string{"kill@1", fmt.Sprintf("kill@%d", later()), fmt.Sprintf("error@%d", later()), fmt.Sprintf("stall@%d", later())} {
 			c := small(planted, source)
 			c.Point = name + ":" + what
