@@ -185,13 +185,13 @@ func TestBatches(t *testing.T) {
 func TestConcurrentDuplicates(t *testing.T) {
 	const events = 100
 	each(t, func(t *testing.T, r rig) {
-		deliveries := 10_000
-		if strings.HasSuffix(t.Name(), "postgres=15") || testing.Short() {
-			deliveries = 1000
-		}
 		for _, opts := range [][]inbox.Option{nil, {inbox.Ordered()}} {
 			r.exec(t, `DELETE FROM effect`)
 			in := inbox.New(r.dialect, fmt.Sprint("c", len(opts)), opts...)
+			deliveries := 10_000
+			if len(opts) > 0 || strings.HasSuffix(t.Name(), "postgres=15") || testing.Short() {
+				deliveries = 1500
+			}
 			order := make([]int, deliveries)
 			for i := range order {
 				order[i] = i % events

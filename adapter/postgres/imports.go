@@ -154,7 +154,13 @@ func (i *importer) session(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		tag, err := conn.Exec(ctx, i.moveSQL(binary), limit)
+		// An INSERT of no rows would wake a sleeping reader for nothing.
+		var any bool
+		var tag pgconn.CommandTag
+		err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM %s%s)`, i.Table, i.where())).Scan(&any)
+		if err == nil && any {
+			tag, err = conn.Exec(ctx, i.moveSQL(binary), limit)
+		}
 		switch {
 		case err != nil && isData(err) && limit > 1:
 			limit = 1 // what is before the bad row is moved all the same

@@ -34,15 +34,16 @@ const (
 	checkAnyway = 10 * time.Second
 )
 
+// dueSQL tells the seconds until the next event is due, and the snapshot.
+const dueSQL = `SELECT (SELECT extract(epoch FROM min(deliver_at) - clock_timestamp())::float8 FROM onewrite.scheduled),
+	pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
+
 // promoteSQL moves what is due. An event that somebody is about to cancel is passed
-// over, so that nobody is waited for. It tells how many were moved, the seconds until
-// the next one is due, and the snapshot.
+// over, so that nobody is waited for. It is run only when something is due: an INSERT
+// of no rows wakes a sleeping reader too, which would be ourselves.
 const promoteSQL = `WITH due AS (SELECT n FROM onewrite.scheduled WHERE deliver_at <= clock_timestamp() ORDER BY deliver_at, n LIMIT $1 FOR UPDATE SKIP LOCKED),
-	gone AS (DELETE FROM onewrite.scheduled s USING due WHERE s.n = due.n RETURNING s.*),
-	moved AS (INSERT INTO onewrite.outbox (` + columns + `) SELECT ` + columns + ` FROM gone ORDER BY deliver_at, n RETURNING 1)
-	SELECT (SELECT count(*) FROM moved),
-		(SELECT extract(epoch FROM min(deliver_at) - clock_timestamp())::float8 FROM onewrite.scheduled WHERE n NOT IN (SELECT n FROM due)),
-		pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
+	gone AS (DELETE FROM onewrite.scheduled s USING due WHERE s.n = due.n RETURNING s.*)
+	INSERT INTO onewrite.outbox (` + columns + `) SELECT ` + columns + ` FROM gone ORDER BY deliver_at, n`
 
 // promote moves what is due, if it is time to look.
 func (s *Source) promote(ctx context.Context) error {
@@ -57,9 +58,15 @@ func (s *Source) promote(ctx context.Context) error {
 		return nil
 	}
 	c.given, c.belt = s.ring.given, now.Add(checkAnyway)
-	var moved, xmin, xmax int64
+	var xmin, xmax int64
 	var wait *float64
-	err := s.conn.QueryRow(ctx, promoteSQL, promoteAtOnce).Scan(&moved, &wait, &xmin, &xmax)
+	err := s.conn.QueryRow(ctx, dueSQL).Scan(&wait, &xmin, &xmax)
+	moved := int64(0)
+	if err == nil && wait != nil && *wait <= 0 {
+		var tag pgconn.CommandTag
+		tag, err = s.conn.Exec(ctx, promoteSQL, promoteAtOnce)
+		moved = tag.RowsAffected()
+	}
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) && (pe.Code == "42P01" || pe.Code == "42501") {
 		c.missing = true
@@ -78,11 +85,11 @@ func (s *Source) promote(ctx context.Context) error {
 	c.settled = c.settled || xmin >= c.horizon
 	c.empty = wait == nil
 	pause := checkEvery
-	if wait != nil {
+	switch {
+	case moved > 0:
+		pause = 1 // when the next one is due is asked at the next look
+	case wait != nil:
 		pause = time.Duration(min(max(*wait, checkLeast.Seconds()), checkEvery.Seconds()) * float64(time.Second))
-	}
-	if moved == promoteAtOnce {
-		pause = 1 // there may be more
 	}
 	c.next = time.Now().Add(pause)
 	return nil

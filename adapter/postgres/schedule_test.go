@@ -159,7 +159,7 @@ func TestScheduledOnAnOlderOutbox(t *testing.T) {
 	pg := servers.Postgres(t, 18)
 	url := newOutbox(t, pg, MigrateOptions{})
 	owner := dial(t, url)
-	sql(t, owner, `DROP TABLE onewrite.scheduled`, `DROP FUNCTION onewrite.cancel`, `INSERT INTO onewrite.outbox (id, topic) VALUES ('`+uuidOf(1)+`', 'a')`)
+	sql(t, owner, `DROP TABLE onewrite.scheduled, onewrite.imported`, `DROP FUNCTION onewrite.cancel`, `INSERT INTO onewrite.outbox (id, topic) VALUES ('`+uuidOf(1)+`', 'a')`)
 	s := open(t, url, "")
 	if got := readIDs(t, s, 1); got[0] != uuidOf(1) {
 		t.Fatalf("%v", got)

@@ -76,7 +76,7 @@ func (s *Source) promote(budget *int) (moved int64, err error) {
 	}
 	switch took := time.Since(start); {
 	case took > aim:
-		*budget = max(1, *budget/2)
+		*budget = max(minBudget, *budget/2)
 	case took < aim/2 && int(moved) == *budget:
 		*budget = min(maxBudget, *budget*3/2+1)
 	}
