@@ -53,7 +53,7 @@ func everyPoint(ctx context.Context, s *series, bin string) ([]*result, error) {
 		if !r.OK() {
 			return nil, fmt.Errorf("%s without a fault:\n%v", t.Name, r)
 		}
-		if visits[t.Storm.Source], err = storm.Visits(dir); err != nil {
+		if visits[t.Name], err = storm.Visits(dir); err != nil {
 			return nil, err
 		}
 	}

@@ -60,25 +60,29 @@ func small(bin, source string) storm.Config {
 // shared is the PostgreSQL of the small storms.
 var shared *servers.PG
 
-// counts are the storms that show which fail points there are to visit.
+// counts are the storms that show which fail points there are to visit: long ones, in
+// which leaves of the outbox are emptied, and ones as short as those of the points.
 func counts(planted string) []trial {
 	var list []trial
 	for _, source := range []string{"sqlite", "postgres-18"} {
 		c := small(planted, source)
-		c.Point, c.Events, c.Rate = "count", 8000, 500 // long enough for leaves of the outbox to be emptied
+		c.Point = "count"
+		list = append(list, trial{Name: "brief-" + source, Storm: c})
+		c.Events, c.Rate = 8000, 500
 		list = append(list, trial{Name: "count-" + source, Storm: c})
 	}
 	return list
 }
 
-// points makes the storms of every fail point from how often each was visited, by
-// source: killed at the first visit and at a later one, failing, and stalling.
+// points makes the storms of every fail point from how often each was visited in the
+// storms of counts: killed at the first visit and at a later one, failing, and
+// stalling.
 func points(planted string, visits map[string]map[string]int, seed uint64) (list []trial, err error) {
 	var missing []string
 	for i, name := range sabotage.Points {
 		var at []string
 		for _, source := range []string{"sqlite", "postgres-18"} {
-			if visits[source][name] > 0 {
+			if visits["count-"+source][name] > 0 {
 				at = append(at, source)
 			}
 		}
@@ -88,12 +92,13 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 		}
 		source := at[i%len(at)]
 		rng := rand.New(rand.NewPCG(seed, hash(name)))
-		// The storm that counted is several times as long.
-		later := func() int { n := visits[source][name]; return min(1+rng.IntN(min(n, 64)), max(n/8, 1)) }
+		// As often as a storm of its own is sure to come by.
+		often := max(1, min(visits["brief-"+source][name]/2, 64))
+		later := func() int { return 1 + rng.IntN(often) }
 		for _, what := range []string{"kill@1", fmt.Sprintf("kill@%d", later()), fmt.Sprintf("error@%d", later()), fmt.Sprintf("stall@%d", later())} {
 			c := small(planted, source)
 			c.Point = name + ":" + what
-			if name == "bus.purge" {
+			if visits["brief-"+source][name] == 0 {
 				c.Events = 8000
 			}
 			t := trial{Name: strings.NewReplacer(":", "-", "@", "-").Replace("point-" + c.Point), Storm: c}
