@@ -62,7 +62,8 @@ func findNode() (Runtime, error) {
 		path += string(filepath.ListSeparator) + more
 	}
 	r := Runtime{args: []string{"node"}, env: []string{"NODE_PATH=" + path}}
-	probe := exec.Command("node", "-e", "require('pg')")
+	const ask = "try { require('pg') } catch (e) { console.error(e.message.split('\\n')[0]); process.exit(1) }"
+	probe := exec.Command("node", "-e", ask)
 	probe.Env = append(os.Environ(), r.env...)
 	_, err := output(probe)
 	return r, err
