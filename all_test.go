@@ -170,7 +170,7 @@ func load(t *testing.T) []source {
 }
 
 // walk visits the files of this module: no hidden folders, no build output, no
-// testdata, no nested modules.
+// testdata, no packages of other languages, no nested modules.
 func walk(t *testing.T, visit func(name string)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
@@ -182,7 +182,7 @@ func walk(t *testing.T, visit func(name string)) {
 			return nil
 		}
 		base := d.Name()
-		if name != "." && (strings.HasPrefix(base, ".") && base != ".ci" || base == "bin" || base == "testdata") {
+		if name != "." && (strings.HasPrefix(base, ".") && base != ".ci" || base == "bin" || base == "testdata" || base == "node_modules") {
 			return filepath.SkipDir
 		}
 		if _, err := os.Stat(filepath.Join(name, "go.mod")); err == nil && name != "." {

