@@ -7,6 +7,7 @@ SEED        ?=
 SEEDS       ?=
 BENCH       ?= .
 PKG         ?= ./...
+FRAMEWORKS   = examples/frameworks
 STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK  = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 PLATFORMS    = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
@@ -32,13 +33,15 @@ build: ## Build bin/onewrite
 # -count=1: Go's test cache cannot see that a server changed. A server that is
 # there must be used, so the tests that need it may not skip; where one is
 # missing they do, and the script has said so. The simulation's 2,000 worlds run
-# without the race detector first, a part of them with it after.
+# without the race detector first, a part of them with it after. FRAMEWORKS is a
+# module of its own: its dependencies are those of applications, not ours.
 test: ## Install the servers that the tests need and run everything under the race detector
 	@if scripts/install-servers.sh; then ONEWRITE_REQUIRE_SERVERS=1; \
 	elif [ "$$CI" = true ]; then exit 1; \
 	else echo "make test: the tests that need what is missing are skipped" >&2; ONEWRITE_REQUIRE_SERVERS=; fi; \
 	export ONEWRITE_REQUIRE_SERVERS; \
-	$(RACE_READY) && $(GO) test -count=1 -timeout 10m ./pipeline -run '^TestSimulation$$' && exec $(GO) test -race -count=1 -p $(P) -timeout 30m $(PKG)
+	$(RACE_READY) && $(GO) test -count=1 -timeout 10m ./pipeline -run '^TestSimulation$$' && $(GO) test -race -count=1 -p $(P) -timeout 30m $(PKG) \
+	$(if $(filter ./...,$(PKG)),&& cd $(FRAMEWORKS) && exec $(GO) test -race -count=1 -p $(P) -timeout 10m ./...)
 
 test-fast: ## Run the short tests with the servers that are there, without the race detector
 	@$(GO) test -short -p $(P) -timeout 10m $(PKG)
@@ -54,6 +57,7 @@ fmt:
 
 vet:
 	@$(GO) vet ./...
+	@cd $(FRAMEWORKS) && $(GO) vet ./...
 
 lint:
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else $(GO) run $(STATICCHECK) ./...; fi
@@ -63,8 +67,8 @@ cross:
 	echo "build $$p"; CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build ./... || exit 1; done
 
 modules:
-	@$(GO) mod verify
-	@$(GO) mod tidy -diff
+	@$(GO) mod verify && cd $(FRAMEWORKS) && $(GO) mod verify
+	@$(GO) mod tidy -diff && cd $(FRAMEWORKS) && $(GO) mod tidy -diff
 
 vuln: ## Look the dependencies up in Go's vulnerability database (needs the network)
 	@$(GO) run $(GOVULNCHECK) ./...
