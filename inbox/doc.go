@@ -6,7 +6,7 @@
 //	handler, err := inbox.HTTP(box.Receiver(db, func(ctx context.Context, tx *sql.Tx, e onewrite.Event) error {
 //		_, err := tx.ExecContext(ctx, `UPDATE account SET …`)
 //		return err
-//	}), inbox.Secret(os.Getenv("WEBHOOK_SECRET")))
+//	}), inbox.Secret(os.Getenv("WEBHOOK_SECRET")), inbox.From("shop"))
 //
 // The tables are made by `onewrite migrate --inbox`, or by [Inbox.Migrate]. Several
 // consumers may share a database, each under a name of its own, and several

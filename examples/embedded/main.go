@@ -136,7 +136,7 @@ func warehouse(ctx context.Context, db *sql.DB, shipped chan<- Order) (url, secr
 		return outcomes, err
 	}
 	secret = "whsec_" + base64.StdEncoding.EncodeToString([]byte(rand.Text())) // yours comes from ${env:…} or ${file:…}
-	handler, err := inbox.HTTP(told, inbox.Secret(secret))
+	handler, err := inbox.HTTP(told, inbox.Secret(secret), inbox.From("shop"))
 	if err != nil {
 		return "", "", err
 	}

@@ -5,7 +5,7 @@
 //	handler, err := inbox.HTTP(pgxinbox.Receiver(box, pool, func(ctx context.Context, tx pgx.Tx, e onewrite.Event) error {
 //		_, err := tx.Exec(ctx, `UPDATE account SET …`)
 //		return err
-//	}), inbox.Secret(os.Getenv("WEBHOOK_SECRET")))
+//	}), inbox.Secret(os.Getenv("WEBHOOK_SECRET")), inbox.From("shop"))
 //
 // The outcomes and errors are those of package inbox. No prepared statement is left
 // behind, so it works under PgBouncer in transaction mode.
