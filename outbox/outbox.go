@@ -44,12 +44,13 @@ func New(d Dialect, opts ...Option) *Publisher {
 	return p
 }
 
-// Prepare returns a Publisher like p for transactions of db (*sql.Tx), which
+// Prepare returns a Publisher like p for transactions of db (*sql.Tx, or what embeds
+// one), which
 // prepares the INSERT of a single event once per connection instead of at each
 // Publish. With SQLite this makes an event several times cheaper, for its INSERT
 // carries the rules of the outbox; a driver that keeps statements by itself, as
-// pgx does, gains nothing. A transaction whose type is not *sql.Tx is served as p
-// would serve it; a *sql.Tx of another database is refused. Call it once, outside
+// pgx does, gains nothing. Any other transaction is served as p would serve it; one
+// of another database is refused. Call it once, outside
 // of transactions; closing db ends what it holds.
 //
 // The error is the database's: the outbox is missing (`onewrite migrate` makes
@@ -71,7 +72,8 @@ func (p *Publisher) Prepare(ctx context.Context, db *sql.DB) (*Publisher, error)
 var errDialect = errors.New("outbox: unknown dialect; use outbox.New(outbox.Postgres), SQLite or MySQL")
 
 // Execer is what Publish needs of a transaction: *sql.Tx has it, and so have
-// *sql.Conn and the transactions of most libraries that wrap database/sql.
+// *sql.Conn and the transactions of libraries that wrap database/sql: those of sqlx
+// and ent as they are, bun's as tx.Tx, gorm's as tx.Statement.ConnPool.
 type Execer interface {
 	// ExecContext runs one statement in the caller's transaction.
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
@@ -88,7 +90,7 @@ type Execer interface {
 //   - any other error is the database's: roll tx back, for some of the events
 //     may be written already.
 //
-// A tx that is a *sql.DB makes the events a transaction of their own, which
+// A tx that is a *sql.DB, or embeds one, makes the events a transaction of their own, which
 // fits events that tell of nothing else in the database; more than one
 // statement is refused then.
 func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) error {
@@ -96,7 +98,7 @@ func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) err
 	if err != nil {
 		return err
 	}
-	if _, alone := tx.(*sql.DB); alone && len(statements) > 1 {
+	if _, alone := tx.(pool); alone && len(statements) > 1 {
 		return errors.New("outbox: too many events for one statement outside of a transaction; use outbox.InTx")
 	}
 	if tx == nil && len(statements) > 0 {
@@ -111,9 +113,17 @@ func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) err
 	return nil
 }
 
+// pool is a *sql.DB, or what embeds one.
+type pool interface{ SetMaxOpenConns(n int) }
+
+// preparer is a *sql.Tx, or what embeds one.
+type preparer interface {
+	StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt
+}
+
 // exec runs one statement, by the prepared one if it fits.
 func (p *Publisher) exec(ctx context.Context, tx Execer, s Statement, events int) (err error) {
-	if own, ok := tx.(*sql.Tx); ok && p.single != nil && events == 1 && s.Table == p.layout.table {
+	if own, ok := tx.(preparer); ok && p.single != nil && events == 1 && s.Table == p.layout.table {
 		_, err = own.StmtContext(ctx, p.single).ExecContext(ctx, s.Args...)
 	} else {
 		_, err = tx.ExecContext(ctx, s.SQL, s.Args...)

@@ -261,6 +261,9 @@ func (w *writer) undone(ctx context.Context, tx *sql.Tx, id uint64) error {
 	return err
 }
 
+// latest is how much later an event is to be sent at most.
+const latest = 1500 * time.Millisecond
+
 // buyers want the same item, of which there is one.
 const buyers = 12
 
@@ -293,7 +296,7 @@ func (w *writer) orders(ctx context.Context) error {
 		id, next := w.next(), reminder
 		order := leg{account: item, amount: 1, number: 1}
 		if reminder == "" || w.rng.IntN(4) == 0 {
-			order.delay = 1 + time.Duration(w.rng.Int64N(int64(1500*time.Millisecond)))
+			order.delay = 1 + time.Duration(w.rng.Int64N(int64(latest)))
 		}
 		err := w.transact(ctx, id, 1, func(tx *sql.Tx) error {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO stock VALUES ($1, 1) ON CONFLICT DO NOTHING`, item); err != nil {
@@ -395,12 +398,17 @@ func (w *writer) marked(ctx context.Context, id uint64, l leg) (string, error) {
 	return facts[0].ID, nil
 }
 
-// sentinels publishes the last event of each account and returns their ids.
+// sentinels publishes the last event of each account, and one that is due after all
+// that are scheduled, and returns their ids.
 func (s *storm) sentinels(ctx context.Context) ([]string, error) {
 	w := s.writer(90)
-	var ids []string
+	legs := []leg{{account: "last", number: 1, delay: latest}}
 	for i := range keys {
-		id, err := w.marked(ctx, w.next(), leg{account: account(i)})
+		legs = append(legs, leg{account: account(i)})
+	}
+	var ids []string
+	for _, l := range legs {
+		id, err := w.marked(ctx, w.next(), l)
 		if err != nil {
 			return nil, err
 		}
