@@ -1,0 +1,64 @@
+package disk
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// TestSmallDisk has a disk of its own, which is small, then read-only.
+func TestSmallDisk(t *testing.T) {
+	servers.WithDisk(t, func(mount func(dir, size string)) {
+		dir := t.TempDir()
+		mount(dir, "16m")
+		free, total, known := Room(dir)
+		if !known || total != 16<<20 || free == 0 || free > total {
+			t.Errorf("room: %d of %d, %v", free, total, known)
+		}
+		if got := Scarce(filepath.Join(dir, "to be", "made")); got != "16.8 MB of 16.8 MB free" {
+			t.Errorf("scarce: %q", got)
+		}
+		file := filepath.Join(dir, "file")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{dir, file} {
+			if err := Writable(path); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+			t.Skip("no mount:", err)
+		}
+		for _, path := range []string{dir, file} {
+			if Writable(path) == nil {
+				t.Errorf("%s can be written on a disk that is read-only", path)
+			}
+			if err := Readable(path); err != nil {
+				t.Error(err)
+			}
+		}
+		// 5 % of a large disk are scarce too.
+		big := t.TempDir()
+		mount(big, "64g")
+		if got := Scarce(big); got != "" {
+			t.Errorf("an empty disk of 64 GiB is scarce: %q", got)
+		}
+	})
+}
+
+func TestRights(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may do everything; TestSmallDisk has a disk where it may not")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o000); err != nil {
+		t.Fatal(err)
+	}
+	if Readable(file) == nil || Writable(file) == nil {
+		t.Error("a file without rights can be read or written")
+	}
+}
