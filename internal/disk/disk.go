@@ -38,6 +38,17 @@ func Scarce(path string) string {
 
 func scarce(free, total uint64) bool { return free < 1e9 || free < total/20 }
 
+// Quote writes a path for a shell, as it is where nothing in it could be mistaken.
+func Quote(path string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:,@%", r)
+	}
+	if path != "" && strings.IndexFunc(path, func(r rune) bool { return !plain(r) }) < 0 {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+}
+
 // Bytes writes a number of bytes for people.
 func Bytes[N ~int64 | ~uint64](n N) string {
 	v, units := float64(n), []string{"B", "kB", "MB", "GB", "TB"}

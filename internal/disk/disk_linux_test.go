@@ -3,6 +3,7 @@ package disk
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -26,19 +27,19 @@ func TestSmallDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, path := range []string{dir, file} {
-			if err := Writable(path); err != nil {
-				t.Error(err)
+			if why, _ := Unwritable(path); why != "" {
+				t.Error(why)
 			}
 		}
 		if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 			t.Skip("no mount:", err)
 		}
 		for _, path := range []string{dir, file} {
-			if Writable(path) == nil {
-				t.Errorf("%s can be written on a disk that is read-only", path)
+			if why, cure := Unwritable(path); !strings.Contains(why, "read-only") || !strings.Contains(cure, "remount,rw") {
+				t.Errorf("%s on a disk that is read-only: %q, %q", path, why, cure)
 			}
-			if err := Readable(path); err != nil {
-				t.Error(err)
+			if why, _ := Unreadable(path); why != "" {
+				t.Error(why)
 			}
 		}
 		// 5 % of a large disk are scarce too.
@@ -58,7 +59,9 @@ func TestRights(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o000); err != nil {
 		t.Fatal(err)
 	}
-	if Readable(file) == nil || Writable(file) == nil {
-		t.Error("a file without rights can be read or written")
+	for _, ask := range []func(string) (string, string){Unreadable, Unwritable} {
+		if why, cure := ask(file); !strings.Contains(why, "may not") || !strings.HasPrefix(cure, "setfacl -m u:") {
+			t.Errorf("a file without rights: %q, %q", why, cure)
+		}
 	}
 }

@@ -60,3 +60,11 @@ func TestScarce(t *testing.T) {
 		}
 	}
 }
+
+func TestQuote(t *testing.T) {
+	for path, want := range map[string]string{"/a/b-1.db": "/a/b-1.db", "a b": "'a b'", "it's": `'it'\''s'`, "": "''", "$x": "'$x'"} {
+		if got := Quote(path); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}

@@ -19,35 +19,36 @@ func Room(path string) (free, total uint64, known bool) {
 	return uint64(s.Bavail) * uint64(s.Bsize), uint64(s.Blocks) * uint64(s.Bsize), true
 }
 
-// Writable returns why the user of this process may not write a file, or make
-// files in a folder; nil if it may. Nothing is opened.
-func Writable(path string) error {
+// Unwritable says why the user of this process may not write a file, or make files
+// in a folder, and the command that lets it; nothing if it may. Nothing is opened.
+func Unwritable(path string) (why, cure string) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return err
+		return err.Error(), "ls -ld " + Quote(path)
 	}
-	want := uint32(0x2) // W_OK
+	want, rights := uint32(0x2), "rw" // W_OK
 	if info.IsDir() {
-		want |= 0x1 // X_OK
+		want, rights = 0x3, "rwx" // and X_OK
 	}
 	err = syscall.Access(path, want)
 	switch {
 	case errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("%s is on a disk that is mounted read-only", path)
+		return path + " is on a disk that is mounted read-only", `mount -o remount,rw "$(findmnt -nro TARGET -T ` + Quote(path) + `)"`
 	case err != nil:
-		return fmt.Errorf("user %d may not write %s (mode %s)", os.Getuid(), path, info.Mode().Perm())
+		return fmt.Sprintf("user %d may not write %s (mode %s)", os.Getuid(), path, info.Mode().Perm()), fmt.Sprintf("setfacl -m u:%d:%s %s", os.Getuid(), rights, Quote(path))
 	}
-	return nil
+	return "", ""
 }
 
-// Readable returns why the user of this process may not read a file; nil if it may.
-func Readable(path string) error {
+// Unreadable says why the user of this process may not read a file, and the command
+// that lets it; nothing if it may.
+func Unreadable(path string) (why, cure string) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return err
+		return err.Error(), "ls -ld " + Quote(path)
 	}
 	if syscall.Access(path, 0x4) != nil { // R_OK
-		return fmt.Errorf("user %d may not read %s (mode %s)", os.Getuid(), path, info.Mode().Perm())
+		return fmt.Sprintf("user %d may not read %s (mode %s)", os.Getuid(), path, info.Mode().Perm()), fmt.Sprintf("setfacl -m u:%d:r %s", os.Getuid(), Quote(path))
 	}
-	return nil
+	return "", ""
 }
