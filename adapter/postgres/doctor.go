@@ -64,7 +64,7 @@ func (e *examiner) failed(check string, err error) {
 		e.problem(check, "SELECT pid, state, wait_event, query FROM pg_stat_activity", "the server does not answer in time")
 		return
 	}
-	text, cure := strings.TrimPrefix(err.Error(), "postgres: "), ""
+	text, cure := strings.TrimPrefix(err.Error(), "postgres: "), "look into the log of the server"
 	if i := strings.LastIndex(text, "; "); i > 0 {
 		text, cure = text[:i], text[i+2:]
 	}
