@@ -37,7 +37,11 @@ func examineListen(ctx context.Context, cfg *Config, file string) []Finding {
 	}
 	switch {
 	case asks && code == http.StatusUnauthorized:
-		return []Finding{{Severity: diagnosis.Warning, Check: "token", Text: "onewrite runs here with another token than the file's: the commands that talk to it are refused", Cure: "restart onewrite, or write its token into the file"}}
+		which := "another token than the file's"
+		if cfg.Token.Empty() {
+			which = "a token, and the file has none"
+		}
+		return []Finding{{Severity: diagnosis.Warning, Check: "token", Text: "onewrite runs here with " + which + ": the commands that talk to it are refused", Cure: "restart onewrite, or write its token into the file"}}
 	case code != http.StatusOK || s.PID == 0 || s.Version == "":
 		return []Finding{taken("address", cfg.Listen, "listen")}
 	case !sameFile(file, s.Config):

@@ -16,6 +16,9 @@ import (
 // folder looks at the folder of the embedded bus, from outside: what is in it, only
 // the process that owns it can tell.
 func (e *examiner) folder(c *Config) {
+	if full, err := filepath.Abs(c.Dir); err == nil { // it shows where a relative one leads
+		c.Dir = full
+	}
 	there := disk.Existing(c.Dir)
 	info, err := os.Stat(there)
 	why, cure := disk.Unwritable(there)
@@ -26,7 +29,7 @@ func (e *examiner) folder(c *Config) {
 	case why != "":
 		e.add(diagnosis.Problem, "folder", cure, "%s", why)
 		return
-	case there != filepath.Clean(c.Dir):
+	case there != c.Dir:
 		e.ok("folder", "%s is to be made, by onewrite run", c.Dir)
 	default:
 		e.ok("folder", "%s can be written", c.Dir)

@@ -68,7 +68,13 @@ func (e *examiner) failed(check string, err error) {
 	if i := strings.LastIndex(text, "; "); i > 0 {
 		text, cure = text[:i], text[i+2:]
 	}
-	e.problem(check, cure, "%s", text)
+	var lines []string // the driver says it of each address, and of each way to connect
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); !slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, line) }) {
+			lines = append(lines, line)
+		}
+	}
+	e.problem(check, cure, "%s", strings.Join(lines, ", "))
 }
 
 // run makes the checks in an order in which the first finding explains the next.

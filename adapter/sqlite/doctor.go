@@ -60,6 +60,9 @@ func (e *examiner) run(ctx context.Context) {
 
 // file looks at the file from outside; false if there is nothing inside.
 func (e *examiner) file() bool {
+	if full, err := filepath.Abs(e.path); err == nil { // it shows where a relative one leads
+		e.path = full
+	}
 	real, err := filepath.EvalSymlinks(e.path)
 	if errors.Is(err, os.ErrNotExist) {
 		cure := "onewrite migrate"
