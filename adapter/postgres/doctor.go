@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,6 +84,8 @@ func (e *examiner) run(ctx context.Context) {
 	conn, _, err := connect(ctx, e.url)
 	if err != nil {
 		e.failed("connection", err)
+		f := &e.found[0]
+		f.Cure = unreached(f.Text, f.Cure)
 		return
 	}
 	e.conn = conn
@@ -103,6 +106,26 @@ func (e *examiner) run(ctx context.Context) {
 			return // the same would be said of all that follows
 		}
 	}
+}
+
+var missing = regexp.MustCompile(`(role|database) "([^"]+)" does not exist`)
+
+// unreached is the command for what keeps a connection from being made.
+func unreached(text, cure string) string {
+	what := missing.FindStringSubmatch(text)
+	where, refused := strings.CutPrefix(text, "cannot connect to ")
+	where, _, _ = strings.Cut(where, ": ")
+	switch i := strings.LastIndexByte(where, ':'); {
+	case what != nil && what[1] == "role":
+		return "CREATE ROLE " + quoted(what[2]) + " LOGIN;"
+	case what != nil:
+		return "CREATE DATABASE " + quoted(what[2]) + ";"
+	case strings.Contains(text, "certificate"):
+		return "add sslrootcert=ca.pem to the source's url"
+	case refused && i > 0:
+		return "pg_isready -h " + where[:i] + " -p " + where[i+1:]
+	}
+	return cure
 }
 
 func closeSoon(ctx context.Context, conn *pgx.Conn) {

@@ -144,7 +144,7 @@ func (e *examiner) transactions(ctx context.Context, tx pgx.Tx) error {
 	if all {
 		e.ok("transactions", "none is older than %.0f minutes", e.old.Minutes())
 	} else {
-		e.ok("transactions", "none of %[1]s is older than %.0[2]f minutes; those of others are seen after GRANT pg_read_all_stats TO %[3]s", e.role, e.old.Minutes(), quoted(e.role))
+		e.ok("transactions", "none of %[1]s is older than %.0[2]f minutes; those of other roles show after GRANT pg_read_all_stats TO %[3]s", e.role, e.old.Minutes(), quoted(e.role))
 	}
 	return nil
 }

@@ -182,12 +182,22 @@ func quoted(role string) string {
 // rightsText names some of the rights for a person.
 func rightsText(rights []right) string {
 	var out []string
-	for _, r := range rights {
-		text := r.privilege + " on " + named(r.kind, r.object)
-		if r.column != "" {
-			text = fmt.Sprintf("%s (%s) on %s", r.privilege, r.column, named(r.kind, r.object))
+	for i, r := range rights {
+		same := func(o right) bool { return o.kind == r.kind && o.object == r.object && o.privilege == r.privilege && o.column != "" }
+		if r.column == "" {
+			out = append(out, r.privilege+" on "+named(r.kind, r.object))
+		} else if !slices.ContainsFunc(rights[:i], same) {
+			var names []string
+			for _, o := range rights {
+				if same(o) {
+					names = append(names, o.column)
+				}
+			}
+			if len(names) > 3 {
+				names = []string{names[0], "…"}
+			}
+			out = append(out, fmt.Sprintf("%s (%s) on %s", r.privilege, strings.Join(names, ", "), named(r.kind, r.object)))
 		}
-		out = append(out, text)
 	}
 	const most = 3
 	if len(out) > most {
@@ -277,7 +287,7 @@ const heldSQL = `WITH n AS (SELECT oid, nspowner, nspacl FROM pg_namespace WHERE
 	SELECT kind, object, col, privilege_type, coalesce(r.rolname::text, 'PUBLIC'), (grantee = owner)::text
 	FROM held LEFT JOIN pg_roles r ON r.oid = grantee
 	WHERE CASE WHEN $1 = 'PUBLIC' THEN grantee = 0 WHEN grantee <> 0 THEN pg_has_role($1::name, grantee, 'MEMBER') END
-	ORDER BY kind = 'TABLE' DESC, object, col, privilege_type`
+	ORDER BY kind = 'TABLE' DESC, object = 'outbox' DESC, object, col, privilege_type`
 
 // held returns what a role holds, by holder.
 func held(ctx context.Context, tx pgx.Tx, role string, surplus func(right) bool) (too map[string][]right, owns bool, err error) {

@@ -336,9 +336,9 @@ func TestExamineBefore(t *testing.T) {
 		w.examine().want(t, diagnosis.Problem, "outbox", "onewrite migrate --down, then")
 
 		for text, holds := range map[string]string{
-			strings.Replace(w.admin, "/onewrite_", "/nothing_", 1):                      "check the database name",
+			strings.Replace(w.admin, "/onewrite_", "/nothing_", 1):                      `CREATE DATABASE "nothing_`,
 			servers.Role{Name: w.relay.Name, Password: "not-the-password"}.URL(w.admin): "check the user and password",
-			strings.Replace(w.relay.URL(w.admin), pg.Addr(), "127.0.0.1:1", 1):          "check that the server runs",
+			strings.Replace(w.relay.URL(w.admin), pg.Addr(), "127.0.0.1:1", 1):          "pg_isready -h 127.0.0.1 -p 1",
 			"postgres://" + w.relay.Name + ":secret-word@[":                             "write postgres://user@host",
 		} {
 			found := examineURL(t, text, MigrateOptions{})

@@ -49,7 +49,7 @@ func TestExamineTLS(t *testing.T) {
 		}
 		with(url.Values{"sslmode": {"disable"}}).want(t, diagnosis.Warning, "tls", "sslmode=verify-full")
 		found = with(url.Values{"sslmode": {"verify-full"}})
-		found.want(t, diagnosis.Problem, "connection", "certificate")
+		found.want(t, diagnosis.Problem, "connection", "sslrootcert=ca.pem")
 	}
 }
 
