@@ -96,18 +96,16 @@ func (e *examiner) file(path string) {
 // ends looks at the end of a file that nobody writes: what is not a line of ours is
 // not cut off.
 func (e *examiner) ends(path string, size int64) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		e.add(diagnosis.Problem, "file", "ls -l "+disk.Quote(path), "%v", err)
-		return false
-	}
-	defer f.Close() //nolint:errcheck // opened for reading
-	good, err := lineBefore(f, size)
 	ours := true
-	if err == nil && good < size {
-		ours, err = startsLine(f, good)
+	f, err := os.Open(path)
+	if err == nil {
+		defer f.Close() //nolint:errcheck // opened for reading
+		var good int64
+		if good, err = lineBefore(f, size); err == nil && good < size {
+			ours, err = startsLine(f, good)
+		}
 	}
-	if err != nil {
+	if err != nil { // of the disk: it was there and readable a moment ago
 		e.add(diagnosis.Problem, "file", "dmesg | tail", "%s cannot be read: %v", path, err)
 		return false
 	}

@@ -199,7 +199,7 @@ func (e *examiner) server(ctx context.Context, tx pgx.Tx, took time.Duration) er
 		e.ok("primary", "yes")
 	}
 	if e.super {
-		cure := fmt.Sprintf("CREATE ROLE onewrite_relay LOGIN; -- then roles: {relay: onewrite_relay}, onewrite migrate, and onewrite_relay in url")
+		cure := splitRoles
 		if e.o.RelayRole != "" {
 			cure = "write " + e.o.RelayRole + " in place of " + e.role + " in the source's url"
 		}
@@ -207,6 +207,9 @@ func (e *examiner) server(ctx context.Context, tx pgx.Tx, took time.Duration) er
 	}
 	return nil
 }
+
+// splitRoles gives onewrite a role of its own.
+const splitRoles = "CREATE ROLE onewrite_relay LOGIN; -- then roles: {relay: onewrite_relay}, onewrite migrate, and onewrite_relay in url"
 
 // version judges the server's version: the outbox needs 13, and 15 to 18 are tested.
 func (e *examiner) version(text string, number int) {

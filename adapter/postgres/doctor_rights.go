@@ -183,7 +183,9 @@ func quoted(role string) string {
 func rightsText(rights []right) string {
 	var out []string
 	for i, r := range rights {
-		same := func(o right) bool { return o.kind == r.kind && o.object == r.object && o.privilege == r.privilege && o.column != "" }
+		same := func(o right) bool {
+			return o.kind == r.kind && o.object == r.object && o.privilege == r.privilege && o.column != ""
+		}
 		if r.column == "" {
 			out = append(out, r.privilege+" on "+named(r.kind, r.object))
 		} else if !slices.ContainsFunc(rights[:i], same) {
@@ -375,8 +377,7 @@ func (e *examiner) appRights(ctx context.Context, tx pgx.Tx) error {
 		e.problem(check, "ALTER ROLE "+quoted(app)+" NOSUPERUSER;", "%s is a superuser: nothing keeps it from changing the order of events", app)
 		return nil
 	case app == e.role || app == e.o.RelayRole:
-		e.warn(check, "CREATE ROLE onewrite_relay LOGIN; -- then roles: {relay: onewrite_relay}, onewrite migrate, and onewrite_relay in url",
-			"onewrite itself connects as %s too, so the application may do to the outbox all that the relay may", app)
+		e.warn(check, splitRoles, "onewrite itself connects as %s too, so the application may do to the outbox all that the relay may", app)
 		return nil
 	}
 	too, owns, err := held(ctx, tx, app, appSurplus)

@@ -152,7 +152,6 @@ type illness struct {
 	severity  diagnosis.Severity
 	check     string
 	holds     string // in the cure
-	examiner  func(*examiner)
 	options   func(*MigrateOptions)
 }
 

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,16 +53,23 @@ func TestSmallDisk(t *testing.T) {
 }
 
 func TestRights(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root may do everything; TestSmallDisk has a disk where it may not")
-	}
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o000); err != nil {
+	dir, err := os.MkdirTemp("", "disk")
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, ask := range []func(string) (string, string){Unreadable, Unwritable} {
-		if why, cure := ask(file); !strings.Contains(why, "may not") || !strings.HasPrefix(cure, "setfacl -m u:") {
-			t.Errorf("a file without rights: %q, %q", why, cure)
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "file")
+	if err := errors.Join(os.WriteFile(file, nil, 0o000), os.Chmod(dir, 0o555)); err != nil {
+		t.Fatal(err)
+	}
+	servers.AsNobody(t, func() {
+		for path, ask := range map[string]func(string) (string, string){file: Unreadable, dir + "/./file": Unwritable, dir: Unwritable} {
+			if why, cure := ask(path); !strings.Contains(why, "may not") || !strings.HasPrefix(cure, "setfacl -m u:") {
+				t.Errorf("%s without rights: %q, %q", path, why, cure)
+			}
 		}
+	})
+	if why, cure := Unreadable(filepath.Join(dir, "gone")); why == "" || !strings.HasPrefix(cure, "ls -ld") {
+		t.Errorf("what is not there: %q, %q", why, cure)
 	}
 }
