@@ -20,19 +20,26 @@ import (
 
 // openBus opens the embedded or the external bus.
 func openBus(ctx context.Context, cfg *Config, log *slog.Logger, vanished func(destination, source string, from, to uint64), damaged func(what string)) (*nats.Bus, error) {
+	c, err := busConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	c.Logger, c.Vanished, c.Damaged = log, vanished, damaged
+	return nats.Open(ctx, c)
+}
+
+func busConfig(cfg *Config) (nats.Config, error) {
 	b := cfg.Bus
 	c := nats.Config{
 		Dir: b.Dir, URL: b.URL.Reveal(), Name: b.Name, Creds: b.Creds, NKey: b.NKey, User: b.User, Password: b.Password.Reveal(),
-		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent), Logger: log, Vanished: vanished, Damaged: damaged,
+		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent),
 	}
+	var err error
 	if c.URL != "" {
 		c.Dir = ""
-		var err error
-		if c.TLS, err = b.TLS.Build(); err != nil {
-			return nil, fmt.Errorf("bus: %w", err)
-		}
+		c.TLS, err = b.TLS.Build()
 	}
-	return nats.Open(ctx, c)
+	return c, err
 }
 
 // openSource opens one source at a position.

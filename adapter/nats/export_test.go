@@ -1,11 +1,13 @@
 package nats
 
 import (
+	"context"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/diagnosis"
 )
 
 // SetLease shortens the lease of an external bus.
@@ -34,3 +36,20 @@ func Encode(e *onewrite.Event) *natsgo.Msg {
 
 // Canonical is an event as readers in this process get it.
 var Canonical = canonical
+
+// ExamineAt is Examine of a machine whose clock is off by so much.
+func ExamineAt(ctx context.Context, c Config, off time.Duration, sources ...string) []diagnosis.Finding {
+	e := &examiner{now: func() time.Time { return time.Now().Add(off) }}
+	e.bus(ctx, c, sources)
+	return e.found
+}
+
+// VersionOf judges the version of a server.
+func VersionOf(text string) diagnosis.Finding {
+	e := &examiner{}
+	e.version(text)
+	return e.found[0]
+}
+
+// SubjectsWanted are the patterns that topics become.
+var SubjectsWanted = subjectsOf

@@ -382,8 +382,14 @@ func TestServerComesBack(t *testing.T) {
 // cluster starts three servers that replicate and returns their addresses.
 func cluster(t *testing.T) string {
 	t.Helper()
+	url, _ := clusterServers(t)
+	return url
+}
+
+// clusterServers is cluster with the servers themselves.
+func clusterServers(t *testing.T) (url string, servers []*server.Server) {
+	t.Helper()
 	var routes, urls []string
-	var servers []*server.Server
 	for range 3 {
 		routes = append(routes, "nats-route://"+freePort(t))
 	}
@@ -405,7 +411,7 @@ func cluster(t *testing.T) string {
 		}
 		return false
 	})
-	return strings.Join(urls, ",")
+	return strings.Join(urls, ","), servers
 }
 
 // TestCluster runs the suite on three servers, with three copies of everything.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
+
+	"github.com/onewrite/onewrite/internal/disk"
 )
 
 // The server never writes to a stream again whose store failed once, be it for
@@ -102,7 +104,7 @@ func (b *Bus) suspect(stream string, err error) error {
 		return err
 	}
 	if b.emb.ill.of(stream) == nil && code(err) != 0 && !moved(err) && !full(err) {
-		if free, known := freeBytes(b.emb.dir); known && free < needed {
+		if free, _, known := disk.Room(b.emb.dir); known && free < needed {
 			b.emb.ill.add(stream, "no space left on device")
 		}
 	}
@@ -123,7 +125,7 @@ func (b *Bus) publish(ctx context.Context, stream string, m *natsgo.Msg) (uint64
 
 // hasRoom tries whether dir can be written again.
 func hasRoom(dir string) error {
-	if free, known := freeBytes(dir); known && free < needed {
+	if free, _, known := disk.Room(dir); known && free < needed {
 		return syscall.ENOSPC // what little there is is left to others
 	}
 	path := filepath.Join(dir, "room")

@@ -24,6 +24,8 @@ func versionText() string {
 	return "dev"
 }
 
+const defaultFile = "onewrite.yaml"
+
 // app is what the commands share: the flags of the root.
 type app struct {
 	file   string
@@ -54,8 +56,8 @@ files and brokers, each at its own pace.`,
 	}
 	root.SetVersionTemplate("onewrite {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.PersistentFlags().StringVarP(&a.file, "config", "c", "onewrite.yaml", "the configuration `file`")
-	root.AddCommand(a.run(), a.init(), a.check(), a.migrate(), a.demo(), a.status(), a.tail(), a.reload(),
+	root.PersistentFlags().StringVarP(&a.file, "config", "c", defaultFile, "the configuration `file`")
+	root.AddCommand(a.run(), a.init(), a.check(), a.migrate(), a.doctor(), a.demo(), a.status(), a.tail(), a.reload(),
 		a.parked(), a.replay(), a.version())
 	root.AddCommand(hidden(demoChild()))
 	for _, c := range root.Commands() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,4 +44,24 @@ func WithDisk(t *testing.T, run func(mount func(dir, size string))) {
 	if err != nil {
 		t.Errorf("%v:\n%s", err, out)
 	}
+}
+
+// AsNobody calls f, on one thread, as a user without any right where this process is
+// root, so that what may not be read shows; else as this user. f may not end the test.
+func AsNobody(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if os.Geteuid() == 0 {
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			const nobody = 65534
+			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+				t.Error(errno)
+				return
+			}
+		}
+		f()
+	}()
+	<-done
 }

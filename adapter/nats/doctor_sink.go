@@ -1,0 +1,140 @@
+package nats
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/onewrite/onewrite/internal/diagnosis"
+)
+
+// ExamineSink looks at a NATS that is delivered to, and says what it finds; the
+// caller adds the Subject. It publishes nothing. topics are the patterns that the
+// destination wants.
+func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis.Finding {
+	e := &examiner{now: time.Now, tls: c.TLS}
+	if c.Name == "" {
+		c.Name = defaultName
+	}
+	if c.Subject == "" {
+		c.Subject = "{topic}"
+	}
+	if !e.connect(&Config{URL: c.URL, Name: c.Name, Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password, TLS: c.TLS}) {
+		return e.found
+	}
+	defer e.link.close()
+	e.ok("version", "nats-server %s", e.nc.ConnectedServerVersion())
+	wants, exact := subjectsOf(c.Subject, topics)
+	if e.reserved(c.Reserved, wants) {
+		return e.found
+	}
+	if c.Core {
+		e.ok("streams", "jetstream: false: what nobody listens to is lost, as configured")
+		return e.found
+	}
+	js, err := e.link.jetStream()
+	if err != nil || e.account(ctx, js) == nil {
+		return e.found
+	}
+	e.listeners(ctx, js, wants, exact)
+	return e.found
+}
+
+// subjectsOf are the patterns of the subjects that topics become. Where that cannot
+// be told exactly, they cover more.
+func subjectsOf(template string, topics []string) (wants []string, exact bool) {
+	if len(topics) == 0 {
+		topics = []string{">"}
+	}
+	head, tail, has := strings.Cut(template, "{topic}")
+	if !has {
+		return []string{template}, true
+	}
+	whole := (head == "" || strings.HasSuffix(head, ".")) && (tail == "" || strings.HasPrefix(tail, ".")) && !strings.Contains(tail, "{topic}")
+	exact = true
+	for _, t := range topics {
+		switch {
+		case !strings.ContainsAny(t, "*>"):
+			t = strings.ReplaceAll(template, "{topic}", t)
+		case whole && (tail == "" || !strings.HasSuffix(t, ">")):
+			t = head + t + tail
+		default: // a pattern in the middle of a word, or all that follows before a word
+			t, exact = head[:strings.LastIndexByte(head, '.')+1]+">", false
+		}
+		if !slices.Contains(wants, t) {
+			wants = append(wants, t)
+		}
+	}
+	return wants, exact
+}
+
+// reserved finds subjects that belong to the bus on the same server.
+func (e *examiner) reserved(bus string, wants []string) bool {
+	for _, w := range wants {
+		first, _, _ := strings.Cut(w, ".")
+		if bus != "" && (first == bus || strings.HasPrefix(first, bus+"-")) {
+			e.add(diagnosis.Problem, "subject", `subject: "events.{topic}"`, "the subject %s belongs to the bus on the same server: every event would be refused", w)
+			return true
+		}
+	}
+	return false
+}
+
+// remembers is how long a stream should know ids: a repeat comes within it.
+const remembers = 2 * time.Minute
+
+// listeners looks for the streams that take what will be published.
+func (e *examiner) listeners(ctx context.Context, js jetstream.JetStream, wants []string, exact bool) {
+	seen := map[string]bool{}
+	for _, w := range wants {
+		var names, subjects []string
+		covered := false
+		list := js.ListStreams(ctx, jetstream.WithStreamListSubject(w))
+		for info := range list.Info() {
+			names, subjects = append(names, info.Config.Name), append(subjects, info.Config.Subjects...)
+			covered = covered || slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return covers(s, w) })
+			if !seen[info.Config.Name] {
+				seen[info.Config.Name] = true
+				e.listener(info)
+			}
+		}
+		who := strings.Join(names, ", ")
+		switch {
+		case list.Err() != nil:
+			e.add(diagnosis.Problem, "streams", "nats stream ls --subject '"+w+"'", "the streams cannot be listed: %v", list.Err())
+			return
+		case len(names) == 0:
+			e.add(diagnosis.Problem, "streams", fmt.Sprintf("nats stream add EVENTS --subjects '%s' --defaults", w), "no stream listens on %s: every event would wait", w)
+		case covered:
+			e.ok("streams", "%s listens on %s", who, w)
+		case !exact:
+			e.ok("streams", "%s listens on part of %s; whether on all that comes cannot be told", who, w)
+		default:
+			cure := "nats stream ls --subject '" + w + "'"
+			if len(names) == 1 {
+				cure = "nats stream edit -f " + who
+				for _, s := range append(slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return covers(w, s) }), w) {
+					cure += " --subjects '" + s + "'"
+				}
+			}
+			e.add(diagnosis.Warning, "streams", cure, "%s listens only on %s of %s: other events would wait", who, strings.Join(subjects, ", "), w)
+		}
+	}
+}
+
+// listener looks at one stream.
+func (e *examiner) listener(info *jetstream.StreamInfo) {
+	c := info.Config
+	if c.NoAck {
+		e.add(diagnosis.Problem, "acknowledgement", "nats stream edit -f "+c.Name+" --ack", "the stream %s does not acknowledge, so no event is ever known to be delivered", c.Name)
+	}
+	if c.Duplicates < remembers {
+		e.add(diagnosis.Warning, "duplicates", "nats stream edit -f "+c.Name+" --dupe-window 2m", "the stream %s remembers ids for %v only: what comes again later than that is there twice", c.Name, c.Duplicates)
+		return
+	}
+	e.ok("duplicates", "%s drops repeats within %v", c.Name, c.Duplicates)
+}

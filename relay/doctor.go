@@ -1,0 +1,139 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/onewrite/onewrite/adapter/file"
+	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/adapter/postgres"
+	"github.com/onewrite/onewrite/adapter/sqlite"
+	"github.com/onewrite/onewrite/adapter/webhook"
+	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/diagnosis"
+)
+
+// Finding is one thing that [Doctor] looked at: how bad it is, of what, what was
+// found, and what cures it.
+type Finding = diagnosis.Finding
+
+// DoctorOptions steer an examination.
+type DoctorOptions struct {
+	// ConfigPath is the file that an instance at the listen address should run with;
+	// empty: any.
+	ConfigPath string
+	// Timeout is for each subject; default 10 s. All are examined at once.
+	Timeout time.Duration
+}
+
+// atOnce bounds the subjects that are examined at once.
+const atOnce = 64
+
+// subject is something to examine.
+type subject struct {
+	name    string
+	examine func(ctx context.Context) []Finding
+}
+
+// Doctor examines the bus, each source, each destination and the listen address of a
+// configuration that was validated. It changes nothing, and may run beside a relay
+// and before anything was made. The findings come in the order of the subjects.
+func Doctor(ctx context.Context, cfg *Config, o DoctorOptions) []Finding {
+	subjects := subjectsOf(cfg, o)
+	found := make([][]Finding, len(subjects))
+	turns := make(chan struct{}, atOnce)
+	done := make(chan struct{}, len(subjects))
+	for i, s := range subjects {
+		go func() {
+			turns <- struct{}{}
+			found[i] = s.within(ctx, cmp.Or(o.Timeout, 10*time.Second))
+			<-turns
+			done <- struct{}{}
+		}()
+	}
+	for range subjects {
+		<-done
+	}
+	return slices.Concat(found...)
+}
+
+// grace is what an examination has for its last words when its time is over.
+const grace = time.Second
+
+// within examines until the time is over. What then does not return, a file system
+// or a resolver that hangs, is left alone.
+func (s subject) within(ctx context.Context, timeout time.Duration) []Finding {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	answer := make(chan []Finding, 1)
+	go func() { answer <- s.examine(ctx) }()
+	over := time.NewTimer(timeout + grace)
+	defer over.Stop()
+	var found []Finding
+	select {
+	case found = <-answer:
+	case <-over.C:
+		found = []Finding{{Severity: diagnosis.Problem, Check: "time", Text: fmt.Sprintf("nothing was learned within %v: something does not answer", timeout), Cure: "onewrite doctor --timeout " + (6 * timeout).String()}}
+	}
+	for i := range found {
+		found[i].Subject = s.name
+	}
+	return found
+}
+
+// subjectsOf lists what there is to examine.
+func subjectsOf(cfg *Config, o DoctorOptions) []subject {
+	names := slices.Sorted(maps.Keys(cfg.Sources))
+	list := []subject{{"bus", func(ctx context.Context) []Finding { return examineBus(ctx, cfg, names) }}}
+	for _, name := range names {
+		s := cfg.Sources[name]
+		list = append(list, subject{"source " + name, func(ctx context.Context) []Finding {
+			if s.Type == config.Postgres {
+				return postgres.Examine(ctx, s.URL.Reveal(), postgresOptions(cfg, s, MigrateOptions{}))
+			}
+			return sqlite.Examine(ctx, s.Path, sqliteOptions(cfg, s))
+		}})
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Destinations)) {
+		d := cfg.Destinations[name]
+		list = append(list, subject{"destination " + name, func(ctx context.Context) []Finding { return examineDestination(ctx, name, d, cfg.Bus) }})
+	}
+	return append(list, subject{"listen", func(ctx context.Context) []Finding { return examineListen(ctx, cfg, o.ConfigPath) }})
+}
+
+func examineBus(ctx context.Context, cfg *Config, sources []string) []Finding {
+	c, err := busConfig(cfg)
+	if err != nil {
+		return []Finding{unreadable(err)}
+	}
+	found := nats.Examine(ctx, c, sources)
+	if cfg.Bus.Listen != "" {
+		found = append(found, examineBusListen(ctx, cfg.Bus))
+	}
+	return found
+}
+
+func examineDestination(ctx context.Context, name string, d config.Destination, bus config.Bus) []Finding {
+	if d.Type == config.File {
+		return file.Examine(file.Config{Path: d.Path})
+	}
+	t, err := d.TLS.Build()
+	if err != nil {
+		return []Finding{unreadable(err)}
+	}
+	silent := slog.New(slog.DiscardHandler)
+	if d.Type == config.NATS {
+		return nats.ExamineSink(ctx, natsSink(name, d, bus, t, silent), d.Topics)
+	}
+	return webhook.Examine(ctx, webhookConfig(d, t, silent))
+}
+
+// unreadable is about the files of certificates.
+func unreadable(err error) Finding {
+	return Finding{Severity: diagnosis.Problem, Check: "tls", Text: err.Error(), Cure: "give the path of PEM files that can be read"}
+}
