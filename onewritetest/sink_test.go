@@ -160,13 +160,14 @@ func suiteSees(t *testing.T, suite string, faults map[string]string) {
 	for fault, check := range faults {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^"+suite+"$", "-test.timeout=1m")
+			name := strings.ReplaceAll(check, " ", "_")
+			cmd := exec.Command(os.Args[0], "-test.run=^"+suite+"$/^"+name+"$", "-test.timeout=3m")
 			cmd.Env = append(os.Environ(), faultVariable+"="+fault)
 			out, err := cmd.CombinedOutput()
 			if err == nil {
-				t.Fatalf("the suite passed what %s", fault)
+				t.Fatalf("the check %q passed what %s", check, fault)
 			}
-			if !strings.Contains(string(out), "FAIL: "+suite+"/"+strings.ReplaceAll(check, " ", "_")+" ") {
+			if !strings.Contains(string(out), "FAIL: "+suite+"/"+name+" ") || strings.Contains(string(out), "panic:") {
 				t.Errorf("not found by the check %q:\n%s", check, out)
 			}
 		})
