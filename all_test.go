@@ -473,6 +473,9 @@ var links = map[string][]string{
 	"inbox/pgxinbox":    {"github.com/jackc/", "golang.org/x/"},
 	"inbox/natsinbox":   {"github.com/nats-io/", "github.com/klauspost/compress/", "golang.org/x/"},
 	"pipeline":          {"golang.org/x/"},
+	// What users' tests link is the library under test, and what it needs.
+	"onewritetest":         {module + "/outbox"},
+	"onewritetest/pgxtest": {module + "/outbox", "github.com/jackc/", "golang.org/x/"},
 }
 
 // TestApplicationsLinkLittle: an application that publishes or handles events

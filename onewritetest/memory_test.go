@@ -3,7 +3,6 @@ package onewritetest_test
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,19 +14,6 @@ import (
 type kept struct{ *onewritetest.MemoryBus }
 
 func (kept) Close() error { return nil }
-
-func TestMemoryBus(t *testing.T) {
-	var mu sync.Mutex
-	buses := map[string]kept{}
-	onewritetest.TestBus(t, func(_ *testing.T, dir string) onewritetest.Bus {
-		mu.Lock()
-		defer mu.Unlock()
-		if _, ok := buses[dir]; !ok {
-			buses[dir] = kept{&onewritetest.MemoryBus{}}
-		}
-		return buses[dir]
-	})
-}
 
 func subscribe(t *testing.T, b onewrite.Bus, name string) onewrite.Subscription {
 	t.Helper()

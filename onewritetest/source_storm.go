@@ -23,9 +23,9 @@ func (t *sourceTest) storm() {
 	}
 	var got []onewrite.Event
 	pos, writing := onewrite.Pos(""), writers
-	for end := time.Now().Add(t.h.Patience); writing > 0 || len(got) < len(t.wrote); {
+	for end := time.Now().Add(3 * t.h.Patience); writing > 0 || len(got) < len(t.wrote); {
 		if time.Now().After(end) {
-			t.Fatalf("only %d events came within %v", len(got), t.h.Patience)
+			t.Fatalf("only %d events came within %v", len(got), 3*t.h.Patience)
 		}
 		select {
 		case err := <-errs:
