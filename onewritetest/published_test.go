@@ -4,8 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -290,6 +292,25 @@ func TestLooksThatFail(t *testing.T) {
 	})
 	if said := failure(t, func(tb testing.TB) { mysql.Published(tb) }); !strings.Contains(said, "MySQL") {
 		t.Errorf("MySQL: %q", said)
+	}
+}
+
+// A long list is shown where it differs.
+func TestLongListsAreShort(t *testing.T) {
+	var got []outbox.Event
+	for i := range 500 {
+		got = append(got, outbox.Event{Topic: "a", Key: fmt.Sprint(i)})
+	}
+	want := slices.Clone(got)
+	want[50].Key = "x"
+	said := failure(t, func(tb testing.TB) { onewritetest.RequireEvents(tb, got, want...) })
+	for _, s := range []string{
+		"    a key \"0\"\n    a key \"1\"\n    … 47 events as wanted\n    a key \"49\"\n  ! a key \"50\"\n        key is \"50\", want \"x\"\n    a key \"51\"\n",
+		"… 100 events at the end were not compared",
+	} {
+		if !strings.Contains(said, s) {
+			t.Errorf("does not say %q:\n%s", s, said)
+		}
 	}
 }
 

@@ -50,10 +50,21 @@ func require(tb testing.TB, what, ifMore string, got, want []outbox.Event) {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s, %s (- missing, + not wanted, ! differs):\n", what, events(len(got)), wanted)
-	more := false
-	for _, p := range align(want, got) {
-		p.print(&b)
+	pairs := align(want, got)
+	more, fine := false, 0
+	for i, p := range pairs {
 		more = more || p.want == nil
+		if !p.fine() {
+			fine = 0
+		} else if fine++; fine > 2 && i+1 < len(pairs) && pairs[i+1].fine() {
+			continue // what is as it should be is there to find one's way
+		} else if fine > 3 {
+			fmt.Fprintf(&b, "    … %s as wanted\n", events(fine-3))
+		}
+		p.print(&b)
+	}
+	if cut := max(len(want), len(got)) - mostAligned; cut > 0 {
+		fmt.Fprintf(&b, "  … %s at the end were not compared\n", events(cut))
 	}
 	if more {
 		b.WriteString(ifMore)
@@ -195,6 +206,10 @@ func jsonDifference(path string, want, got any) string {
 // pair is a wanted event and the one that is there in its place; one of them may be
 // missing.
 type pair struct{ want, got *outbox.Event }
+
+func (p pair) fine() bool {
+	return p.want != nil && p.got != nil && len(differences(p.want, p.got)) == 0
+}
 
 func (p pair) print(b *strings.Builder) {
 	switch {
