@@ -70,6 +70,8 @@ var rules = []rule{
 		broken("pipeline/a.go", `package pipeline; import _ "github.com/onewrite/onewrite/adapter/nats"`),
 		broken("adapter/nats/a.go", `package nats; import _ "github.com/onewrite/onewrite/adapter/sqlite"`),
 		broken("adapter/nats/a.go", `package nats; import _ "github.com/onewrite/onewrite/relay"`),
+		broken("pipeline/a.go", `package pipeline; import _ "github.com/onewrite/onewrite/onewritetest"`),
+		broken("onewritetest/a.go", `package onewritetest; import _ "github.com/onewrite/onewrite/adapter/sqlite"`),
 		broken("dashboard/a.go", `package dashboard; import _ "github.com/onewrite/onewrite/relay"`),
 		broken("relay/a.go", `package relay; import _ "github.com/onewrite/onewrite/cmd/onewrite"`),
 		broken("internal/config/a.go", `package config; import _ "github.com/onewrite/onewrite/outbox"`),
@@ -202,7 +204,8 @@ var floors = []struct {
 	folders []string
 }{
 	{"the nouns", []string{"."}},
-	{"libraries", []string{"outbox", "inbox", "pipeline", "reconcile", "guardian", "ledger", "audit", "onewritetest"}},
+	{"libraries", []string{"outbox", "inbox", "pipeline", "reconcile", "guardian", "ledger", "audit"}},
+	{"test kit", []string{"onewritetest"}},
 	{"adapters", []string{"adapter"}},
 	{"dashboard", []string{"dashboard"}},
 	{"relay", []string{"relay"}},
@@ -470,6 +473,9 @@ var links = map[string][]string{
 	"inbox/pgxinbox":    {"github.com/jackc/", "golang.org/x/"},
 	"inbox/natsinbox":   {"github.com/nats-io/", "github.com/klauspost/compress/", "golang.org/x/"},
 	"pipeline":          {"golang.org/x/"},
+	// What users' tests link is the library under test, and what it needs.
+	"onewritetest":         {module + "/outbox"},
+	"onewritetest/pgxtest": {module + "/outbox", "github.com/jackc/", "golang.org/x/"},
 }
 
 // TestApplicationsLinkLittle: an application that publishes or handles events

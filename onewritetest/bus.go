@@ -266,8 +266,10 @@ func (t *busTest) faithful() {
 		{ID: "binary", Topic: "public.My Table.*", Type: "insert", Key: `{"id":1}`, Tx: onewrite.Tx{ID: "77", Index: 3, Last: true}, ContentType: "application/octet-stream", Data: []byte{0, 1, 0xff, '\r', '\n'}},
 		{ID: "wide", Topic: "order.placed", Type: "order.placed", Key: "w", ContentType: "text/plain", Data: []byte("x"), Header: map[string]string{"x-wide": string(make([]byte, 70000))}},
 	}
+	want := make([]onewrite.Event, len(events)) // the bus has no hand on these
 	for i := range events {
 		events[i].Source = "shop"
+		want[i] = cloneEvent(events[i])
 	}
 	// One by one, a few at once, and as a batch.
 	prev, _ := t.append("shop", "", onewrite.Batch{Events: events[:1], Pos: `{"p": "1 %✓"}`})
@@ -276,11 +278,14 @@ func (t *busTest) faithful() {
 	_, last := t.append("shop", prev, onewrite.Batch{Events: events[4:], Pos: "6"})
 	for _, name := range []string{"live", "restarted"} {
 		sub := t.subscribe(onewrite.Interest{Name: name, Sources: []string{"shop"}})
-		t.asWere(t.read(sub, len(events)), events, last)
+		t.asWere(t.read(sub, len(events)), want, last)
 		t.closeSub(sub)
 		t.reopen()
 	}
 	t.position("shop", "6", last)
+	if !reflect.DeepEqual(events, want) {
+		t.Error("Append changed the events of its caller")
+	}
 }
 
 func (t *busTest) asWere(got []onewrite.Message, events []onewrite.Event, last uint64) {

@@ -3,7 +3,9 @@ package onewritetest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"reflect"
 	"runtime"
@@ -102,18 +104,20 @@ func excerpt(b []byte) string {
 
 // sameJSON reports whether a and b are one JSON value; numbers by their digits.
 func sameJSON(a, b []byte) bool {
-	var v, w any
-	for _, x := range []struct {
-		text []byte
-		into *any
-	}{{a, &v}, {b, &w}} {
-		d := json.NewDecoder(bytes.NewReader(x.text))
-		d.UseNumber()
-		if d.Decode(x.into) != nil || d.More() {
-			return false
-		}
+	v, ok := jsonValue(a)
+	w, too := jsonValue(b)
+	return ok && too && reflect.DeepEqual(v, w)
+}
+
+// jsonValue returns the value of a JSON text; ok is false if b is none.
+func jsonValue(b []byte) (v any, ok bool) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	if d.Decode(&v) != nil {
+		return nil, false
 	}
-	return reflect.DeepEqual(v, w)
+	_, err := d.Token()
+	return v, errors.Is(err, io.EOF)
 }
 
 func goroutines() int { return runtime.NumGoroutine() }

@@ -10,14 +10,15 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/onewritetest"
 	"github.com/onewrite/onewrite/pipeline"
 )
 
 // world is one source, one bus and one destination, run in synthetic time.
 type world struct {
 	source *memSource
-	bus    *memBus
-	sink   *memSink
+	bus    *onewritetest.MemoryBus
+	sink   *onewritetest.MemorySink
 	ingest *pipeline.Ingest
 	d      *pipeline.Delivery
 	stop   func()
@@ -27,7 +28,7 @@ type world struct {
 func (w *world) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.ingest = &pipeline.Ingest{Name: "shop", Open: w.source.open, Bus: w.bus}
-	w.d.Interest, w.d.Bus, w.d.Open = onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: w.d.Interest.Topics}, w.bus, w.sink.open
+	w.d.Interest, w.d.Bus, w.d.Open = onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: w.d.Interest.Topics}, w.bus, w.sink.Open
 	done := make(chan error, 2)
 	go func() { done <- w.ingest.Run(ctx) }()
 	go func() { done <- w.d.Run(ctx) }()
@@ -39,7 +40,7 @@ func (w *world) start() {
 }
 
 func newWorld() *world {
-	return &world{source: newMemSource("shop"), bus: newMemBus(), sink: &memSink{}, d: &pipeline.Delivery{Concurrency: 4}}
+	return &world{source: newMemSource("shop"), bus: &onewritetest.MemoryBus{}, sink: &onewritetest.MemorySink{}, d: &pipeline.Delivery{Concurrency: 4}}
 }
 
 func event(i int, key string) onewrite.Event {
@@ -73,8 +74,8 @@ func TestFlowInOrder(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		s := w.d.Status()
-		if n := checkOrder(t, w.sink.seen()); n != 500 || len(w.sink.seen()) != 500 {
-			t.Errorf("arrived: %d distinct of %d, want 500 once", n, len(w.sink.seen()))
+		if n := checkOrder(t, w.sink.Received()); n != 500 || len(w.sink.Received()) != 500 {
+			t.Errorf("arrived: %d distinct of %d, want 500 once", n, len(w.sink.Received()))
 		}
 		if s.Delivered != 500 || s.Pending != 0 || s.State != pipeline.OK || s.Position["shop"] != 500 {
 			t.Errorf("status: %+v", s)
@@ -95,7 +96,10 @@ func TestFlowInOrder(t *testing.T) {
 func TestCleanStopRepeatsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.sink.delay = func() time.Duration { return 3 * time.Millisecond }
+		w.sink.Before = func(context.Context, onewrite.Event) error {
+			time.Sleep(3 * time.Millisecond)
+			return nil
+		}
 		for i := range 300 {
 			w.source.commit(event(i, fmt.Sprint("k", i%11)))
 		}
@@ -108,8 +112,8 @@ func TestCleanStopRepeatsNothing(t *testing.T) {
 		w.start()
 		time.Sleep(10 * time.Second)
 		w.stop()
-		if n := checkOrder(t, w.sink.seen()); n != 300 || len(w.sink.seen()) != 300 {
-			t.Errorf("arrived: %d distinct of %d, want 300 once", n, len(w.sink.seen()))
+		if n := checkOrder(t, w.sink.Received()); n != 300 || len(w.sink.Received()) != 300 {
+			t.Errorf("arrived: %d distinct of %d, want 300 once", n, len(w.sink.Received()))
 		}
 	})
 }
@@ -123,7 +127,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
 				var down atomic.Bool
-				w.sink.before = func(onewrite.Event) error {
+				w.sink.Before = func(context.Context, onewrite.Event) error {
 					if down.Load() && rejected {
 						return fmt.Errorf("400: %w", onewrite.ErrRejected)
 					} else if down.Load() {
@@ -151,7 +155,7 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 				if s.Delivered != 200 || s.Pending != 0 || s.State != pipeline.OK || s.LastError != "" {
 					t.Errorf("lanes %d: after the outage: %+v", lanes, s)
 				}
-				checkOrder(t, w.sink.seen())
+				checkOrder(t, w.sink.Received())
 				w.stop()
 			})
 		}
@@ -169,13 +173,13 @@ func TestPoisonIsParkedWithItsKey(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld()
 			var mended atomic.Bool
-			w.sink.before = func(e onewrite.Event) error {
+			w.sink.Before = func(_ context.Context, e onewrite.Event) error {
+				time.Sleep(rand.N(5 * time.Millisecond))
 				if e.ID == "e0030" && !mended.Load() {
 					return reject
 				}
 				return nil
 			}
-			w.sink.delay = func() time.Duration { return time.Duration(rand.Int64N(int64(5 * time.Millisecond))) }
 			w.start()
 			for i := range 60 {
 				w.source.commit(event(i, fmt.Sprint("k", i%10)))
@@ -210,7 +214,7 @@ func TestPoisonIsParkedWithItsKey(t *testing.T) {
 			if s = w.d.Status(); s.Parked != 0 || s.Delivered != 102 || s.Pending != 0 {
 				t.Errorf("after the redrive: %+v", s)
 			}
-			if n := checkOrder(t, w.sink.seen()); n != 102 {
+			if n := checkOrder(t, w.sink.Received()); n != 102 {
 				t.Errorf("%d arrived", n)
 			}
 			w.stop()
@@ -221,7 +225,7 @@ func TestPoisonIsParkedWithItsKey(t *testing.T) {
 func TestDiscardLetsTheKeyGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.sink.before = func(e onewrite.Event) error {
+		w.sink.Before = func(_ context.Context, e onewrite.Event) error {
 			if e.ID == "e0003" {
 				return onewrite.ErrRejected
 			}
@@ -246,7 +250,7 @@ func TestDiscardLetsTheKeyGo(t *testing.T) {
 		if s := w.d.Status(); s.Parked != 0 || s.Skipped != 1 || s.Delivered != 19 {
 			t.Errorf("status: %+v", s)
 		}
-		checkOrder(t, w.sink.seen())
+		checkOrder(t, w.sink.Received())
 		w.stop()
 	})
 }
@@ -254,7 +258,7 @@ func TestDiscardLetsTheKeyGo(t *testing.T) {
 func TestGoneStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.sink.before = func(onewrite.Event) error { return fmt.Errorf("410: %w", onewrite.ErrGone) }
+		w.sink.Before = func(context.Context, onewrite.Event) error { return fmt.Errorf("410: %w", onewrite.ErrGone) }
 		w.start()
 		w.source.commit(event(1, "a"))
 		time.Sleep(time.Minute)
@@ -268,7 +272,7 @@ func TestGoneStops(t *testing.T) {
 func TestStaleTwinIsFenced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.bus.lease = 6 * time.Second
+		w.bus.Lease = 6 * time.Second
 		w.start()
 		twin := &world{source: w.source, bus: w.bus, sink: w.sink, d: &pipeline.Delivery{Concurrency: 4}}
 		twin.start()
@@ -277,8 +281,8 @@ func TestStaleTwinIsFenced(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		time.Sleep(20 * time.Second)
-		if n := checkOrder(t, w.sink.seen()); n != 200 || len(w.sink.seen()) != 200 {
-			t.Errorf("%d distinct of %d", n, len(w.sink.seen()))
+		if n := checkOrder(t, w.sink.Received()); n != 200 || len(w.sink.Received()) != 200 {
+			t.Errorf("%d distinct of %d", n, len(w.sink.Received()))
 		}
 		if a, b := w.d.Status(), twin.d.Status(); (a.State == pipeline.OK) == (b.State == pipeline.OK) {
 			t.Errorf("one must deliver and one stand by: %+v, %+v", a, b)
@@ -292,9 +296,9 @@ func TestStaleTwinIsFenced(t *testing.T) {
 func TestFencedCopyShowsNoNumbers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.bus.lease = 6 * time.Second
+		w.bus.Lease = 6 * time.Second
 		var slow, stalled atomic.Bool
-		w.bus.fault = func(at string) error {
+		w.bus.Fault = func(at string) error {
 			if at == "commit.before" && slow.Load() && stalled.CompareAndSwap(false, true) {
 				time.Sleep(20 * time.Second) // longer than the lease
 			}
@@ -366,11 +370,11 @@ func TestParkedCountsOnce(t *testing.T) {
 					w := newWorld()
 					w.d.Attempts = 3
 					mended, dies := atomic.Bool{}, &death{where: where}
-					w.bus.fault = dies.fault
+					w.bus.Fault = dies.fault
 					dies.armed.Store(where == "park.after")
-					w.sink.before = func(e onewrite.Event) error {
+					w.sink.Before = func(_ context.Context, e onewrite.Event) error {
 						if e.ID == "e0003" && !mended.Load() {
-							if w.bus.parkedNow("wh") > 0 { // well again at the moment when it is parked
+							if len(w.bus.Parked("wh")) > 0 { // well again at the moment when it is parked
 								mended.Store(where == "park.after")
 							}
 							return onewrite.ErrRejected
@@ -427,7 +431,7 @@ func TestParkedCountsOnce(t *testing.T) {
 func TestSilentBusIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.bus.fault = func(at string) error {
+		w.bus.Fault = func(at string) error {
 			if at == "append.before" || at == "commit.before" {
 				time.Sleep(25 * time.Second)
 			}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/onewritetest"
 	"github.com/onewrite/onewrite/pipeline"
 )
 
@@ -34,19 +35,22 @@ type sim struct {
 	seed   uint64
 	rng    *rand.Rand // of the story teller's goroutine only
 	source *memSource
-	bus    *memBus
-	sink   *memSink
+	bus    *onewritetest.MemoryBus
+	sink   *onewritetest.MemorySink
 
-	mu      sync.Mutex
-	counts  map[string]uint64
-	outage  bool    // the destination refuses everything
-	storm   bool    // faults strike
-	rate    float64 // this often
-	poison  map[string]bool
-	guilty  map[string]bool // all that ever were poison
-	errs    []string
-	hits    map[string]int
-	checked uint64 // offsets that a cursor was found to cover rightly; under bus.mu
+	mu     sync.Mutex
+	counts map[string]uint64
+	there  map[string]bool // ids that the destination has
+	outage bool            // the destination refuses everything
+	storm  bool            // faults strike
+	rate   float64         // this often
+	poison map[string]bool
+	guilty map[string]bool // all that ever were poison
+	errs   []string
+	hits   map[string]int
+
+	cursors sync.Mutex
+	checked uint64 // offsets that a cursor was found to cover rightly; under cursors
 
 	runners []*runner
 	deaths  int
@@ -107,12 +111,18 @@ func (s *sim) fail(check, format string, args ...any) {
 
 func newSim(t *testing.T, seed uint64) *sim {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	s := &sim{t: t, seed: seed, rng: rng, source: newMemSource("shop"), bus: newMemBus(), sink: &memSink{},
-		counts: map[string]uint64{}, poison: map[string]bool{}, guilty: map[string]bool{}, hits: map[string]int{},
+	s := &sim{t: t, seed: seed, rng: rng, source: newMemSource("shop"), bus: &onewritetest.MemoryBus{}, sink: &onewritetest.MemorySink{},
+		counts: map[string]uint64{}, there: map[string]bool{}, poison: map[string]bool{}, guilty: map[string]bool{}, hits: map[string]int{},
 		rate: rng.Float64() * 0.1, storm: true, twins: rng.IntN(3) == 0}
 	s.source.chunk = 1 + rng.IntN(20)
+	s.sink.After = func(_ context.Context, e onewrite.Event) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.there[e.ID] = true
+		return nil
+	}
 	if s.twins {
-		s.bus.lease = 6 * time.Second
+		s.bus.Lease = 6 * time.Second
 	}
 	return s
 }
@@ -204,15 +214,15 @@ func (s simSub) Close() error {
 // or parked (L4).
 func (s *sim) checkCursor(c onewrite.Cursor) {
 	parked := map[string]bool{}
-	s.bus.mu.Lock()
-	defer s.bus.mu.Unlock()
-	for _, p := range s.bus.parked["wh"] { // first: a redriven event arrives before it leaves
+	s.cursors.Lock()
+	defer s.cursors.Unlock()
+	for _, p := range s.bus.Parked("wh") { // first: a redriven event arrives before it leaves
 		parked[p.Message.ID] = true
 	}
-	l := s.bus.log("shop")
+	events := s.bus.Events("shop")
 	covered := func(from, to uint64) {
-		for o := from; o <= to && o <= uint64(len(l.events)); o++ {
-			if e := l.events[o-1]; e.Topic != "noise" && !parked[e.ID] && !s.sink.has(e.ID) {
+		for o := from; o <= to && o <= uint64(len(events)); o++ {
+			if e := &events[o-1]; e.Topic != "noise" && !parked[e.ID] && !s.has(e.ID) {
 				s.fail("I10", "the cursor covers %s, which is neither delivered nor parked", e.ID)
 				return
 			}
@@ -223,6 +233,12 @@ func (s *sim) checkCursor(c onewrite.Cursor) {
 	for _, sp := range c.Logs["shop"].Done {
 		covered(sp.From, sp.To)
 	}
+}
+
+func (s *sim) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.there[id]
 }
 
 // simSource is the source as one runner sees it.
@@ -245,18 +261,12 @@ func (x simSource) Ack(ctx context.Context, pos onewrite.Pos) error {
 		return err
 	}
 	n, _ := strconv.Atoi(string(pos))
-	x.s.bus.mu.Lock()
-	var floor uint64
-	if c := x.s.bus.cursors["wh"]; c != nil {
-		floor = c.cursor.Logs["shop"].Floor
-	}
-	held := len(x.s.bus.log("shop").events)
-	for _, p := range x.s.bus.parked["wh"] {
+	floor, held := x.s.bus.Cursor("wh").Logs["shop"].Floor, len(x.s.bus.Events("shop"))
+	for _, p := range x.s.bus.Parked("wh") {
 		if p.Message.Offset <= uint64(n) {
 			x.s.fail("I9", "row %d was given up though %s before it is only parked", n, p.Message.ID)
 		}
 	}
-	x.s.bus.mu.Unlock()
 	if n > held || uint64(n) > floor {
 		x.s.fail("I9", "row %d was given up; the bus holds %d, the destination confirmed %d", n, held, floor)
 	}
@@ -265,11 +275,10 @@ func (x simSource) Ack(ctx context.Context, pos onewrite.Pos) error {
 
 // simSink is the destination as one runner sees it.
 type simSink struct {
+	onewrite.Sink
 	s *sim
 	r *runner
 }
-
-func (x simSink) Close() error { return nil }
 
 func (x simSink) Write(ctx context.Context, events []onewrite.Event) (int, error) {
 	for i, e := range events {
@@ -286,7 +295,7 @@ func (x simSink) Write(ctx context.Context, events []onewrite.Event) (int, error
 		if bad {
 			return i, fmt.Errorf("422: %w", onewrite.ErrRejected)
 		}
-		if _, err := x.s.sink.Write(ctx, events[i:i+1]); err != nil {
+		if _, err := x.Sink.Write(ctx, events[i:i+1]); err != nil {
 			return i, err
 		}
 		if err := errors.Join(x.r.pass(), x.s.strike("sink.after")); err != nil {
@@ -317,8 +326,9 @@ func (s *sim) boot() *runner {
 	}}
 	r.d = &pipeline.Delivery{
 		Interest: onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: []string{"order"}}, Bus: simBus{s, r},
-		Open: func(context.Context) (onewrite.Sink, error) {
-			return simSink{s, r}, errors.Join(r.pass(), s.strike("sink.open"))
+		Open: func(ctx context.Context) (onewrite.Sink, error) {
+			sink, err := s.sink.Open(ctx)
+			return simSink{sink, s, r}, errors.Join(err, r.pass(), s.strike("sink.open"))
 		},
 		Concurrency: 1 + s.rng.IntN(8), BatchCount: 1 + s.rng.IntN(5), Window: 200 + s.rng.IntN(400),
 	}
@@ -402,7 +412,7 @@ func (s *sim) run() {
 
 // cleanStop ends everything in the middle of a burst: nothing may come again.
 func (s *sim) cleanStop(n int) {
-	before := len(s.sink.seen())
+	before := len(s.sink.Received())
 	for i := range 30 {
 		e := event(n+i+1, fmt.Sprint("k", i%3))
 		e.Topic = "order"
@@ -414,7 +424,7 @@ func (s *sim) cleanStop(n int) {
 	}
 	s.runners = []*runner{s.boot()}
 	time.Sleep(time.Minute)
-	if more := len(s.sink.seen()) - before; more != 30 {
+	if more := len(s.sink.Received()) - before; more != 30 {
 		s.fail("I7", "30 events around a clean stop arrived %d times", more)
 	}
 	s.runners[0].end()
@@ -480,7 +490,7 @@ func (s *sim) quiet(n int, parkedToo bool) {
 	seen := map[string]onewrite.Event{}
 	last := map[string]string{}
 	repeats := 0
-	for _, e := range s.sink.seen() {
+	for _, e := range s.sink.Received() {
 		want, ok := committed[e.ID]
 		if !ok {
 			s.fail("I2", "%s was never committed", e.ID)
@@ -500,14 +510,12 @@ func (s *sim) quiet(n int, parkedToo bool) {
 		last[e.Key] = e.ID
 	}
 	parked := map[string]bool{}
-	s.bus.mu.Lock()
-	for _, p := range s.bus.parked["wh"] {
+	for _, p := range s.bus.Parked("wh") {
 		parked[p.Message.ID] = true
 		if !parkedToo {
 			s.fail("I13", "%s is still parked after the redrive", p.Message.ID)
 		}
 	}
-	s.bus.mu.Unlock()
 	for id, e := range committed {
 		_, ok := seen[id]
 		if e.Topic == "noise" {

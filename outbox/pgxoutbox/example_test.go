@@ -3,6 +3,7 @@ package pgxoutbox_test
 import (
 	"context"
 	"log"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -48,4 +49,60 @@ func ExampleQueue() {
 		log.Fatal(err)
 	}
 	outbox.Ring()
+}
+
+// Thousands of events by COPY, in the transaction that they tell of.
+func ExampleCopy() {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, "service=shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, "UPDATE items SET price = price * 2 RETURNING id")
+		if err != nil {
+			return err
+		}
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		events := make([]outbox.Event, len(ids))
+		for i, id := range ids {
+			events[i] = outbox.Event{Topic: "price.changed", Key: id}
+		}
+		return pgxoutbox.Copy(ctx, tx, events...)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	outbox.Ring()
+}
+
+// An event that is to be sent later, and is not to be sent after all.
+func ExampleCancel() {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, "service=shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	reminder := outbox.NewID()
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		return pgxoutbox.Publish(ctx, tx, outbox.Event{ID: reminder, Topic: "payment.reminder", DeliverAt: time.Now().Add(time.Hour)})
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		was, err := pgxoutbox.Cancel(ctx, tx, reminder)
+		if err == nil && !was {
+			log.Print("it was sent already")
+		}
+		return err
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
 }
