@@ -211,7 +211,7 @@ func (r *Relay) startSource(name string, c config.Source) {
 			return openSource(ctx, name, c, r.bus.ID(), pos, r.log.With("source", name), func(what, problem string) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				r.warn("import "+name+" "+what, problem)
+				r.warn("source "+name+" "+what, problem)
 			})
 		},
 	}

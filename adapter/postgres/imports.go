@@ -57,7 +57,7 @@ func (i *Import) selection(binary bool) string {
 	id := "gen_random_uuid()"
 	if i.ID != "" {
 		given := "(" + i.ID + ")::text"
-		id = fmt.Sprintf(`CASE WHEN %[1]s ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN %[1]s ELSE md5(%[2]s || %[1]s) END::uuid`, given, quote(i.Table+"/"))
+		id = fmt.Sprintf(`CASE WHEN %[1]s ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN %[1]s ELSE md5(tableoid::regclass::text || '/' || %[1]s) END::uuid`, given)
 	}
 	headers := "NULL::jsonb"
 	if i.Headers != "" {
@@ -73,8 +73,6 @@ func (i *Import) selection(binary bool) string {
 	return b.String()[2:]
 }
 
-func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
-
 func (i *Import) where() string {
 	if i.Where == "" {
 		return ""
@@ -85,12 +83,19 @@ func (i *Import) where() string {
 // insert begins an INSERT from rows that have the names of selection.
 var insertImported = "INSERT INTO onewrite.outbox (" + columns + ") SELECT e_" + strings.ReplaceAll(columns, ", ", ", e_")
 
-// moveSQL moves at most $1 rows. They are found again by where they are stored, which
-// does not change while they are locked.
+// lockSQL finds at most $1 rows and locks them, or fails at one that another session
+// has: who waited with locked rows in hand would make the application wait too.
+func (i *Import) lockSQL() string {
+	return fmt.Sprintf(`SELECT coalesce(array_agg(t), '{}'), coalesce(array_agg(r), '{}') FROM (
+		SELECT tableoid::bigint AS t, ctid::text AS r FROM %s%s ORDER BY %s LIMIT $1 FOR UPDATE NOWAIT) AS locked`, i.Table, i.where(), strings.Join(i.Order, ", "))
+}
+
+// moveSQL moves the locked rows. It is a statement of its own, so that it sees them as
+// they were locked, whoever changed them a moment before.
 func (i *Import) moveSQL(binary bool) string {
-	return fmt.Sprintf(`WITH batch AS (SELECT tableoid AS e_table, ctid AS e_row FROM %[1]s%[2]s ORDER BY %[3]s LIMIT $1 FOR UPDATE),
-		gone AS (DELETE FROM %[1]s USING batch WHERE tableoid = e_table AND ctid = e_row RETURNING ROW(%[3]s) AS e_order, %[4]s)
-		%[5]s FROM gone ORDER BY e_order`, i.Table, i.where(), strings.Join(i.Order, ", "), i.selection(binary), insertImported)
+	return fmt.Sprintf(`WITH gone AS (DELETE FROM %[1]s USING unnest($1::bigint[], $2::text[]) AS onewrite_batch(onewrite_table, onewrite_row)
+			WHERE tableoid = onewrite_table::oid AND ctid = onewrite_row::tid RETURNING ROW(%[2]s) AS e_order, %[3]s)
+		%[4]s FROM gone ORDER BY e_order`, i.Table, strings.Join(i.Order, ", "), i.selection(binary), insertImported)
 }
 
 // copySQL reads all rows, once.
@@ -135,7 +140,8 @@ func (i *importer) session(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `SET lock_timeout = '5s'`); err != nil {
+	// What row security would hide is an error, and what hangs is one too.
+	if _, err := conn.Exec(ctx, `SET row_security = off; SET statement_timeout = '10s'; SET default_transaction_isolation = 'read committed'`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
 	binary, err := i.describe(ctx, conn)
@@ -154,17 +160,15 @@ func (i *importer) session(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		// An INSERT of no rows would wake a sleeping reader for nothing.
-		var any bool
-		var tag pgconn.CommandTag
-		err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM %s%s)`, i.Table, i.where())).Scan(&any)
-		if err == nil && any {
-			tag, err = conn.Exec(ctx, i.moveSQL(binary), limit)
-		}
+		moved, err := i.move(ctx, conn, binary, limit)
 		switch {
-		case err != nil && isData(err) && limit > 1:
-			limit = 1 // what is before the bad row is moved all the same
+		case err != nil && limit > 1 && (isData(err) || isTaken(err)):
+			// What is before the bad or the taken row is moved all the same.
+			limit /= 2
 			tick.Reset(0)
+			continue
+		case isTaken(err):
+			tick.Reset(max(i.Every, 50*time.Millisecond))
 			continue
 		case err != nil && isData(err):
 			return fmt.Errorf("the row with (%s) = %s can be no event: %w; correct it, delete it, or leave it out with where:",
@@ -173,7 +177,6 @@ func (i *importer) session(ctx context.Context) error {
 			return i.cure(err)
 		}
 		i.report("")
-		moved := int(tag.RowsAffected())
 		pause := i.Every
 		if moved == limit {
 			pause = 0
@@ -183,6 +186,29 @@ func (i *importer) session(ctx context.Context) error {
 		}
 		tick.Reset(pause)
 	}
+}
+
+// move moves at most limit rows, in one transaction.
+func (i *importer) move(ctx context.Context, conn *pgx.Conn, binary bool, limit int) (moved int, err error) {
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	var tables []int64
+	var rows []string
+	// An INSERT of no rows would wake a sleeping reader for nothing.
+	if err := tx.QueryRow(ctx, i.lockSQL(), limit).Scan(&tables, &rows); err != nil || len(rows) == 0 {
+		return 0, err
+	}
+	tag, err := tx.Exec(ctx, i.moveSQL(binary), tables, rows)
+	if err != nil {
+		return 0, err
+	}
+	if moved = int(tag.RowsAffected()); moved != len(rows) {
+		return 0, fmt.Errorf("%d of %d rows cannot be deleted; is there a trigger or a row security policy that keeps them?", len(rows)-moved, len(rows))
+	}
+	return moved, tx.Commit(ctx)
 }
 
 // describe asks for the type of the payload, which also proves that the expressions
@@ -219,7 +245,7 @@ func (i *importer) once(ctx context.Context, conn *pgx.Conn, binary bool) error 
 	if tag.RowsAffected() == 0 {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, i.copySQL(binary)); err != nil {
+	if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = 0; `+i.copySQL(binary), pgx.QueryExecModeSimpleProtocol); err != nil {
 		return i.cure(err)
 	}
 	if err := tx.Commit(ctx); err != nil {
@@ -239,6 +265,12 @@ func (i *importer) first(ctx context.Context, conn *pgx.Conn) string {
 	return row
 }
 
+// isTaken reports whether an error says that another session has a row.
+func isTaken(err error) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && (pe.Code == "55P03" || pe.Code == "40P01" || pe.Code == "40001")
+}
+
 // isData reports whether an error is about the values in a row: a rule of the outbox,
 // or a conversion.
 func isData(err error) bool {
@@ -251,6 +283,10 @@ func (i *importer) cure(err error) error {
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) {
 		switch {
+		case pe.Code == "42501" && strings.HasPrefix(pe.Message, "permission denied for schema "):
+			return fmt.Errorf("postgres: %s (SQLSTATE %s); run as its owner: GRANT USAGE ON SCHEMA %s TO the relay's role", pe.Message, pe.Code, strings.TrimPrefix(pe.Message, "permission denied for schema "))
+		case pe.Code == "42501" && i.Keep:
+			return fmt.Errorf("postgres: %s (SQLSTATE %s); run as the table's owner: GRANT SELECT ON %s TO the relay's role", pe.Message, pe.Code, i.Table)
 		case pe.Code == "42501":
 			return fmt.Errorf("postgres: %s (SQLSTATE %s); run as the table's owner: GRANT SELECT, UPDATE, DELETE ON %s TO the relay's role", pe.Message, pe.Code, i.Table)
 		case pe.Code == "42P01" && strings.Contains(pe.Message, "onewrite."):

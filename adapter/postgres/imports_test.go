@@ -237,3 +237,43 @@ func TestImportErrorsSayTheCure(t *testing.T) {
 	s, _ := importing(t, role.URL(url), "", Import{Name: "x", Table: "old", Order: []string{"id"}, Topic: "topic"})
 	readN(t, s, 1)
 }
+
+// A row that the application has locked is not waited for, and nothing overtakes it.
+func TestImportDoesNotWait(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	url := newOutbox(t, pg, MigrateOptions{})
+	app, other := dial(t, url), dial(t, url)
+	sql(t, app, `CREATE TABLE old (id bigserial PRIMARY KEY, n int); INSERT INTO old (n) VALUES (0), (0), (0), (0)`, `BEGIN`, `UPDATE old SET n = 1 WHERE id = 3`)
+	s, trouble := importing(t, url, "", Import{Name: "old", Table: "old", Order: []string{"id"}, ID: "id", Topic: "'t'", Key: "'k'", Payload: "id"})
+	payloads := func(n int) (out string) {
+		events, _ := readN(t, s, n)
+		for _, e := range events {
+			out += string(e.Data)
+		}
+		return out
+	}
+	if got := payloads(2); got != "12" {
+		t.Fatalf("%s came before the locked row", got)
+	}
+	sql(t, other, `SET lock_timeout = '5s'; UPDATE old SET n = 2 WHERE id = 4`) // nobody holds it
+	sql(t, app, `COMMIT`)
+	if got := payloads(2); got != "34" {
+		t.Fatalf("%s came", got)
+	}
+	if trouble() != "" {
+		t.Error(trouble())
+	}
+}
+
+// Rows that cannot be deleted are said aloud, and are no events.
+func TestImportOfWhatStays(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	url := newOutbox(t, pg, MigrateOptions{})
+	conn := dial(t, url)
+	sql(t, conn, `CREATE TABLE old (id bigserial PRIMARY KEY); INSERT INTO old DEFAULT VALUES;
+		CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER keep BEFORE DELETE ON old FOR EACH ROW EXECUTE FUNCTION keep()`)
+	s, trouble := importing(t, url, "", Import{Name: "old", Table: "old", Order: []string{"id"}, Topic: "'t'"})
+	eventually(t, "the rows that stay", func() bool { return strings.Contains(trouble(), "cannot be deleted") })
+	sql(t, conn, `DROP TRIGGER keep ON old`)
+	readN(t, s, 1)
+}

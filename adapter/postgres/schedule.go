@@ -13,18 +13,19 @@ import (
 // schedule moves events into the outbox when they are due. The reading session does
 // it between two looks, so that what it moved is found by the next look at once.
 type schedule struct {
-	missing bool      // an outbox of an older migrate has no such table
-	next    time.Time // when to check
-	belt    time.Time // when to check even if nothing can be there
-	given   string    // the last number given out, at the look before the last check
-	empty   bool      // nothing was scheduled at the last check
-	horizon int64     // transactions below it may have drawn a number up to given
-	settled bool      // they all have ended: while no number is given out, nothing can come
+	next    time.Time     // when to check
+	belt    time.Time     // when to check even if nothing can be there
+	given   string        // the last number given out, at the look before the last check
+	empty   bool          // nothing was scheduled at the last check
+	horizon int64         // transactions below it may have drawn a number up to given
+	settled bool          // they all have ended: while no number is given out, nothing can come
+	held    time.Duration // the pause while all that is due is held by others
 }
 
 const (
 	// promoteAtOnce bounds one transaction.
 	promoteAtOnce = 1000
+	promoteBytes  = 4 << 20
 	// checkEvery is the longest time between two checks while something is, or may
 	// be, scheduled; and the shortest while nothing is due.
 	checkEvery = time.Second
@@ -32,24 +33,54 @@ const (
 	// checkAnyway is the belt: a transaction draws its number a moment before it has
 	// an id of its own, and in that moment seems to have ended.
 	checkAnyway = 10 * time.Second
+	// missingEvery: an outbox of an older migrate has no such table, and may get it.
+	missingEvery = 3 * time.Second
 )
 
 // dueSQL tells the seconds until the next event is due, and the snapshot.
 const dueSQL = `SELECT (SELECT extract(epoch FROM min(deliver_at) - clock_timestamp())::float8 FROM onewrite.scheduled),
 	pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
 
-// promoteSQL moves what is due. An event that somebody is about to cancel is passed
-// over, so that nobody is waited for. It is run only when something is due: an INSERT
-// of no rows wakes a sleeping reader too, which would be ourselves.
-const promoteSQL = `WITH due AS (SELECT n FROM onewrite.scheduled WHERE deliver_at <= clock_timestamp() ORDER BY deliver_at, n LIMIT $1 FOR UPDATE SKIP LOCKED),
-	gone AS (DELETE FROM onewrite.scheduled s USING due WHERE s.n = due.n RETURNING s.*)
-	INSERT INTO onewrite.outbox (` + columns + `) SELECT ` + columns + ` FROM gone ORDER BY deliver_at, n`
+// promoteSQL moves what is due, as long as what goes before is less than $2 bytes. An
+// event that somebody is about to cancel is passed over, so that nobody is waited for.
+// The moment is a value, not a function, so that it and the pairs of the join are
+// found by the index. Nothing is inserted when nothing could be locked: an INSERT of
+// no rows wakes a sleeping reader too, which would be ourselves.
+const (
+	lockDueSQL = `SELECT coalesce(array_agg(deliver_at), '{}'), coalesce(array_agg(n), '{}') FROM (
+		SELECT deliver_at, n, sum(size) OVER (ORDER BY deliver_at, n ROWS UNBOUNDED PRECEDING) - size AS before FROM (
+			SELECT deliver_at, n, 200 + coalesce(octet_length(payload), 0) + coalesce(octet_length(payload_bytes), 0) AS size
+			FROM onewrite.scheduled WHERE deliver_at <= (SELECT clock_timestamp()) ORDER BY deliver_at, n LIMIT $1 FOR UPDATE SKIP LOCKED) d) w
+		WHERE before < $2`
+	promoteSQL = `WITH gone AS (DELETE FROM onewrite.scheduled s USING unnest($1::timestamptz[], $2::bigint[]) AS due(deliver_at, n)
+			WHERE s.deliver_at = due.deliver_at AND s.n = due.n RETURNING s.*)
+		INSERT INTO onewrite.outbox (` + columns + `) SELECT ` + columns + ` FROM gone ORDER BY deliver_at, n`
+)
+
+// move moves one portion of what is due and says how many events that were.
+func (s *Source) move(ctx context.Context) (moved int64, err error) {
+	tx, err := s.conn.Begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	var at []time.Time
+	var n []int64
+	if err := tx.QueryRow(ctx, lockDueSQL, promoteAtOnce, promoteBytes).Scan(&at, &n); err != nil || len(n) == 0 {
+		return 0, err
+	}
+	tag, err := tx.Exec(ctx, promoteSQL, at, n)
+	if err != nil {
+		return 0, err
+	}
+	return tag.RowsAffected(), tx.Commit(ctx)
+}
 
 // promote moves what is due, if it is time to look.
 func (s *Source) promote(ctx context.Context) error {
 	c := &s.schedule
 	now := time.Now()
-	if c.missing || now.Before(c.next) {
+	if now.Before(c.next) {
 		return nil
 	}
 	fresh := c.given != s.ring.given || c.next.IsZero()
@@ -63,19 +94,18 @@ func (s *Source) promote(ctx context.Context) error {
 	err := s.conn.QueryRow(ctx, dueSQL).Scan(&wait, &xmin, &xmax)
 	moved := int64(0)
 	if err == nil && wait != nil && *wait <= 0 {
-		var tag pgconn.CommandTag
-		tag, err = s.conn.Exec(ctx, promoteSQL, promoteAtOnce)
-		moved = tag.RowsAffected()
+		moved, err = s.move(ctx)
 	}
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) && (pe.Code == "42P01" || pe.Code == "42501") {
-		c.missing = true
-		s.log.Warn("scheduled events are not sent: their table is missing, or this role may not take from it", "cure", "onewrite migrate")
+		c.next = now.Add(missingEvery)
+		s.trouble("scheduled", "scheduled events are not sent: their table is missing, or this role may not take from it; run: onewrite migrate")
 		return nil
 	}
 	if err != nil {
 		return explain(err)
 	}
+	s.trouble("scheduled", "")
 	if err := sabotage.At("postgres.promote"); err != nil {
 		return err
 	}
@@ -87,8 +117,12 @@ func (s *Source) promote(ctx context.Context) error {
 	pause := checkEvery
 	switch {
 	case moved > 0:
-		pause = 1 // when the next one is due is asked at the next look
+		pause, c.held = 1, 0 // when the next one is due is asked at the next look
+	case wait != nil && *wait <= 0: // whoever holds it may cancel it
+		c.held = min(max(2*c.held, 50*time.Millisecond), checkEvery)
+		pause = c.held
 	case wait != nil:
+		c.held = 0
 		pause = time.Duration(min(max(*wait, checkLeast.Seconds()), checkEvery.Seconds()) * float64(time.Second))
 	}
 	c.next = time.Now().Add(pause)
@@ -96,11 +130,23 @@ func (s *Source) promote(ctx context.Context) error {
 }
 
 // poke asks for a check: somebody inserted something.
-func (c *schedule) poke() { c.next = time.Time{} }
+func (c *schedule) poke() {
+	if c.held == 0 {
+		c.next = time.Time{}
+	}
+}
+
+// trouble says aloud what is wrong beside the reading of the outbox, or no more.
+func (s *Source) trouble(what, problem string) {
+	if last, said := s.troubled[what]; s.cfg.Trouble != nil && (!said || last != problem) {
+		s.cfg.Trouble(what, problem)
+	}
+	s.troubled[what] = problem
+}
 
 // rest bounds a rest by when the next check is due.
 func (c *schedule) rest(pause time.Duration) time.Duration {
-	if c.missing || c.empty && c.settled {
+	if c.empty && c.settled {
 		return pause
 	}
 	return max(min(pause, time.Until(c.next)), time.Millisecond)

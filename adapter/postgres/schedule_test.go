@@ -180,3 +180,37 @@ func TestScheduledOnAnOlderOutbox(t *testing.T) {
 		t.Fatalf("%v", got)
 	}
 }
+
+// Many that are due do not cost more for those that are not, large ones go in several
+// portions, and an open cancel of what is due does not keep the reader busy.
+func TestScheduledAmongMany(t *testing.T) {
+	pg := servers.NewPostgres(t, 18, servers.Set("max_prepared_transactions", "0"))
+	url := newOutbox(t, pg, MigrateOptions{})
+	conn, app := dial(t, url), dial(t, url)
+	sql(t, conn, `INSERT INTO onewrite.scheduled (deliver_at, topic) SELECT now() + interval '1 day', 'tomorrow' FROM generate_series(1, 20000)`,
+		`INSERT INTO onewrite.scheduled (deliver_at, topic, payload) SELECT now() - interval '1 s', 'due', repeat('x', 1000000) FROM generate_series(1, 12)`)
+	s := open(t, url, "")
+	readIDs(t, s, 12)
+	sql(t, conn, `INSERT INTO onewrite.scheduled (deliver_at, id, topic) VALUES (now() + interval '500 ms', '`+uuidOf(1)+`', 'held')`)
+	sql(t, app, `BEGIN`)
+	if !one[bool](t, app, `SELECT onewrite.cancel('`+uuidOf(1)+`')`) {
+		t.Fatal("it is not there")
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); readIDs(t, s, 1) }()
+	eventually(t, "the time of the held event", func() bool {
+		return one[bool](t, conn, `SELECT deliver_at < clock_timestamp() - interval '300 ms' FROM onewrite.scheduled WHERE topic = 'held'`)
+	})
+	count := func() int {
+		return one[int](t, conn, `SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()`)
+	}
+	before := count()
+	eventually(t, "another second", func() bool {
+		return one[bool](t, conn, `SELECT deliver_at < clock_timestamp() - interval '2 s' FROM onewrite.scheduled WHERE topic = 'held'`)
+	})
+	if n := count() - before; n > 1500 { // this session asks too, each few milliseconds
+		t.Errorf("%d transactions while an open cancel holds what is due", n)
+	}
+	sql(t, app, `ROLLBACK`)
+	<-done
+}

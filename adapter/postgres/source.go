@@ -30,8 +30,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Imports are tables whose rows are moved into the outbox.
 	Imports []Import
-	// Trouble is told what is wrong with an import, by its name, and "" when it is no
-	// more; nil: nobody is.
+	// Trouble is told what is wrong beside the reading of the outbox, with an import by
+	// its name for one, and "" when it is no more; nil: nobody is.
 	Trouble func(name, problem string)
 }
 
@@ -60,6 +60,7 @@ type Source struct {
 	ring  ring
 
 	schedule schedule
+	troubled map[string]string // what was said last, by subject
 
 	ackMu sync.Mutex
 	acked *place        // covers what the source may forget
@@ -84,7 +85,7 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{cfg: cfg, log: cfg.Logger, texts: texts{}, conn: conn, wire: wire,
-		acks: make(chan struct{}, 1), nap: nap{belt: time.Second}}
+		acks: make(chan struct{}, 1), nap: nap{belt: time.Second}, troubled: map[string]string{}}
 	s.alive, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.work.Go(s.watch)
 	s.session.Lock()

@@ -13,7 +13,8 @@ import (
 const promoteEvery = 100 * time.Millisecond
 
 // keepPromoting moves events into the outbox when they are due, until ctx ends. A
-// file that is locked is tried again later; any other failure ends it, and Ack tells.
+// file that is locked is tried again later; any other failure ends it, and the next
+// Read tells, so that the source is opened again.
 func (s *Source) keepPromoting(ctx context.Context) {
 	budget := minBudget
 	timer := time.NewTimer(0)

@@ -138,3 +138,20 @@ func TestScheduledOnAnOlderOutbox(t *testing.T) {
 		t.Errorf("%q %v", applied, err)
 	}
 }
+
+// What keeps scheduled events from being sent is an error of Read, not a silence.
+func TestScheduledFailsAloud(t *testing.T) {
+	path := migrated(t, "", MigrateOptions{})
+	db := app(t, path)
+	exec1(t, db, `CREATE TRIGGER full BEFORE INSERT ON onewrite_outbox BEGIN SELECT RAISE(ABORT, 'no room'); END`)
+	exec1(t, db, `INSERT INTO onewrite_scheduled (deliver_at, topic) VALUES (?, 'a')`, later(-time.Second))
+	s := opened(t, path, "")
+	if _, err := s.Read(t.Context()); err == nil || !strings.Contains(err.Error(), "no room") {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	exec1(t, db, `DROP TRIGGER full`)
+	read(t, opened(t, path, ""), 1)
+}

@@ -67,7 +67,7 @@ type Source struct {
 	reclaim sync.WaitGroup
 	acked   atomic.Int64
 	ackWake chan struct{}
-	failed  atomic.Pointer[error] // why the reclaiming ended
+	failed  atomic.Pointer[error] // why reclaiming or promoting ended
 	longest atomic.Int64          // the longest transaction of ours, in ns
 	deletes atomic.Int64          // how many there were
 
@@ -202,7 +202,8 @@ func (s *Source) check(ctx context.Context) error {
 //   - ErrGap: a captured table was dropped, or its triggers are missing or no
 //     longer the newest, so changes are missing or in a wrong order
 //   - ErrFenced: another reader has opened the file in spite of the lock
-//   - any other error: the file was replaced or cannot be read.
+//   - any other error: the file was replaced, cannot be read, or cannot be written:
+//     delivered events are not deleted, or scheduled ones not sent.
 func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
 	poll := time.NewTimer(time.Hour)
 	defer poll.Stop()
@@ -231,6 +232,9 @@ func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
 // look reads a batch if something was committed since the last time. The number
 // is taken before the rows: what is committed in between is found next time.
 func (s *Source) look(ctx context.Context) (b onewrite.Batch, ok bool, err error) {
+	if failed := s.failed.Load(); failed != nil {
+		return b, false, *failed
+	}
 	if now := time.Now(); now.Sub(s.lastStat) >= statEvery {
 		s.lastStat = now
 		if err := s.sameFile(); err != nil {
