@@ -48,9 +48,11 @@ func Secret(secrets ...string) HTTPOption {
 func Unsigned() HTTPOption { return func(h *endpoint) { h.unsigned = true } }
 
 // From takes events of these sources only; the names are those in onewrite's
-// configuration. The signature covers the body and the id, not the headers: where a
-// request could be overheard and sent again within the tolerance with another source
-// in it, From keeps it out.
+// configuration. The signature covers the body and the id, not the other headers: where
+// a request could be overheard and sent again within the tolerance with another source
+// in it, From keeps it out. An [Ordered] inbox also goes by ce-partitionkey and
+// ce-sequence, which are not signed either: use it only where requests cannot be
+// overheard.
 func From(sources ...string) HTTPOption {
 	return func(h *endpoint) { h.sources = append(h.sources, sources...) }
 }
@@ -132,6 +134,9 @@ func (h *endpoint) handle(w http.ResponseWriter, r *http.Request) answer {
 		w.Header().Set("Allow", http.MethodPost)
 		return answer{status: http.StatusMethodNotAllowed, text: "events come by POST"}
 	}
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		return answer{status: http.StatusUnsupportedMediaType, text: "send the body without Content-Encoding"}
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.maxBytes))
 	var large *http.MaxBytesError
 	switch {
@@ -175,6 +180,9 @@ func (h *endpoint) take(ctx context.Context, messages []Message) (a answer) {
 	case err == nil:
 		return answer{status: http.StatusNoContent}
 	case errors.Is(err, onewrite.ErrRejected):
+		if errors.As(err, &effect) { // the sender knows the id
+			return answer{http.StatusUnprocessableEntity, effect.Err.Error(), err}
+		}
 		return answer{http.StatusUnprocessableEntity, err.Error(), err}
 	case errors.Is(err, onewrite.ErrGap):
 		return answer{http.StatusServiceUnavailable, "events are missing before this one", err}
@@ -213,7 +221,7 @@ func parse(header http.Header, body []byte) (events []onewrite.Event, refused *a
 		if err != nil {
 			return nil, bad(http.StatusBadRequest, "%v", err)
 		}
-		return []onewrite.Event{e}, nil
+		return own(header, e)
 	case strings.HasPrefix(media, "application/cloudevents"):
 		return nil, bad(http.StatusUnsupportedMediaType, "the form %s is not known here; send JSON or the binary mode", media)
 	}
@@ -221,8 +229,14 @@ func parse(header http.Header, body []byte) (events []onewrite.Event, refused *a
 	if err != nil {
 		return nil, bad(http.StatusBadRequest, "%v", err)
 	}
+	return own(header, e)
+}
+
+// own refuses an event that does not have the signed id: a captured request could be
+// sent again as another event, or its payload as an event.
+func own(header http.Header, e onewrite.Event) ([]onewrite.Event, *answer) {
 	if id := header.Get("webhook-id"); id != "" && cloudevents.Unescape(id) != e.ID {
-		return nil, bad(http.StatusBadRequest, "webhook-id and ce-id differ")
+		return nil, &answer{status: http.StatusBadRequest, text: "webhook-id and the event's id differ"}
 	}
 	return []onewrite.Event{e}, nil
 }

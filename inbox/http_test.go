@@ -161,6 +161,7 @@ func TestRefused(t *testing.T) {
 		"no type":              {breaks(func(r *http.Request) { r.Header.Del("ce-type") }), 400},
 		"too large":            {with(func(p *post) { p.body = strings.Repeat("x", 1001) }), 413},
 		"GET":                  {breaks(func(r *http.Request) { r.Method = http.MethodGet }), 405},
+		"compressed":           {breaks(func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }), 415},
 		"unknown form":         {breaks(func(r *http.Request) { r.Header.Set("Content-Type", "application/cloudevents+xml") }), 415},
 		"batch that is none":   {breaks(func(r *http.Request) { r.Header.Set("Content-Type", "application/cloudevents-batch+json") }), 400},
 		"structured, no event": {breaks(func(r *http.Request) { r.Header.Set("Content-Type", "application/cloudevents+json") }), 400},
@@ -258,7 +259,10 @@ func TestBatchRequest(t *testing.T) {
 	if status := batch("batch-4", one("d"), "{}"); status != 400 || len(d.got) != 3 {
 		t.Errorf("%d, %d effects", status, len(d.got))
 	}
-	status, text := post{secret: s, id: "x", body: one("e"), header: map[string]string{"Content-Type": "application/cloudevents+json; charset=utf-8"}}.send(t, d)
+	if status, _ := (post{secret: s, id: "x", body: one("e"), header: map[string]string{"Content-Type": "application/cloudevents+json"}}).send(t, d); status != 400 || len(d.got) != 3 {
+		t.Errorf("a payload was taken for an event: %d", status)
+	}
+	status, text := post{secret: s, id: "e", body: one("e"), header: map[string]string{"Content-Type": "application/cloudevents+json; charset=utf-8"}}.send(t, d)
 	if status != 204 || len(d.got) != 4 || d.got[3].ID != "e" {
 		t.Errorf("structured: %d %s", status, text)
 	}

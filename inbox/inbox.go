@@ -66,8 +66,8 @@ type Option func(*Inbox)
 // package for when that is right.
 func Ordered() Option { return func(in *Inbox) { in.ordered = true } }
 
-// Keep sets how many ids are remembered; 0 or less means [DefaultKeep]. At most an
-// eighth more are stored. Make it more than the events that can pass before a
+// Keep sets how many ids are remembered; 0 or less means [DefaultKeep]. An eighth more
+// are stored. Those that come while an effect runs count as well. Make it more than the events that can pass before a
 // repeat comes: after `onewrite replay`, for instance, all that the bus keeps.
 func Keep(ids int) Option {
 	return func(in *Inbox) {
@@ -85,8 +85,12 @@ func New(d Dialect, consumer string, opts ...Option) *Inbox {
 	for _, o := range opts {
 		o(in)
 	}
+	in.fresh.Store(in.every()) // what processes before left: they may have been short
 	return in
 }
+
+// every is after how many new ids the old ones are forgotten.
+func (in *Inbox) every() int64 { return int64(max(in.keep/8, 1)) }
 
 // Message is an event, and for an [Ordered] inbox its place in the input.
 type Message struct {
@@ -305,7 +309,7 @@ func Caused(ctx context.Context, e *onewrite.Event) context.Context {
 // itself.
 func (in *Inbox) Committed(ctx context.Context, applied int, exec func(ctx context.Context, query string, args ...any) error) {
 	doorbell.Ring()
-	every := int64(max(in.keep/8, 1))
+	every := in.every()
 	if in.fresh.Add(int64(applied)) < every {
 		return
 	}

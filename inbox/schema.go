@@ -73,6 +73,9 @@ func (in *Inbox) Migrate(ctx context.Context, db *sql.DB) error {
 	if in.layout.schema == "" {
 		return errors.New("inbox: unknown dialect; use inbox.New(inbox.Postgres, …) or SQLite")
 	}
+	if in.there(ctx, db) {
+		return nil // so that a role without CREATE may ask too
+	}
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("inbox: begin: %w", err)
@@ -96,6 +99,13 @@ func (in *Inbox) Migrate(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("inbox: commit: %w", err)
 	}
 	return nil
+}
+
+// there reports whether both tables can be read.
+func (in *Inbox) there(ctx context.Context, db *sql.DB) bool {
+	var n int
+	err := db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM `+in.layout.seen+` WHERE consumer = '') + (SELECT count(*) FROM `+in.layout.watermark+` WHERE consumer = '')`).Scan(&n)
+	return err == nil
 }
 
 // Forget drops what the consumer remembers of a source, so that its events are

@@ -28,6 +28,11 @@ type MigrateOptions struct {
 
 // each calls do for the chosen sources in the order of their names.
 func each(cfg *Config, o MigrateOptions, do func(name string, s config.Source) error) error {
+	own := *cfg
+	if err := own.Validate(); err != nil {
+		return err
+	}
+	cfg = &own
 	if _, ok := cfg.Sources[o.Source]; o.Source != "" && !ok {
 		return fmt.Errorf("the configuration has no source %q", o.Source)
 	}

@@ -28,20 +28,22 @@ import (
 // structs and call Config.Validate. See package internal/config for the fields,
 // which docs/configuration.md describes.
 type (
-	Config      = config.Config
-	Source      = config.Source
-	Destination = config.Destination
-	Bus         = config.Bus
-	Keep        = config.Keep
-	Roles       = config.Roles
-	Retry       = config.Retry
-	Batch       = config.Batch
-	TLS         = config.TLS
-	Log         = config.Log
-	Size        = config.Size
-	Secret      = config.Secret
-	Problem     = config.Problem
-	Problems    = config.Problems
+	Config        = config.Config
+	Source        = config.Source
+	Destination   = config.Destination
+	Bus           = config.Bus
+	Keep          = config.Keep
+	Roles         = config.Roles
+	Retry         = config.Retry
+	Batch         = config.Batch
+	TLS           = config.TLS
+	Log           = config.Log
+	Import        = config.Import
+	ImportColumns = config.ImportColumns
+	Size          = config.Size
+	Secret        = config.Secret
+	Problem       = config.Problem
+	Problems      = config.Problems
 )
 
 // Load reads and checks the configuration in a file; warnings are problems that do
@@ -73,6 +75,7 @@ type Relay struct {
 	opts    Options
 	log     *slog.Logger
 	started time.Time
+	invalid error // why it cannot run
 	metrics *dashboard.Metrics
 	observe pipeline.Observer
 
@@ -108,14 +111,17 @@ func (d *destination) halt() {
 	<-d.done
 }
 
-// New returns a relay for a configuration that was validated, by [Load] or by its
-// own Validate.
+// New returns a relay for a configuration, of which it works on a copy. What is wrong
+// with it is what Run returns.
 func New(cfg *Config, opts Options) *Relay {
+	own := *cfg
+	invalid := own.Validate()
+	cfg = &own
 	log := opts.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &Relay{opts: opts, log: log, cfg: cfg, started: time.Now(),
+	r := &Relay{opts: opts, log: log, cfg: cfg, invalid: invalid, started: time.Now(),
 		sources: map[string]*source{}, destinations: map[string]*destination{},
 		orphans: map[string]map[string]uint64{}, warnings: map[string]string{}}
 	r.metrics = dashboard.NewMetrics(func() dashboard.Status { return r.Status(context.Background()) })
@@ -123,16 +129,8 @@ func New(cfg *Config, opts Options) *Relay {
 	return r
 }
 
-// Run checks a configuration, of which it works on a copy, and runs it: Validate,
-// [New] and [Relay.Run] in one call, for applications that embed onewrite. It returns
-// what they do.
-func Run(ctx context.Context, cfg *Config, opts Options) error {
-	own := *cfg
-	if err := own.Validate(); err != nil {
-		return err
-	}
-	return New(&own, opts).Run(ctx)
-}
+// Run is [New] and [Relay.Run] in one call, for applications that embed onewrite.
+func Run(ctx context.Context, cfg *Config, opts Options) error { return New(cfg, opts).Run(ctx) }
 
 // Handler returns the HTTP face, for applications that serve it themselves.
 func (r *Relay) Handler() http.Handler {
@@ -140,8 +138,12 @@ func (r *Relay) Handler() http.Handler {
 }
 
 // Run moves events until ctx ends, drains and returns nil. An error says why
-// the relay could not start or go on, with the cure.
+// the relay could not start or go on, with the cure; [Problems] that the configuration
+// is wrong.
 func (r *Relay) Run(ctx context.Context) error {
+	if r.invalid != nil {
+		return r.invalid
+	}
 	bus, err := openBus(ctx, r.cfg, r.log, r.vanished, r.damaged)
 	if err != nil {
 		return err

@@ -14,9 +14,16 @@
 //
 // Messages are handled one after the other, or batch after batch, and one that fails
 // is tried again before those behind it. After a crash, or with several processes on
-// one consumer, JetStream itself gives older messages out after newer ones, unless
-// the consumer has MaxAckPending 1. So [inbox.Ordered] counts only with MaxAckPending
-// 1; with any other value ids are remembered.
+// one consumer, JetStream itself gives older messages out after newer ones. So ids are
+// remembered, also by an inbox that is [inbox.Ordered]. With several processes, or
+// where a handler has to see a key's events in order after a crash too, give the
+// consumer MaxAckPending 1.
+//
+// # Failures
+//
+// Nothing is parked here. An effect that fails is tried for ever, and what is behind it
+// waits; [onewrite.ErrRejected] ends [Consume], unless [OnReject] says where to put the
+// message.
 package natsinbox
 
 import (
@@ -59,11 +66,10 @@ func OnReject(f func(ctx context.Context, m jetstream.Msg, reason error) error) 
 
 // loop is one Consume.
 type loop struct {
-	receive   inbox.Receiver
-	batch     int
-	unordered bool
-	log       *slog.Logger
-	reject    func(ctx context.Context, m jetstream.Msg, reason error) error
+	receive inbox.Receiver
+	batch   int
+	log     *slog.Logger
+	reject  func(ctx context.Context, m jetstream.Msg, reason error) error
 }
 
 // The pause before a failed message is tried again.
@@ -92,7 +98,6 @@ func Consume(ctx context.Context, consumer jetstream.Consumer, receive inbox.Rec
 	if info.Config.MaxDeliver > 0 {
 		return fmt.Errorf("natsinbox: consumer %s gives a message up after %d deliveries: set MaxDeliver to -1", info.Name, info.Config.MaxDeliver)
 	}
-	l.unordered = info.Config.MaxAckPending != 1
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	queue := make(chan jetstream.Msg)
@@ -159,7 +164,7 @@ func (l *loop) handle(ctx context.Context, batch []jetstream.Msg) error {
 		if err != nil {
 			break
 		}
-		messages = append(messages, inbox.Message{Event: e, Unordered: l.unordered})
+		messages = append(messages, inbox.Message{Event: e, Unordered: true})
 	}
 	if len(messages) == len(batch) {
 		if _, err := l.receive(ctx, messages); err == nil {
@@ -183,7 +188,7 @@ func (l *loop) one(ctx context.Context, m jetstream.Msg, rest []jetstream.Msg) e
 		return l.rejected(ctx, m, fmt.Errorf("natsinbox: subject %s: %w: %w", m.Subject(), onewrite.ErrRejected, err))
 	}
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		_, err := l.receive(ctx, []inbox.Message{{Event: e, Unordered: l.unordered}})
+		_, err := l.receive(ctx, []inbox.Message{{Event: e, Unordered: true}})
 		switch {
 		case err == nil:
 			l.ack([]jetstream.Msg{m})
