@@ -206,7 +206,7 @@ func (i *importer) move(ctx context.Context, conn *pgx.Conn, binary bool, limit 
 		return 0, err
 	}
 	if moved = int(tag.RowsAffected()); moved != len(rows) {
-		return 0, fmt.Errorf("%d of %d rows cannot be deleted; is there a trigger or a row security policy that keeps them?", len(rows)-moved, len(rows))
+		return 0, fmt.Errorf("%d of %d rows cannot be deleted: a trigger or a row security policy keeps them", len(rows)-moved, len(rows))
 	}
 	return moved, tx.Commit(ctx)
 }
