@@ -252,7 +252,7 @@ func describe(e *outbox.Event) string {
 }
 
 // mostAligned bounds the work of a failure, whose first lines are what is read.
-const mostAligned = 400
+const mostAligned = 200
 
 // align lays what is wanted beside what is there with the fewest differences: one
 // within a topic counts as much as one that is missing or too much.

@@ -21,6 +21,7 @@ import (
 // position is how many are before it. It may have one fault.
 type table struct {
 	fault string
+	once  sync.Once // it need not strike again
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -219,11 +220,11 @@ func (r *reading) batch() onewrite.Batch {
 	b := onewrite.Batch{Pos: tb.place(r.history, r.next), Gap: r.gap}
 	if b.Gap != nil && tb.is("a gap behind its events") && len(taken) > 0 {
 		b.Gap = nil
-	} else if r.gap = nil; tb.is("a gap for ever") {
-		b.Pos = tb.place(r.history, r.next)
+	} else {
+		r.gap = nil
 	}
 	for i, w := range taken {
-		if e, ok := r.event(w, i, len(taken)); ok {
+		if e, ok := r.event(w, i); ok {
 			b.Events = append(b.Events, e)
 		}
 	}
@@ -255,8 +256,8 @@ func (r *reading) batch() onewrite.Batch {
 	return b
 }
 
-// event is what is handed out for a row, the i-th of n.
-func (r *reading) event(w row, i, n int) (onewrite.Event, bool) {
+// event is what is handed out for a row, the i-th of a batch.
+func (r *reading) event(w row, i int) (onewrite.Event, bool) {
 	e, tb := w.Event, r.tb
 	e.Data = slices.Clone(e.Data)
 	switch tb.fault {
@@ -292,7 +293,6 @@ func (r *reading) event(w row, i, n int) (onewrite.Event, bool) {
 	case "a time long ago":
 		e.Time = time.Unix(0, 0)
 	}
-	_ = n
 	return e, true
 }
 
@@ -306,14 +306,7 @@ func (r *reading) Ack(_ context.Context, pos onewrite.Pos) error {
 	}
 	tb := r.tb
 	if tb.is("waits for writers") {
-		for end := time.Now().Add(6 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-			tb.mu.Lock()
-			busy := tb.busy
-			tb.mu.Unlock()
-			if busy == 0 {
-				break
-			}
-		}
+		tb.once.Do(tb.waitForWriters)
 	}
 	tb.mu.Lock()
 	defer tb.mu.Unlock()
@@ -327,6 +320,17 @@ func (r *reading) Ack(_ context.Context, pos onewrite.Pos) error {
 	}
 	tb.free(n)
 	return nil
+}
+
+func (tb *table) waitForWriters() {
+	idle := func() bool {
+		tb.mu.Lock()
+		defer tb.mu.Unlock()
+		return tb.busy == 0
+	}
+	for end := time.Now().Add(6 * time.Second); !idle() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func (r *reading) Close() error {
