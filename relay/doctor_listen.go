@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -74,18 +75,17 @@ func examineBusListen(ctx context.Context, b config.Bus) Finding {
 // says that it is free, or why it never will be.
 func answers(ctx context.Context, address string) (net.Conn, Finding) {
 	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, Finding{Severity: diagnosis.Problem, Check: "address", Text: err.Error(), Cure: "listen: 127.0.0.1:8484"}
-	}
 	if port == "0" {
 		return nil, Finding{Check: "address", Text: "a free port at each start"}
 	}
-	ips, err := net.DefaultResolver.LookupIPAddr(ctx, host)
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		ips, err = []net.IPAddr{{IP: net.IPv4(127, 0, 0, 1)}}, nil
+	var ips []net.IPAddr
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
+		ips = []net.IPAddr{{IP: net.IPv4(127, 0, 0, 1)}}
+	} else if err == nil {
+		ips, err = net.DefaultResolver.LookupIPAddr(ctx, host)
 	}
 	if err != nil || len(ips) == 0 || !ours(ips[0].IP) {
-		return nil, Finding{Severity: diagnosis.Problem, Check: "address", Text: host + " is no address of this machine", Cure: "listen: 127.0.0.1:" + port}
+		return nil, Finding{Severity: diagnosis.Problem, Check: "address", Text: address + " is no address of this machine", Cure: "listen: 127.0.0.1:" + cmp.Or(port, "8484")}
 	}
 	d := net.Dialer{Timeout: 3 * time.Second}
 	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(ips[0].String(), port))

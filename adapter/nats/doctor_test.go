@@ -304,7 +304,8 @@ func TestExamineAccount(t *testing.T) {
 	users := natsServer(t, t.TempDir(), func(o *server.Options) {
 		o.Accounts = []*server.Account{account}
 		o.Users = []*server.User{{Username: "a", Password: "a", Account: account},
-			{Username: "b", Password: "b", Account: account, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"events.>"}}}}}
+			{Username: "b", Password: "b", Account: account, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"events.>"}}}},
+			{Username: "c", Password: "c", Account: account, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"$JS.API.INFO"}}}}}
 	})
 	host := users.Addr().String()
 	c := nats.Config{URL: "nats://a:a@" + host}
@@ -331,9 +332,18 @@ func TestExamineAccount(t *testing.T) {
 	}
 	examine(t, c).want(t, diagnosis.Warning, "jetstream", "nats stream report")
 
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	whole(t, nats.Examine(ctx, nats.Config{URL: "nats://b:b@" + host}, nil)).want(t, diagnosis.Problem, "jetstream", "$JS.API.>")
+	// A server says nothing to who may not ask.
+	for _, c := range []struct{ user, check, bus, sink string }{
+		{"b", "jetstream", "$JS.API.>", "$JS.API.>"}, {"c", "streams", "nats stream info onewrite-state", "nats stream ls"},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		login := "nats://" + c.user + ":" + c.user + "@" + host
+		whole(t, nats.Examine(ctx, nats.Config{URL: login}, nil)).want(t, diagnosis.Problem, c.check, c.bus)
+		ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		whole(t, nats.ExamineSink(ctx, nats.SinkConfig{URL: login}, nil)).want(t, diagnosis.Problem, c.check, c.sink)
+	}
 }
 
 // TestExamineCluster is about copies.
