@@ -5,6 +5,7 @@ import (
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/diagnosis"
@@ -53,3 +54,10 @@ func VersionOf(text string) diagnosis.Finding {
 
 // SubjectsWanted are the patterns that topics become.
 var SubjectsWanted = subjectsOf
+
+// ExamineStream is what Examine says of one stream, from what a server tells of it.
+func ExamineStream(info *jetstream.StreamInfo) []diagnosis.Finding {
+	var e examiner
+	e.stream(info, 1)
+	return e.found
+}
