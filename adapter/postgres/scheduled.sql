@@ -23,9 +23,9 @@ CREATE TRIGGER wake AFTER INSERT ON onewrite.scheduled FOR EACH STATEMENT
 
 -- Takes an event back before it is due: true if it was there. Whoever knows its id
 -- may do so; no other right on the table is needed.
-CREATE FUNCTION onewrite.cancel(id uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+CREATE OR REPLACE FUNCTION onewrite.cancel(id uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$BEGIN DELETE FROM onewrite.scheduled s WHERE s.id = $1; RETURN FOUND; END$$;
 REVOKE ALL ON FUNCTION onewrite.cancel(uuid) FROM PUBLIC;
 
 -- The imports that read a table once, and are done.
-CREATE TABLE onewrite.imported (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS onewrite.imported (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
