@@ -291,12 +291,14 @@ type Subscription interface {
 	// takes over; 0 when no other copy can.
 	Lease() time.Duration
 	// Park keeps a refused event, durably, when it returns. Parking the same
-	// event again changes nothing.
+	// event again changes nothing. ErrFenced: another copy owns the destination
+	// now; nothing is kept.
 	Park(ctx context.Context, p Parked) (ref uint64, err error)
 	// Parked returns at most limit entries with Ref > after in the order of Ref;
 	// of one log and key if key is not nil.
 	Parked(ctx context.Context, after uint64, limit int, key *Lane) ([]Parked, error)
 	// Unpark forgets entries that were delivered or that an operator skipped.
+	// ErrFenced: another copy owns the destination now.
 	Unpark(ctx context.Context, refs ...uint64) error
 	// Close ends the subscription; an owner gives up its lease.
 	Close() error

@@ -360,6 +360,10 @@ func (t *busTest) large() {
 	}
 	_, err := t.bus.Append(t.ctx, "shop", pos, t.batch("shop", "a", onewrite.MaxBatch+1))
 	t.is(err, onewrite.ErrRejected, "append too many events")
+	nameless := t.batch("shop", "a", 3)
+	nameless.Events[1].Type = ""
+	_, err = t.bus.Append(t.ctx, "shop", pos, nameless)
+	t.is(err, onewrite.ErrRejected, "append an event without a type, which no reader can make an event of again")
 	t.position("shop", pos, uint64(len(all)))
 	for _, name := range []string{"live", "restarted"} {
 		sub := t.subscribe(onewrite.Interest{Name: name, Sources: []string{"shop"}})

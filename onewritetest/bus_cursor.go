@@ -38,8 +38,14 @@ func (t *busTest) cursor() {
 
 func (t *busTest) owner() {
 	in := onewrite.Interest{Name: "d", Sources: []string{"shop"}}
+	t.append("shop", "", t.batch("shop", "a", 2))
 	old := t.subscribe(in)
 	_, epoch := old.Cursor()
+	msgs := t.read(old, 2)
+	ref, err := old.Park(t.ctx, onewrite.Parked{Message: msgs[0], At: time.Now()})
+	if err != nil {
+		t.Fatalf("park: %v", err)
+	}
 	c := onewrite.Cursor{Delivered: 1, Logs: map[string]onewrite.LogCursor{}}
 	if err := old.Commit(t.ctx, c); err != nil {
 		t.Fatalf("commit: %v", err)
@@ -54,6 +60,15 @@ func (t *busTest) owner() {
 	}
 	for range 2 {
 		t.is(old.Commit(t.ctx, onewrite.Cursor{Delivered: 99}), onewrite.ErrFenced, "commit by the old owner")
+		_, err := old.Park(t.ctx, onewrite.Parked{Message: msgs[1], At: time.Now()})
+		t.is(err, onewrite.ErrFenced, "park by the old owner")
+		t.is(old.Unpark(t.ctx, ref), onewrite.ErrFenced, "unpark by the old owner")
+	}
+	if list, err := young.Parked(t.ctx, 0, 9, nil); err != nil || len(list) != 1 || list[0].Ref != ref {
+		t.Fatalf("after what the old owner tried the new one finds %d parked events, %v; want 1, ref %d", len(list), err, ref)
+	}
+	if again, err := young.Park(t.ctx, onewrite.Parked{Message: msgs[0], At: time.Now()}); err != nil || again != ref {
+		t.Fatalf("park again by the new owner: ref %d, %v; want %d", again, err, ref)
 	}
 	t.closeSub(old)
 	c.Delivered = 3

@@ -163,7 +163,10 @@ func ExampleMemorySink() {
 	defer cancel()
 	bus, sink := &onewritetest.MemoryBus{}, &onewritetest.MemorySink{}
 	sink.Answer("e-2", onewrite.ErrRejected)
-	events := []onewrite.Event{{ID: "e-1", Key: "alice"}, {ID: "e-2", Key: "bob"}, {ID: "e-3", Key: "bob"}, {ID: "e-4", Key: "alice"}}
+	event := func(id, customer string) onewrite.Event {
+		return onewrite.Event{ID: id, Source: "shop", Topic: "order.placed", Type: "order.placed", Key: customer}
+	}
+	events := []onewrite.Event{event("e-1", "alice"), event("e-2", "bob"), event("e-3", "bob"), event("e-4", "alice")}
 	if _, err := bus.Append(ctx, "shop", "", onewrite.Batch{Events: events, Pos: "4"}); err != nil {
 		log.Fatal(err)
 	}

@@ -121,6 +121,11 @@ func (b *MemoryBus) Append(_ context.Context, source string, prev onewrite.Pos, 
 	if len(batch.Events) > onewrite.MaxBatch {
 		return 0, fmt.Errorf("onewritetest: a batch of %d events, %d are allowed: %w", len(batch.Events), onewrite.MaxBatch, onewrite.ErrRejected)
 	}
+	for i := range batch.Events {
+		if e := &batch.Events[i]; e.ID == "" || e.Source == "" || e.Type == "" {
+			return 0, fmt.Errorf("onewritetest: event %d of the batch (id %q, source %q, type %q): CloudEvents needs all three: %w", i, e.ID, e.Source, e.Type, onewrite.ErrRejected)
+		}
+	}
 	if last, err = b.append(source, prev, batch); err != nil {
 		return 0, err
 	}
@@ -287,8 +292,8 @@ func (s *memorySubscription) Pending(_ context.Context, at map[string]onewrite.L
 	return n, nil
 }
 
-// change makes an effect on what is remembered of the destination.
-func (s *memorySubscription) change(what string, effect func(*memoryDestination) error) error {
+// change makes an effect on what is remembered of the destination, for its owner.
+func (s *memorySubscription) change(what string, effect func(*memoryDestination)) error {
 	if s.in.Name == "" {
 		return errOnlooker
 	}
@@ -296,7 +301,12 @@ func (s *memorySubscription) change(what string, effect func(*memoryDestination)
 		return err
 	}
 	s.bus.mu.Lock()
-	err := effect(s.bus.destination(s.in.Name))
+	d, err := s.bus.destination(s.in.Name), error(nil)
+	if d.owner == s {
+		effect(d)
+	} else {
+		err = fmt.Errorf("onewritetest: destination %s: %w", s.in.Name, onewrite.ErrFenced)
+	}
 	s.bus.mu.Unlock()
 	if err != nil {
 		return err
@@ -305,29 +315,20 @@ func (s *memorySubscription) change(what string, effect func(*memoryDestination)
 }
 
 func (s *memorySubscription) Commit(_ context.Context, c onewrite.Cursor) error {
-	return s.change("commit", func(d *memoryDestination) error {
-		if d.owner != s {
-			return fmt.Errorf("onewritetest: destination %s: %w", s.in.Name, onewrite.ErrFenced)
-		}
-		d.cursor, d.renewed = cloneCursor(c), time.Now()
-		return nil
-	})
+	return s.change("commit", func(d *memoryDestination) { d.cursor, d.renewed = cloneCursor(c), time.Now() })
 }
 
-// Park does not ask who the owner is: the contract does not promise that a bus
-// does, so the pipeline has to do without.
 func (s *memorySubscription) Park(_ context.Context, p onewrite.Parked) (ref uint64, err error) {
-	err = s.change("park", func(d *memoryDestination) error {
+	err = s.change("park", func(d *memoryDestination) {
 		for _, q := range d.parked {
 			if q.Message.Log == p.Message.Log && q.Message.Offset == p.Message.Offset {
 				ref = q.Ref
-				return nil
+				return
 			}
 		}
 		d.ref++
 		ref, p.Ref, p.Message.Event = d.ref, d.ref, cloneEvent(p.Message.Event)
 		d.parked = append(d.parked, p)
-		return nil
 	})
 	if err != nil {
 		return 0, err
@@ -352,9 +353,8 @@ func (s *memorySubscription) Parked(_ context.Context, after uint64, limit int, 
 }
 
 func (s *memorySubscription) Unpark(_ context.Context, refs ...uint64) error {
-	return s.change("unpark", func(d *memoryDestination) error {
+	return s.change("unpark", func(d *memoryDestination) {
 		d.parked = slices.DeleteFunc(d.parked, func(p onewrite.Parked) bool { return slices.Contains(refs, p.Ref) })
-		return nil
 	})
 }
 

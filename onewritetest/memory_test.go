@@ -62,7 +62,7 @@ func TestMemoryBusFaults(t *testing.T) {
 	calls := map[string]func() error{
 		"position": func() error { _, _, err := b.Position(t.Context(), "shop"); return err },
 		"append": func() error {
-			_, err := b.Append(t.Context(), "shop", "", onewrite.Batch{Events: []onewrite.Event{{ID: "e"}}, Pos: "1"})
+			_, err := b.Append(t.Context(), "shop", "", onewrite.Batch{Events: []onewrite.Event{{ID: "e", Source: "shop", Type: "t"}}, Pos: "1"})
 			return err
 		},
 		"subscribe": func() error {

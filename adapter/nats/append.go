@@ -183,6 +183,9 @@ func (b *Bus) admit(ctx context.Context, nc *natsgo.Conn, l *logState, events []
 	sum := int64(0)
 	for i := range events {
 		e := &events[i]
+		if e.ID == "" || e.Source == "" || e.Type == "" { // no reader could make an event of it again
+			return fmt.Errorf("nats: event %d of the batch (id %q, source %q, type %q): CloudEvents needs all three: %w", i, e.ID, e.Source, e.Type, onewrite.ErrRejected)
+		}
 		size := e.Size()
 		sum += int64(size) + 256
 		if size < room/8 { // escaped it may be seven times as large

@@ -230,7 +230,7 @@ func (b *Bus) countParked(ctx context.Context, name string, ref uint64) (n uint6
 	}
 	there = m != nil && strings.HasPrefix(m.Subject, b.parkedSubject(name))
 	s := &subscription{b: b, in: onewrite.Interest{Name: name}}
-	n, err = s.countOf(ctx, b.parkedStream(), b.parkedSubject(name)+">")
+	n, err = s.countOf(ctx, b.parkedStream(), b.parkedSubject(name)+"*.*")
 	return n, there, err
 }
 

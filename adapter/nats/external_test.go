@@ -454,11 +454,11 @@ func TestAppendCutOff(t *testing.T) {
 	b := open(t, nats.Config{URL: "nats://" + proxy.Addr()})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := b.Append(ctx, "shop", "", onewrite.Batch{Events: []onewrite.Event{{ID: "1", Topic: "t"}}, Pos: "1"}); err != nil {
+	if _, err := b.Append(ctx, "shop", "", onewrite.Batch{Events: []onewrite.Event{{ID: "1", Source: "shop", Topic: "t", Type: "t"}}, Pos: "1"}); err != nil {
 		t.Fatal(err)
 	}
 	proxy.Set(faultnet.Fault{Up: faultnet.Stream{Hold: true}, Down: faultnet.Stream{Hold: true}})
-	_, err = b.Append(ctx, "shop", "1", onewrite.Batch{Events: []onewrite.Event{{ID: "2", Topic: "t"}}, Pos: "2"})
+	_, err = b.Append(ctx, "shop", "1", onewrite.Batch{Events: []onewrite.Event{{ID: "2", Source: "shop", Topic: "t", Type: "t"}}, Pos: "2"})
 	if err == nil || ctx.Err() != nil {
 		t.Errorf("%v, %v", err, ctx.Err())
 	}

@@ -33,6 +33,53 @@ const (
 
 func (b *Bus) parkedSubject(dest string) string { return b.parkedStream() + "." + dest + "." }
 
+// fenceSubject is not that of an entry, which has two more parts.
+func (b *Bus) fenceSubject(dest string) string { return b.parkedSubject(dest) + "owner" }
+
+// fenceOf returns the place of a destination's fence, a message in the stream of
+// parked events that every owner writes anew. The cursor is in another stream, so
+// its revision cannot keep a stale owner from parking; the fence can, as the server
+// compares it in the step that stores.
+func (b *Bus) fenceOf(ctx context.Context, dest string) (uint64, error) {
+	m, err := b.link.get(ctx, b.parkedStream(), query{LastFor: b.fenceSubject(dest)})
+	if err != nil {
+		return 0, fmt.Errorf("nats: parked events of destination %s: %w", dest, err)
+	}
+	if m == nil {
+		return 0, nil
+	}
+	return m.Seq, nil
+}
+
+// raiseFence replaces the fence that was at seen, before the record was taken. A
+// copy that was taken over in between finds another one: ErrFenced.
+func (b *Bus) raiseFence(ctx context.Context, dest string, epoch, seen uint64) (uint64, error) {
+	subject := b.fenceSubject(dest)
+	seq, err := b.publish(ctx, b.parkedStream(), casMsg(subject, seen, strconv.AppendUint(nil, epoch, 10)))
+	if moved(err) {
+		return 0, fmt.Errorf("nats: parked events of destination %s: %w", dest, onewrite.ErrFenced)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("nats: parked events of destination %s: %w", dest, err)
+	}
+	if seen > 0 {
+		if err := b.link.deleteMsg(ctx, b.parkedStream(), seen); err != nil {
+			return 0, fmt.Errorf("nats: parked events of destination %s: %w", dest, err)
+		}
+	}
+	return seq, nil
+}
+
+// fenced returns ErrFenced when another owner has raised the fence. What follows may
+// still come too late: only Park is safe in one step.
+func (s *subscription) fenced(ctx context.Context) error {
+	now, err := s.b.fenceOf(ctx, s.in.Name)
+	if err == nil && now != s.fence {
+		err = fmt.Errorf("nats: parked events of destination %s: %w", s.in.Name, onewrite.ErrFenced)
+	}
+	return err
+}
+
 // hash names its parts in a subject; the parts cannot run into one another.
 func hash(parts ...string) string {
 	h := sha256.New()
@@ -59,22 +106,28 @@ func (s *subscription) Park(ctx context.Context, p onewrite.Parked) (uint64, err
 	defer cancel()
 	m := &p.Message
 	subject := s.b.parkedSubject(s.in.Name) + laneHash(m) + "." + hash(m.Log, strconv.FormatUint(m.Offset, 10), m.ID)
-	var enc encoder
-	msg := enc.encode(subject, &m.Event)
-	enc.set(hdrLog, m.Log)
-	enc.set(hdrOffset, strconv.FormatUint(m.Offset, 10))
-	enc.set(hdrReason, cloudevents.Escape(shorten(p.Reason, maxReason)))
-	enc.set(hdrAttempts, strconv.Itoa(p.Attempts))
-	enc.set(hdrHolds, strconv.FormatBool(p.Holds))
-	enc.set(hdrAt, p.At.UTC().Format(time.RFC3339Nano))
-	enc.set("Nats-Expected-Last-Subject-Sequence", "0")
-	ref, err := s.b.publish(ctx, s.b.parkedStream(), msg)
-	if moved(err) { // it is parked already
-		var there *stored
-		there, err = s.b.link.get(ctx, s.b.parkedStream(), query{LastFor: subject})
-		if err == nil && there != nil {
-			return there.Seq, nil
-		}
+	// Only the owner parks, and one event at a time: nothing comes between this look
+	// and the publish, or the fence refuses it.
+	there, err := s.b.link.get(ctx, s.b.parkedStream(), query{LastFor: subject})
+	if err == nil && there != nil {
+		return there.Seq, s.fenced(ctx)
+	}
+	var ref uint64
+	if err == nil {
+		var enc encoder
+		msg := enc.encode(subject, &m.Event)
+		enc.set(hdrLog, m.Log)
+		enc.set(hdrOffset, strconv.FormatUint(m.Offset, 10))
+		enc.set(hdrReason, cloudevents.Escape(shorten(p.Reason, maxReason)))
+		enc.set(hdrAttempts, strconv.Itoa(p.Attempts))
+		enc.set(hdrHolds, strconv.FormatBool(p.Holds))
+		enc.set(hdrAt, p.At.UTC().Format(time.RFC3339Nano))
+		enc.set("Nats-Expected-Last-Subject-Sequence", strconv.FormatUint(s.fence, 10))
+		enc.set("Nats-Expected-Last-Subject-Sequence-Subject", s.b.fenceSubject(s.in.Name))
+		ref, err = s.b.publish(ctx, s.b.parkedStream(), msg)
+	}
+	if moved(err) {
+		return 0, fmt.Errorf("nats: park an event of destination %s: %w: %w", s.in.Name, err, onewrite.ErrFenced)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("nats: park an event of destination %s: %w", s.in.Name, err)
@@ -192,6 +245,9 @@ func (s *subscription) Unpark(ctx context.Context, refs ...uint64) error {
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	if err := s.fenced(ctx); err != nil {
+		return err
+	}
 	for _, ref := range refs {
 		if err := s.unpark(ctx, ref); err != nil {
 			return fmt.Errorf("nats: forget parked event %d of destination %s: %w", ref, s.in.Name, err)

@@ -141,32 +141,37 @@ func (b *Bus) Floors(ctx context.Context, log string) (map[string]uint64, error)
 	return floors, nil
 }
 
-// take makes this copy the owner of a destination, or returns ErrStandby.
-func (b *Bus) take(ctx context.Context, in onewrite.Interest) (record, uint64, error) {
-	r, rev, err := b.load(ctx, in.Name)
-	if err != nil {
-		return r, 0, err
+// take makes this copy the owner of a destination, or returns ErrStandby. rev is
+// that of the record, fence that of the parked events.
+func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r record, rev, fence uint64, err error) {
+	if fence, err = b.fenceOf(ctx, in.Name); err != nil {
+		return r, 0, 0, err
+	}
+	if r, rev, err = b.load(ctx, in.Name); err != nil {
+		return r, 0, 0, err
 	}
 	if rev == 0 {
 		if r.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From); err != nil {
-			return r, 0, err
+			return r, 0, 0, err
 		}
 	} else if err := b.mayTake(in.Name, r, rev); err != nil {
-		return r, 0, err
+		return r, 0, 0, err
 	}
 	if err := sabotage.At("bus.take"); err != nil {
-		return r, 0, err
+		return r, 0, 0, err
 	}
 	r.Epoch++
 	r.Owner, r.Released = b.owner, false
-	rev, err = b.save(ctx, in.Name, &r, rev)
+	if rev, err = b.save(ctx, in.Name, &r, rev); err == nil {
+		fence, err = b.raiseFence(ctx, in.Name, r.Epoch, fence)
+	}
 	if errors.Is(err, onewrite.ErrFenced) {
-		return r, 0, fmt.Errorf("nats: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
+		return r, 0, 0, fmt.Errorf("nats: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
 	}
 	if err == nil {
 		err = b.name(in.Name, true)
 	}
-	return r, rev, err
+	return r, rev, fence, err
 }
 
 // mayTake watches a record that belongs to another copy. The folder of the

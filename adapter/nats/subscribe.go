@@ -30,7 +30,8 @@ type subscription struct {
 	mu     sync.Mutex
 	record record
 	rev    uint64
-	lost   bool // another owner was seen
+	fence  uint64 // see [Bus.fenceOf]
+	lost   bool   // another owner was seen
 }
 
 // Subscribe opens a destination's view of the bus; see [onewrite.Bus]. On an
@@ -50,7 +51,7 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 	if in.Name == "" {
 		s.record.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From)
 	} else {
-		s.record, s.rev, err = b.take(ctx, in)
+		s.record, s.rev, s.fence, err = b.take(ctx, in)
 	}
 	if err != nil {
 		return nil, err
