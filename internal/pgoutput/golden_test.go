@@ -1,0 +1,145 @@
+package pgoutput_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	. "github.com/onewrite/onewrite/internal/pgoutput"
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+var (
+	capture = flag.Bool("capture", false, "play the scenario on PostgreSQL 15 to 18 and keep what they send")
+	update  = flag.Bool("update", false, "write the rendering of what was captured")
+)
+
+// captured are the servers whose bytes are kept.
+var captured = []int{15, 16, 17, 18}
+
+// section is what one variant sent.
+type section struct {
+	variant
+	frames [][]byte
+}
+
+func goldenPath(version int, ext string) string {
+	return filepath.Join("testdata", fmt.Sprintf("pg%d.%s", version, ext))
+}
+
+// TestCapture plays the scenario on four servers and keeps the frames: a line of
+// hex a frame, under a line with the variant. It runs with -capture -update, and
+// needs all four (ONEWRITE_TEST_POSTGRES_16=URL names a running one).
+func TestCapture(t *testing.T) {
+	if !*capture {
+		t.Skip("the bytes in testdata are kept; -capture -update makes them anew")
+	}
+	for _, version := range captured {
+		pg := servers.Postgres(t, version)
+		var out bytes.Buffer
+		for _, v := range variants {
+			if v.since > version {
+				continue
+			}
+			fmt.Fprintf(&out, "# %s\n", v.name)
+			for _, frame := range play(t, pg, v) {
+				fmt.Fprintf(&out, "%x\n", frame)
+			}
+		}
+		if err := os.WriteFile(goldenPath(version, "golden"), out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// golden reads what a server sent.
+func golden(t testing.TB, version int) (sections []section) {
+	t.Helper()
+	text, err := os.ReadFile(goldenPath(version, "golden"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "# "); ok {
+			sections = append(sections, section{variant: variantOf(t, name)})
+			continue
+		}
+		frame, err := hex.DecodeString(line)
+		if err != nil || len(frame) == 0 || len(sections) == 0 {
+			t.Fatalf("%s: %q: %v", goldenPath(version, "golden"), line, err)
+		}
+		last := &sections[len(sections)-1]
+		last.frames = append(last.frames, frame)
+	}
+	return sections
+}
+
+func variantOf(t testing.TB, name string) variant {
+	t.Helper()
+	for _, v := range variants {
+		if v.name == name {
+			return v
+		}
+	}
+	t.Fatalf("no variant is named %q", name)
+	return variant{}
+}
+
+// TestGolden: what real servers sent reads as it was seen to be right.
+func TestGolden(t *testing.T) {
+	for _, version := range captured {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			var out strings.Builder
+			var m Message
+			sections := golden(t, version)
+			if want := map[bool]int{true: 5, false: 7}[version == 15]; len(sections) != want {
+				t.Fatalf("%d sections, there were %d", len(sections), want)
+			}
+			for _, s := range sections {
+				fmt.Fprintf(&out, "# %s\n", s.name)
+				if len(s.frames) < 90 {
+					t.Errorf("%s: only %d frames", s.name, len(s.frames))
+				}
+				d := decoderOf(t, s.variant)
+				for _, frame := range s.frames {
+					fmt.Fprintln(&out, renderFrame(t, d, frame, &m))
+				}
+			}
+			compareText(t, goldenPath(version, "txt"), out.String())
+		})
+	}
+}
+
+func compareText(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Split(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")
+	have := strings.Split(got, "\n")
+	for i := range max(len(want), len(have)) {
+		var w, h string
+		if i < len(want) {
+			w = want[i]
+		}
+		if i < len(have) {
+			h = have[i]
+		}
+		if w != h {
+			t.Fatalf("%s:%d is not what it was\nwas: %s\nis:  %s", path, i+1, w, h)
+		}
+	}
+}
