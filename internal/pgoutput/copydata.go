@@ -13,7 +13,7 @@ const (
 type XLogData struct {
 	// Start is where in the log the message belongs: for a change its own
 	// record, which may be below the commits of transactions that came before.
-	// It is 0 for R and Y, and for a B that an O follows. It is no position to
+	// It is 0 for R and Y, and for a B or S that an O follows. It is no position to
 	// resume from.
 	Start LSN
 	// WALEnd is the same as Start in logical replication.

@@ -168,7 +168,7 @@ func TestGoldenAgain(t *testing.T) {
 				count(has, &m)
 			}
 		}
-		want := []string{"keepalive", "K", "O", "old", "n", "u", "t", "b", "cascade", "origin", "message", "subtransaction", "subtransaction aborted", "transaction aborted",
+		want := []string{"keepalive", "K", "O", "old", "n", "u", "t", "b", "cascade", "origin", "origin in a stream", "message", "subtransaction", "subtransaction aborted", "transaction aborted",
 			"identity d", "identity n", "identity f", "identity i", "relation in a subtransaction", "truncate in a subtransaction", "pg_catalog"}
 		if version >= 16 {
 			want = append(want, "abort with a place")
@@ -202,6 +202,7 @@ func count(has map[string]int, m *Message) {
 	}
 	note(m.Cascade && m.RestartIdentity && len(m.Relations) == 2, "cascade")
 	note(string(m.Origin) == "far away" && m.OriginLSN == 0x12_000000AB, "origin")
+	note(m.Kind == KindOrigin && m.Stream != 0, "origin in a stream")
 	note(m.Kind == KindMessage && !m.Transactional, "message")
 	note(m.Kind == KindInsert && inSubtransaction, "subtransaction")
 	note(m.Kind == KindRelation && inSubtransaction, "relation in a subtransaction")

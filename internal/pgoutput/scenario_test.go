@@ -163,6 +163,13 @@ var scenario = []step{
 	{sql: `PREPARE TRANSACTION 'large, lost'`, prepared: "large, lost"},
 	{sql: `ROLLBACK PREPARED 'large, lost'`},
 
+	{sql: `SELECT pg_replication_origin_session_setup('far away')`},
+	{sql: `BEGIN`},
+	{sql: `INSERT INTO doubled VALUES (4)`},
+	{sql: heavy},
+	{sql: `COMMIT`},
+	{sql: `SELECT pg_replication_origin_session_reset()`},
+
 	{sql: `SELECT pg_logical_emit_message(false, 'end', '')`},
 }
 
@@ -307,5 +314,8 @@ transaction
   insert orders id="300" later="7"
 transaction
   insert orders id="400" later="7"
+transaction
+  from "far away"
+  insert doubled id="4" twice="8"
 message "end" ""
 `
