@@ -1,10 +1,8 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"fmt"
 	"testing"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 // transaction is B, as many I with 8 columns, and C.

@@ -1,12 +1,10 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"encoding/hex"
 	"errors"
 	"reflect"
 	"testing"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 func TestXLogData(t *testing.T) {

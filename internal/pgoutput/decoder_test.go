@@ -1,4 +1,4 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"encoding/hex"
@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 // unhex reads hex with spaces, and 'text' as it stands.

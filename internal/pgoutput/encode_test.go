@@ -1,9 +1,7 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"encoding/binary"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 // encoder writes messages as a server does. What is decoded and encoded again

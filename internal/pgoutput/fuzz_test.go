@@ -1,4 +1,4 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"bytes"
@@ -6,8 +6,6 @@ import (
 	"slices"
 	"testing"
 	"unsafe"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 // parts are the byte slices of a message.

@@ -1,4 +1,4 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"bytes"
@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 

@@ -1,4 +1,4 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"fmt"
@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 

@@ -1,12 +1,10 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"fmt"
 	"strconv"
 	"strings"
 	"testing"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 func decoderOf(t testing.TB, v variant) *Decoder {

@@ -1,4 +1,4 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
@@ -207,18 +206,25 @@ func play(t *testing.T, pg *servers.PG, v variant) (frames [][]byte) {
 	exec(1, `SELECT pg_replication_origin_create('far away')`)
 
 	w := startWalsender(t, ctx, url, v)
+	// A commit flushes the log, which is sent up to there only. Nothing is sent
+	// for one that is not published.
+	until := func(found func(*Message) bool) {
+		t.Helper()
+		exec(1, `INSERT INTO ballast VALUES ('')`)
+		w.until(found)
+	}
 	for _, s := range scenario {
 		exec(s.conn, s.sql)
 		if s.streamed != "" && v.stream != "" {
-			w.until(blockWith(s.streamed))
+			until(blockWith(s.streamed))
 		}
 		if s.prepared != "" && v.twoPhase {
-			w.until(func(m *Message) bool {
+			until(func(m *Message) bool {
 				return (m.Kind == KindPrepare || m.Kind == KindStreamPrepare) && m.GID == s.prepared
 			})
 		}
 	}
-	w.until(func(m *Message) bool { return m.Kind == KindMessage && string(m.Prefix) == "end" })
+	until(func(m *Message) bool { return m.Kind == KindMessage && string(m.Prefix) == "end" })
 	w.confirm(conns[1])
 	w.close()
 	exec(1, dropOrigin)

@@ -1,4 +1,4 @@
-package pgoutput_test
+package pgoutput
 
 import (
 	"context"
@@ -9,8 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
-
-	. "github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 // walsender is a replication connection that keeps all that it reads.
