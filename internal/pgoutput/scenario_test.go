@@ -87,7 +87,7 @@ var scenario = []step{
 
 	{sql: `WITH p AS (INSERT INTO parent DEFAULT VALUES RETURNING id) INSERT INTO child SELECT id FROM p`},
 	{sql: `TRUNCATE parent RESTART IDENTITY CASCADE`},
-	{sql: `TRUNCATE doubled`},
+	{sql: `TRUNCATE doubled RESTART IDENTITY`},
 
 	{sql: `SELECT pg_logical_emit_message(true, 'prefix', 'alone')`},
 	{sql: `BEGIN`},
@@ -294,7 +294,7 @@ transaction
 transaction
   truncate cascade=true restart=true parent child
 transaction
-  truncate cascade=false restart=false doubled
+  truncate cascade=false restart=true doubled
 transaction
   message "prefix" "alone"
 message "stays" ""
