@@ -91,7 +91,7 @@ type Message struct {
 	CommitLSN     LSN // C, c, K: the commit record
 	PrepareLSN    LSN // b, P, p: the prepare record
 	PrepareEndLSN LSN // r: the end of the prepare record
-	AbortLSN      LSN // A, of a parallel stream: the abort record; 0 if the server crashed in the transaction
+	AbortLSN      LSN // A, of a parallel stream: the abort record; 0 if a crash of the server was the abort
 	EndLSN        LSN // C, c, K, b, P, p, r: behind the record; what may be confirmed once all is safe
 	LSN           LSN // M: of the message itself
 	OriginLSN     LSN // O: the commit on the server where it began; 0 if not known yet
@@ -101,7 +101,7 @@ type Message struct {
 	CommitTime   Timestamp
 	PrepareTime  Timestamp // b, P, p, r
 	RollbackTime Timestamp // r
-	AbortTime    Timestamp // A, of a parallel stream; 0 if the server crashed in the transaction
+	AbortTime    Timestamp // A, of a parallel stream; 0 as AbortLSN
 
 	// GID is the name of a prepared transaction (b, P, K, r, p).
 	GID string
