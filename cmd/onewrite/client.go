@@ -196,6 +196,9 @@ func printStatus(w io.Writer, s dashboard.Status) {
 		} else if v.LastError != "" {
 			fmt.Fprintf(w, "\nsource %s: %s\n", name, v.LastError)
 		}
+		if v := s.Sources[name].Importing; v != nil && *v > 0 {
+			fmt.Fprintf(w, "\nsource %s: %d rows wait to be imported (counted up to 10,000 a table)\n", name, *v)
+		}
 	}
 	for _, name := range sortedKeys(s.Destinations) {
 		if v := s.Destinations[name]; v.LastError != "" {
