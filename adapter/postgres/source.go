@@ -95,7 +95,7 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		s.stop()
 		s.work.Wait()
 		s.release(ctx)
-		return nil, err
+		return nil, withNames(err, conn)
 	}
 	s.work.Go(s.heartbeat)
 	for _, im := range cfg.Imports {
@@ -201,7 +201,8 @@ func (s *Source) heartbeat() {
 }
 
 // Read returns the next committed events. See [onewrite.Source].
-func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
+func (s *Source) Read(ctx context.Context) (_ onewrite.Batch, err error) {
+	defer func() { err = withNames(err, s.conn) }()
 	if s.queue.len() > 0 {
 		return s.batch(), nil
 	}
