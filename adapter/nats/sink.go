@@ -197,20 +197,13 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, w *w
 // first event with it.
 func (s *Sink) answer(ctx context.Context, in *inbox, w *watch, prefix string, events []onewrite.Event, acked []bool) (int, error) {
 	for {
-		for i := range acked {
-			if acked[i] || !w.any() {
-				continue
-			}
-			if err := w.denied(publishTo, s.subject(&events[i])); err != nil {
-				acked[i] = true
+		if w.any() { // seldom, and never while all is well
+			if i, err := s.deniedOne(in, w, events, acked); err != nil {
 				return i, err
 			}
 		}
-		if err := w.denied(subscribeTo, in.sub.Subject); err != nil {
-			return -1, err
-		}
 		m, err := in.sub.NextMsgWithContext(w.wait)
-		if err != nil && w.woken(ctx) {
+		if errors.Is(err, context.Canceled) && w.woken(ctx) {
 			continue
 		}
 		if err != nil {
@@ -225,6 +218,21 @@ func (s *Sink) answer(ctx context.Context, in *inbox, w *watch, prefix string, e
 		_, err = parseAck(m)
 		return i, err
 	}
+}
+
+// deniedOne notes the first event without an answer whose subject was denied, and
+// returns it; -1 and an error if no answer can come at all.
+func (s *Sink) deniedOne(in *inbox, w *watch, events []onewrite.Event, acked []bool) (int, error) {
+	for i := range acked {
+		if acked[i] {
+			continue
+		}
+		if err := w.denied(publishTo, s.subject(&events[i])); err != nil {
+			acked[i] = true
+			return i, err
+		}
+	}
+	return -1, w.denied(subscribeTo, in.sub.Subject)
 }
 
 // silent is the error of the first event that has no answer.
