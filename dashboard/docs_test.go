@@ -19,7 +19,7 @@ func TestThePageOfTheAPI(t *testing.T) {
 	}
 	page := string(text)
 	s := serve(t, &control{ended: make(chan error, 1)}, "token")
-	rows := regexp.MustCompile("(?m)^\\| (GET|POST) \\| (.*?) \\| (yes|no) \\|").FindAllStringSubmatch(page, -1)
+	rows := regexp.MustCompile(`(?m)^\| (GET|POST) \| (.*?) \| (yes|no) \|`).FindAllStringSubmatch(page, -1)
 	if len(rows) < 10 {
 		t.Fatalf("the page has %d rows", len(rows))
 	}

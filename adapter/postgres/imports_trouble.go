@@ -44,9 +44,9 @@ func (i *importer) count(ctx context.Context, conn *pgx.Conn, now bool) {
 // noEvent is the error of a row whose values the outbox refuses.
 func (i *importer) noEvent(err error, row string) error {
 	if row == "" {
-		return fmt.Errorf("a row of %s can be no event: %w; correct it, delete it, or leave it out with where:", i.Table, explain(err))
+		return fmt.Errorf("a row of %s can be no event: %w; correct it, delete it, or leave it out by where: in the import", i.Table, explain(err))
 	}
-	return fmt.Errorf("the row of %[1]s with %[2]s can be no event: %[3]w; look at it: SELECT * FROM %[1]s WHERE %[2]s; then correct it, delete it, or leave it out with where:", i.Table, row, explain(err))
+	return fmt.Errorf("the row of %[1]s with %[2]s can be no event: %[3]w; look at it: SELECT * FROM %[1]s WHERE %[2]s; then correct it, delete it, or leave it out by where: in the import", i.Table, row, explain(err))
 }
 
 // first names the row that the next batch begins with.
