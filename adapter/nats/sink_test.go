@@ -270,7 +270,7 @@ func TestSinkDenied(t *testing.T) {
 	srv := natsServer(t, t.TempDir(), func(o *server.Options) {
 		o.Accounts = []*server.Account{account}
 		o.Users = []*server.User{user("all", nil),
-			user("some", &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"order.>"}}}),
+			user("some", &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"order.>"}}, Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}}}),
 			user("deaf", &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"order.>"}}})}
 	})
 	real, err := srv.LookupAccount("shop")
