@@ -259,7 +259,7 @@ type Parked struct {
 	Message Message
 	// Reason is the destination's last answer; "waits behind ID" for followers.
 	Reason string
-	// Attempts counts the deliveries tried; 0 for followers.
+	// Attempts counts the failures held against the event; 0 for followers.
 	Attempts int
 	// Holds is true when later events of the key have to wait behind it; of
 	// followers too.

@@ -78,6 +78,7 @@ func (m *Metrics) Observer() pipeline.Observer {
 var (
 	descSourceState = prometheus.NewDesc("onewrite_source_state", "1 for the state the source is in.", []string{"source", "state"}, nil)
 	descSourceLag   = prometheus.NewDesc("onewrite_source_lag_seconds", "How far the reader is behind the source.", []string{"source"}, nil)
+	descImporting   = prometheus.NewDesc("onewrite_source_importing", "Rows that wait in the tables of import:, counted up to 10,000 of each.", []string{"source"}, nil)
 	descOffset      = prometheus.NewDesc("onewrite_source_offset", "Events the bus ever took from the source.", []string{"source"}, nil)
 	descDestState   = prometheus.NewDesc("onewrite_destination_state", "1 for the state the destination is in.", []string{"destination", "state"}, nil)
 	descDestLag     = prometheus.NewDesc("onewrite_destination_lag_seconds", "Age of the oldest event not confirmed.", []string{"destination"}, nil)
@@ -120,6 +121,9 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 			gauge(descSourceState, is(src.State == st), name, string(st))
 		}
 		gauge(descSourceLag, src.LagSeconds, name)
+		if src.Importing != nil {
+			gauge(descImporting, float64(*src.Importing), name)
+		}
 		gauge(descOffset, float64(src.Events), name) // it starts again with a new bus
 	}
 	for name, d := range s.Destinations {

@@ -142,13 +142,15 @@ func TestStatesAreExported(t *testing.T) {
 }
 
 func TestMetricsOfStatus(t *testing.T) {
+	waits := uint64(8)
 	status := dashboard.Status{
-		Sources:      map[string]dashboard.Source{"shop": {State: pipeline.OK, LagSeconds: 1.5, Events: 20}},
+		Sources:      map[string]dashboard.Source{"shop": {State: pipeline.OK, LagSeconds: 1.5, Events: 20, Importing: &waits}, "other": {}},
 		Destinations: map[string]dashboard.Destination{"audit": {State: pipeline.OK, LagSeconds: 2.5, Delivered: 1, Pending: 2, Parked: 3, Filtered: 4, Skipped: 5}},
 		Warnings:     []string{"a"}, Bus: dashboard.Bus{Bytes: 6, MaxBytes: 7},
 	}
 	m := dashboard.NewMetrics(func() dashboard.Status { return status })
 	sameSeries(t, scrape(t, m), map[string]string{
+		`onewrite_source_importing{source="shop"}`: "8", `onewrite_source_importing{source="other"}`: "",
 		`onewrite_source_lag_seconds{source="shop"}`: "1.5", `onewrite_source_offset{source="shop"}`: "20",
 		`onewrite_destination_lag_seconds{destination="audit"}`: "2.5", `onewrite_destination_delivered_total{destination="audit"}`: "1",
 		`onewrite_destination_pending{destination="audit"}`: "2", `onewrite_destination_parked{destination="audit"}`: "3",

@@ -30,6 +30,9 @@ type Source struct {
 	// Gap is the last gap met and the range it covers; null if none.
 	Gap       *string `json:"gap"`
 	LastError string  `json:"last_error"`
+	// Importing counts the rows that wait in the tables of import:, up to 10,000 of
+	// each; absent without imports.
+	Importing *uint64 `json:"importing,omitempty"`
 }
 
 // Destination is the state of one destination. Events handed to it ==

@@ -92,7 +92,7 @@ func (in *Inbox) Migrate(ctx context.Context, db *sql.DB) error {
 			continue
 		}
 		if _, err := tx.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("inbox: make the tables: %w (the role needs CREATE on the database; or let an administrator run: onewrite migrate --inbox --print)", err)
+			return fmt.Errorf("inbox: make the tables: %w (the role needs CREATE on the database; or let an administrator run: onewrite migrate --inbox --print --database URL --app-role ROLE | psql URL)", err)
 		}
 	}
 	if err := tx.Commit(); err != nil {

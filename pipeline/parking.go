@@ -136,7 +136,7 @@ func (r *deliverer) poison(e *entry, cause error) error {
 	if err := r.park(e, holds, cause.Error(), false); err != nil {
 		return err
 	}
-	r.log.Warn("event parked", "id", e.msg.ID, "attempts", e.tries, "error", cause)
+	r.log.Warn("event parked", "id", e.msg.ID, "attempts", e.attempts, "writes", e.tries, "error", cause)
 	if !holds {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 	var ref uint64
 	if err == nil {
 		ref, err = r.sub.Park(r.finish, onewrite.Parked{
-			Message: e.msg, Reason: reason, Attempts: e.tries, Holds: holds, At: time.Now(),
+			Message: e.msg, Reason: reason, Attempts: e.attempts, Holds: holds, At: time.Now(),
 		})
 	}
 	if err == nil {

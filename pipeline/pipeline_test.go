@@ -222,6 +222,38 @@ func TestPoisonIsParkedWithItsKey(t *testing.T) {
 	}
 }
 
+// What is shown of a parked event is the number that its limit is compared with:
+// the failures of an outage are not in it.
+func TestParkedAttemptsAreThoseHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.d.Attempts = 3
+		var writes atomic.Int64
+		w.sink.Before = func(_ context.Context, e onewrite.Event) error {
+			if e.ID == "e0000" {
+				writes.Add(1)
+				return answeredError{}
+			}
+			return nil
+		}
+		w.start()
+		w.source.commit(event(0, "bad"))
+		time.Sleep(10 * time.Second)
+		if writes.Load() < 3 || w.d.Status().Parked != 0 {
+			t.Fatalf("%d writes of an event that is alone, parked: %d", writes.Load(), w.d.Status().Parked)
+		}
+		for i := range 20 {
+			w.source.commit(event(1+i, fmt.Sprint("k", i)))
+			time.Sleep(time.Second)
+		}
+		list, err := w.d.Parked(t.Context(), 0, 10)
+		if err != nil || len(list) != 1 || list[0].Attempts != 3 || writes.Load() <= 3 {
+			t.Errorf("after %d writes: %v, %+v", writes.Load(), err, list)
+		}
+		w.stop()
+	})
+}
+
 func TestDiscardLetsTheKeyGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()

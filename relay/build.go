@@ -42,12 +42,13 @@ func busConfig(cfg *Config) (nats.Config, error) {
 	return c, err
 }
 
-// openSource opens one source at a position.
-// trouble is told what is wrong beside the reading of the outbox.
-func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger, trouble func(name, problem string)) (onewrite.Source, error) {
+// openSource opens one source at a position. trouble is told what is wrong beside the
+// reading of the outbox, importing how many rows of an import wait.
+func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger,
+	trouble func(name, problem string), importing func(name string, rows int)) (onewrite.Source, error) {
 	switch c.Type {
 	case "postgres":
-		return opened(postgres.Open(ctx, postgres.Config{Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble}, pos))
+		return opened(postgres.Open(ctx, postgres.Config{Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing}, pos))
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))
 	}

@@ -31,6 +31,12 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		if st.Gap != "" {
 			src.Gap = &st.Gap
 		}
+		for _, rows := range in.importing {
+			if src.Importing == nil {
+				src.Importing = new(uint64)
+			}
+			*src.Importing += uint64(max(rows, 0))
+		}
 		s.Sources[name] = src
 	}
 	for name, d := range r.destinations {

@@ -95,7 +95,8 @@ type Relay struct {
 
 type source struct {
 	*pipeline.Ingest
-	done chan struct{}
+	done      chan struct{}
+	importing map[string]int // rows that wait, by import; -1: not known
 }
 
 type destination struct {
@@ -207,6 +208,7 @@ func (r *Relay) config() *Config {
 
 // startSource starts one ingest; r.mu is held.
 func (r *Relay) startSource(name string, c config.Source) {
+	s := &source{done: make(chan struct{}), importing: map[string]int{}}
 	in := &pipeline.Ingest{
 		Name: name, Bus: r.bus, AckDurable: r.bus.Durable(), Observe: r.observe, Log: r.log,
 		Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
@@ -214,11 +216,15 @@ func (r *Relay) startSource(name string, c config.Source) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.warn("source "+name+" "+what, problem)
+			}, func(what string, rows int) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				s.importing[what] = rows
 			})
 		},
 	}
 	r.metrics.Source(name)
-	s := &source{Ingest: in, done: make(chan struct{})}
+	s.Ingest = in
 	r.sources[name] = s
 	ctx := r.ctx
 	go func() {

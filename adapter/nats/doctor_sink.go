@@ -2,6 +2,7 @@ package nats
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,6 +33,7 @@ func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis
 	if e.reserved(c.Reserved, wants) {
 		return e.found
 	}
+	e.publishes(ctx, wants)
 	if c.Core {
 		e.ok("streams", "jetstream: false: what nobody listens to is lost, as configured")
 		return e.found
@@ -82,6 +84,50 @@ func (e *examiner) reserved(bus string, wants []string) bool {
 		}
 	}
 	return false
+}
+
+// publishes looks at what the user may publish to. Only a server of 2.10 or newer
+// tells, and only whom it lets ask.
+func (e *examiner) publishes(ctx context.Context, wants []string) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	answer, err := e.nc.RequestWithContext(ctx, "$SYS.REQ.USER.INFO", nil)
+	if err != nil {
+		return // not a word is no finding: the first event will tell
+	}
+	var r struct {
+		Data *struct {
+			User        string `json:"user"`
+			Permissions struct {
+				Publish struct{ Allow, Deny []string } `json:"publish"`
+			} `json:"permissions"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(answer.Data, &r) != nil || r.Data == nil {
+		return
+	}
+	p := r.Data.Permissions.Publish
+	bad := false
+	for _, w := range wants {
+		by := func(s string) bool { return covers(s, w) }
+		in := func(s string) bool { return covers(w, s) }
+		allowed := len(p.Allow) == 0 || slices.ContainsFunc(p.Allow, by)
+		cure := fmt.Sprintf("permissions {publish {allow: [%q]}} # of this user, in the server's configuration", w)
+		switch i := slices.IndexFunc(p.Deny, func(s string) bool { return by(s) || in(s) }); {
+		case i >= 0 && by(p.Deny[i]), !allowed && !slices.ContainsFunc(p.Allow, in):
+			e.add(diagnosis.Problem, "permission", cure, "the user %s may not publish to %s: every event would be refused", r.Data.User, w)
+			bad = true
+		case i >= 0:
+			e.add(diagnosis.Warning, "permission", cure, "the user %s may not publish to %s, which is part of %s: such events would be refused", r.Data.User, p.Deny[i], w)
+			bad = true
+		case !allowed:
+			e.add(diagnosis.Warning, "permission", cure, "the user %s may publish only to part of %s: other events would be refused", r.Data.User, w)
+			bad = true
+		}
+	}
+	if !bad {
+		e.ok("permission", "the user %s may publish to %s", r.Data.User, strings.Join(wants, ", "))
+	}
 }
 
 // remembers is how long a stream should know ids: a repeat comes within it.

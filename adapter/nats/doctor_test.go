@@ -346,6 +346,34 @@ func TestExamineAccount(t *testing.T) {
 	}
 }
 
+// TestExamineSinkPermission is about what the user may publish to.
+func TestExamineSinkPermission(t *testing.T) {
+	account := server.NewAccount("shop")
+	user := func(name string, allow, deny []string) *server.User {
+		return &server.User{Username: name, Password: name, Account: account, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: allow, Deny: deny}}}
+	}
+	s := natsServer(t, t.TempDir(), func(o *server.Options) {
+		o.Accounts = []*server.Account{account}
+		o.Users = []*server.User{
+			user("no", []string{"stock.>", "$SYS.REQ.USER.INFO"}, nil), user("part", []string{"order.placed", "$SYS.REQ.USER.INFO"}, nil),
+			user("denied", nil, []string{"order.>"}), user("hole", nil, []string{"order.paid"}), user("yes", []string{">"}, nil), user("mute", []string{"order.>"}, nil),
+		}
+	})
+	for _, c := range []struct {
+		user  string
+		s     diagnosis.Severity
+		holds string
+	}{
+		{"no", diagnosis.Problem, `allow: ["order.>"]`}, {"part", diagnosis.Warning, "only to part of order.>"},
+		{"denied", diagnosis.Problem, "every event would be refused"}, {"hole", diagnosis.Warning, "order.paid"}, {"yes", diagnosis.OK, "may publish to order.>"},
+	} {
+		examineSink(t, nats.SinkConfig{URL: "nats://" + c.user + ":" + c.user + "@" + s.Addr().String(), Core: true}, "order.>").want(t, c.s, "permission", c.holds)
+	}
+	if found := examineSink(t, nats.SinkConfig{URL: "nats://mute:mute@" + s.Addr().String(), Core: true}, "order.>"); len(found.bad()) > 0 {
+		t.Errorf("%v of a user who may publish, and not ask", found)
+	}
+}
+
 // TestExamineCluster is about copies.
 func TestExamineCluster(t *testing.T) {
 	if testing.Short() {

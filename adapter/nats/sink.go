@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	natsgo "github.com/nats-io/nats.go"
 
@@ -49,8 +51,9 @@ type SinkConfig struct {
 // Sink publishes events to another NATS. The event's id and the destination make
 // the message id, so the stream drops a repeat within its duplicate window.
 type Sink struct {
-	c    SinkConfig
-	link *link
+	c      SinkConfig
+	link   *link
+	denied denials
 }
 
 // NewSink connects. The error says why it cannot.
@@ -74,7 +77,8 @@ func NewSink(ctx context.Context, c SinkConfig) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sink{c: c, link: &link{addr: c.URL, opts: opts}}
+	s := &Sink{c: c}
+	s.link = &link{addr: c.URL, opts: append(opts, natsgo.ErrorHandler(s.denied.heard(c.Logger)))}
 	if _, err := s.link.conn(); err != nil {
 		return nil, err
 	}
@@ -97,8 +101,10 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	w := s.denied.watch(ctx)
+	defer s.denied.forget(w)
 	if s.c.Core {
-		return s.writeCore(ctx, nc, events)
+		return s.writeCore(ctx, nc, w, events)
 	}
 	var in inbox
 	if err := in.open(nc); err != nil {
@@ -107,7 +113,7 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 	defer in.close()
 	done := 0
 	for done < len(events) {
-		n, err := s.writeWindow(ctx, nc, &in, events[done:])
+		n, err := s.writeWindow(ctx, nc, &in, w, events[done:])
 		done += n
 		if err != nil {
 			return done, err
@@ -134,7 +140,7 @@ func window(events []onewrite.Event) int {
 
 // writeWindow publishes as many leading events as may be in flight and waits for
 // the answers.
-func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, events []onewrite.Event) (int, error) {
+func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, w *watch, events []onewrite.Event) (int, error) {
 	events = events[:window(events)]
 	if err := sabotage.At("stream.publish"); err != nil {
 		return 0, err
@@ -161,7 +167,7 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, even
 	}
 	acked := make([]bool, sent)
 	for left := sent; left > 0; left-- {
-		i, err := s.answer(ctx, in, prefix, acked)
+		i, err := s.answer(ctx, in, w, prefix, events, acked)
 		if errors.Is(err, natsgo.ErrNoResponders) {
 			// The client does not tell which: those are left that nobody answers.
 			continue
@@ -169,7 +175,7 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, even
 		if i < 0 {
 			i = slices.Index(acked, false)
 			if i < bad {
-				bad, cause = i, fmt.Errorf("nats: no answer for event %s: %w", events[i].ID, err)
+				bad, cause = i, s.silent(in, w, &events[i], err)
 			}
 			return bad, cause
 		}
@@ -187,10 +193,19 @@ func (s *Sink) writeWindow(ctx context.Context, nc *natsgo.Conn, in *inbox, even
 }
 
 // answer waits for the next answer and notes which event it is for; -1 and an
-// error if none comes.
-func (s *Sink) answer(ctx context.Context, in *inbox, prefix string, acked []bool) (int, error) {
+// error if none comes. That the server denied the subject is the answer of the
+// first event with it.
+func (s *Sink) answer(ctx context.Context, in *inbox, w *watch, prefix string, events []onewrite.Event, acked []bool) (int, error) {
 	for {
-		m, err := in.sub.NextMsgWithContext(ctx)
+		if w.any() { // seldom, and never while all is well
+			if i, err := s.deniedOne(in, w, events, acked); err != nil {
+				return i, err
+			}
+		}
+		m, err := in.sub.NextMsgWithContext(w.wait)
+		if errors.Is(err, context.Canceled) && w.woken(ctx) {
+			continue
+		}
 		if err != nil {
 			return -1, err
 		}
@@ -205,8 +220,33 @@ func (s *Sink) answer(ctx context.Context, in *inbox, prefix string, acked []boo
 	}
 }
 
-func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, events []onewrite.Event) (int, error) {
+// deniedOne notes the first event without an answer whose subject was denied, and
+// returns it; -1 and an error if no answer can come at all.
+func (s *Sink) deniedOne(in *inbox, w *watch, events []onewrite.Event, acked []bool) (int, error) {
+	for i := range acked {
+		if acked[i] {
+			continue
+		}
+		if err := w.denied(publishTo, s.subject(&events[i])); err != nil {
+			acked[i] = true
+			return i, err
+		}
+	}
+	return -1, w.denied(subscribeTo, in.sub.Subject)
+}
+
+// silent is the error of the first event that has no answer.
+func (s *Sink) silent(in *inbox, w *watch, e *onewrite.Event, err error) error {
+	if denied := w.denied(subscribeTo, in.sub.Subject); denied != nil {
+		return fmt.Errorf("nats: the user%s may not subscribe to %s, so no stream's answer arrives: %w; allow it in the configuration of the server: permissions {subscribe {allow: [\"_INBOX.>\"]}}%s",
+			s.user(), in.sub.Subject, denied, s.nsc("sub", "_INBOX.>"))
+	}
+	return fmt.Errorf("nats: no answer for event %s: %w", e.ID, err)
+}
+
+func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, w *watch, events []onewrite.Event) (int, error) {
 	var enc encoder
+	before := nc.LastError()
 	sent := 0
 	var cause error
 	for ; sent < len(events); sent++ {
@@ -222,11 +262,27 @@ func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, events []onewrite
 	if err := nc.FlushWithContext(ctx); err != nil {
 		return 0, fmt.Errorf("nats: the server did not answer: %w", err)
 	}
+	// A denial comes before the answer to the flush, but may be heard after it.
+	if last := nc.LastError(); last != before {
+		if err := w.await(ctx, last); err != nil {
+			return 0, fmt.Errorf("nats: %w: %w", last, err)
+		}
+	}
+	for i := range events[:sent] {
+		if err := w.denied(publishTo, s.subject(&events[i])); err != nil {
+			return i, s.failed(&events[i], err)
+		}
+	}
 	return sent, cause
 }
 
+// subject is where an event is published to.
+func (s *Sink) subject(e *onewrite.Event) string {
+	return strings.ReplaceAll(s.c.Subject, "{topic}", subjectOf(e.Topic))
+}
+
 func (s *Sink) message(enc *encoder, e *onewrite.Event) *natsgo.Msg {
-	m := enc.encode(strings.ReplaceAll(s.c.Subject, "{topic}", subjectOf(e.Topic)), e)
+	m := enc.encode(s.subject(e), e)
 	id := e.ID
 	if sabotage.Bug == "no-msg-id" {
 		return m
@@ -257,8 +313,11 @@ func (refused) Answered() bool { return true }
 func (r refused) Unwrap() error { return r.error }
 
 func (s *Sink) failed(e *onewrite.Event, err error) error {
-	subject := strings.ReplaceAll(s.c.Subject, "{topic}", subjectOf(e.Topic))
+	subject := s.subject(e)
 	switch {
+	case errors.Is(err, natsgo.ErrPermissionViolation):
+		return refused{fmt.Errorf("nats: the user%s may not publish to %s: %w; allow it in the configuration of the server: permissions {publish {allow: [%q]}}%s",
+			s.user(), subject, err, subject, s.nsc("pub", subject))}
 	case errors.Is(err, natsgo.ErrNoResponders):
 		return refused{fmt.Errorf("nats: no stream takes the subject %s: %w; create one: nats stream add EVENTS --subjects '%s' --defaults (or set jetstream: false)", subject, err, subject)}
 	case errors.Is(err, natsgo.ErrMaxPayload), code(err) == codeTooLarge, code(err) == codeHeaderTooLarge:
@@ -271,6 +330,143 @@ func (s *Sink) failed(e *onewrite.Event, err error) error {
 		return refused{fmt.Errorf("nats: event %s to %s: %w", e.ID, subject, err)}
 	}
 	return fmt.Errorf("nats: event %s to %s: %w", e.ID, subject, err)
+}
+
+// user is the name that the server knows the client by, if that is one to show.
+func (s *Sink) user() string {
+	name := s.c.User
+	if u, err := url.Parse(strings.TrimSpace(strings.Split(s.c.URL, ",")[0])); name == "" && err == nil && u.User != nil {
+		if _, has := u.User.Password(); has { // alone it is a token
+			name = u.User.Username()
+		}
+	}
+	if name != "" {
+		name = " " + name
+	}
+	return name
+}
+
+// nsc is how a user with credentials, whom no server's configuration lists, is
+// given a right.
+func (s *Sink) nsc(right, subject string) string {
+	if s.c.Creds == "" {
+		return ""
+	}
+	return fmt.Sprintf(", or of its credentials: nsc edit user --allow-%s '%s'", right, subject)
+}
+
+// What a server denies, as the begin of what it says.
+const (
+	publishTo   = "Publish to "
+	subscribeTo = "Subscription to "
+)
+
+// denials passes on what the server says apart from any answer: that a subject is
+// not the user's to publish or to subscribe to.
+type denials struct {
+	mu      sync.Mutex
+	watches map[*watch]struct{}
+}
+
+// heard is the client's handler of errors.
+func (d *denials) heard(log *slog.Logger) natsgo.ErrHandler {
+	return func(_ *natsgo.Conn, _ *natsgo.Subscription, err error) {
+		log.Debug("nats connection", "error", err)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for w := range d.watches {
+			w.hear(err)
+		}
+	}
+}
+
+// watch returns what one write hears; it hears the denials of other writes too.
+func (d *denials) watch(ctx context.Context) *watch {
+	w := &watch{said: map[string]error{}}
+	w.arm(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.watches == nil {
+		d.watches = map[*watch]struct{}{}
+	}
+	d.watches[w] = struct{}{}
+	return w
+}
+
+func (d *denials) forget(w *watch) {
+	d.mu.Lock()
+	delete(d.watches, w)
+	d.mu.Unlock()
+	w.wake()
+}
+
+// watch holds what was denied since it began. A message is denied once at most, so
+// it is bounded by what is published in the time of the write.
+type watch struct {
+	wait context.Context // of the writer alone: ends with the next denial
+
+	mu    sync.Mutex
+	said  map[string]error // by what is denied: Publish to "x"
+	heard []error
+	wake  context.CancelFunc
+}
+
+// arm makes wait anew; whoever looks at what is denied after that misses nothing.
+func (w *watch) arm(ctx context.Context) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.wake != nil {
+		w.wake()
+	}
+	w.wait, w.wake = context.WithCancel(ctx)
+}
+
+// woken reports whether wait ended for a denial, and arms it again.
+func (w *watch) woken(ctx context.Context) bool {
+	if w.wait.Err() == nil || ctx.Err() != nil {
+		return false
+	}
+	w.arm(ctx)
+	return true
+}
+
+func (w *watch) hear(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard = append(w.heard, err)
+	if _, what, is := strings.Cut(err.Error(), "Permissions Violation for "); is && errors.Is(err, natsgo.ErrPermissionViolation) {
+		w.said[what] = err
+	}
+	w.wake()
+}
+
+func (w *watch) any() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.said) > 0
+}
+
+// denied returns what the server said of a subject, or nil.
+func (w *watch) denied(verb, subject string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.said[verb+strconv.Quote(subject)]
+}
+
+// await waits until err was heard, and with it all that came before.
+func (w *watch) await(ctx context.Context, err error) error {
+	for {
+		w.mu.Lock()
+		has := slices.Contains(w.heard, err)
+		w.mu.Unlock()
+		if has {
+			return nil
+		}
+		<-w.wait.Done()
+		if !w.woken(ctx) {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 var (

@@ -258,3 +258,69 @@ func TestReservedSubjects(t *testing.T) {
 		}
 	}
 }
+
+// TestSinkDenied: the server tells apart from any answer that a user may not
+// publish somewhere. It is an answer about that event, at once, and names what
+// to allow; other events are delivered.
+func TestSinkDenied(t *testing.T) {
+	account := server.NewAccount("shop")
+	user := func(name string, p *server.Permissions) *server.User {
+		return &server.User{Username: name, Password: name, Account: account, Permissions: p}
+	}
+	srv := natsServer(t, t.TempDir(), func(o *server.Options) {
+		o.Accounts = []*server.Account{account}
+		o.Users = []*server.User{user("all", nil),
+			user("some", &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"order.>"}}, Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}}}),
+			user("deaf", &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"order.>"}}})}
+	})
+	real, err := srv.LookupAccount("shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := real.EnableJetStream(map[string]server.JetStreamAccountLimits{"": {MaxMemory: -1, MaxStore: -1, MaxStreams: -1, MaxConsumers: -1, MemoryMaxStreamBytes: -1, StoreMaxStreamBytes: -1}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	url := func(name string) string { return "nats://" + name + ":" + name + "@" + srv.Addr().String() }
+	nc := connect(t, url("all"))
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"order.>", "stock.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	events := batch(1, 4).Events
+	events[2].Topic = "stock.low"
+	for _, c := range []struct {
+		user      string
+		core      bool
+		n         int
+		texts     []string
+		unrelated bool // to the event
+	}{
+		{user: "some", n: 2, texts: []string{"user some ", "stock.low", "Permissions Violation for Publish", `publish {allow: ["stock.low"]}`}},
+		{user: "some", core: true, n: 2, texts: []string{"user some ", "stock.low", `publish {allow: ["stock.low"]}`}},
+		{user: "deaf", texts: []string{"user deaf ", "_INBOX", `subscribe {allow: ["_INBOX.>"]}`}, unrelated: true},
+	} {
+		s := newSink(t, nats.SinkConfig{URL: url(c.user), Core: c.core})
+		// The pipeline's own deadline is not what ends it.
+		for range 2 { // the second time the connection has an error of before
+			n, err := s.Write(context.WithoutCancel(t.Context()), events)
+			if n != c.n || err == nil || errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "timeout") {
+				t.Fatalf("%s, core %v: %d, %v", c.user, c.core, n, err)
+			}
+			for _, text := range c.texts {
+				if !strings.Contains(err.Error(), text) {
+					t.Errorf("%s, core %v: no %q in: %v", c.user, c.core, text, err)
+				}
+			}
+			var answered interface{ Answered() bool }
+			if is := errors.As(err, &answered) && answered.Answered(); is == c.unrelated {
+				t.Errorf("%s, core %v: answered about the event: %v", c.user, c.core, is)
+			}
+		}
+		if n, err := s.Write(t.Context(), events[:2]); c.user == "some" && (n != 2 || err != nil) {
+			t.Errorf("what is allowed: %d, %v", n, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,22 +44,11 @@ func connect(ctx context.Context, url string) (*pgx.Conn, *wire, error) {
 	if err != nil {
 		var pe *pgconn.PgError
 		if errors.As(err, &pe) {
-			return nil, nil, explain(pe)
+			return nil, nil, withNamesOf(explain(pe), cfg)
 		}
-		return nil, nil, fmt.Errorf("postgres: cannot connect to %s:%d: %w; check that the server runs and that the source's url is right", cfg.Host, cfg.Port, rootCause(err))
+		return nil, nil, fmt.Errorf("postgres: cannot connect to %w; check that the server runs and that the url is right", unreachable(err, net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))))
 	}
 	return conn, w, nil
-}
-
-// rootCause drops the connection string that pgconn puts into its errors.
-func rootCause(err error) error {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
-	}
 }
 
 // settings of the relay's session. Plans: the leaves have no statistics, an

@@ -98,10 +98,11 @@ func (i *Import) moveSQL(binary bool) string {
 		%[4]s FROM gone ORDER BY e_order`, i.Table, strings.Join(i.Order, ", "), i.selection(binary), insertImported)
 }
 
-// copySQL reads all rows, once.
+// copySQL copies rows that a snapshot has at these places.
 func (i *Import) copySQL(binary bool) string {
-	return fmt.Sprintf(`%s FROM (SELECT ROW(%s) AS e_order, %s FROM %s%s) AS e_rows ORDER BY e_order`,
-		insertImported, strings.Join(i.Order, ", "), i.selection(binary), i.Table, i.where())
+	return fmt.Sprintf(`%[4]s FROM (SELECT ROW(%[2]s) AS e_order, %[3]s FROM %[1]s, unnest($1::bigint[], $2::text[]) AS onewrite_batch(onewrite_table, onewrite_row)
+			WHERE tableoid = onewrite_table::oid AND ctid = onewrite_row::tid) AS e_rows ORDER BY e_order`,
+		i.Table, strings.Join(i.Order, ", "), i.selection(binary), insertImported)
 }
 
 // importer runs one import beside the reader of a source, through a session of its
@@ -110,6 +111,10 @@ type importer struct {
 	*Import
 	url    string
 	report func(problem string) // "" when there is none any more
+	waits  func(rows int)       // that wait, as far as they were counted; -1: not known
+
+	role    string // of the session
+	counted time.Time
 }
 
 // run moves rows until ctx ends. What fails is tried again, and said aloud: the
@@ -121,7 +126,11 @@ func (i *importer) run(ctx context.Context) {
 			return
 		}
 		i.report(fmt.Sprintf("import %s from %s has stopped and is tried again: %v", i.Name, i.Table, err))
-		timer := time.NewTimer(importPause)
+		pause := importPause
+		if i.Keep {
+			pause = importOncePause
+		}
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
@@ -130,16 +139,22 @@ func (i *importer) run(ctx context.Context) {
 	}
 }
 
-// importPause is the time before a failed import is tried again.
-const importPause = 3 * time.Second
+// The time before a failed import is tried again; one that begins from its first row
+// each time has a longer one.
+const (
+	importPause     = 3 * time.Second
+	importOncePause = 10 * time.Second
+)
 
 // session moves rows until something fails. nil: there is no more to do.
-func (i *importer) session(ctx context.Context) error {
+func (i *importer) session(ctx context.Context) (err error) {
 	conn, _, err := connect(ctx, i.url)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	defer func() { err = withNames(err, conn) }()
+	i.role = conn.Config().User
 	// What row security would hide is an error, and what hangs is one too.
 	if _, err := conn.Exec(ctx, `SET row_security = off; SET statement_timeout = '10s'; SET default_transaction_isolation = 'read committed'`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
@@ -149,8 +164,16 @@ func (i *importer) session(ctx context.Context) error {
 		return err
 	}
 	if i.Keep {
-		return i.once(ctx, conn, binary)
+		if err = i.once(ctx, conn, binary); err != nil {
+			i.count(ctx, conn, true)
+		}
+		return err
 	}
+	return i.moveAll(ctx, conn, binary)
+}
+
+// moveAll moves rows as they come.
+func (i *importer) moveAll(ctx context.Context, conn *pgx.Conn, binary bool) error {
 	limit := importAtOnce
 	tick := time.NewTimer(0)
 	defer tick.Stop()
@@ -168,15 +191,22 @@ func (i *importer) session(ctx context.Context) error {
 			tick.Reset(0)
 			continue
 		case isTaken(err):
+			i.count(ctx, conn, false)
 			tick.Reset(max(i.Every, 50*time.Millisecond))
 			continue
 		case err != nil && isData(err):
-			return fmt.Errorf("the row with (%s) = %s can be no event: %w; correct it, delete it, or leave it out with where:",
-				strings.Join(i.Order, ", "), i.first(ctx, conn), explain(err))
+			i.count(ctx, conn, true)
+			return i.noEvent(err, i.first(ctx, conn))
 		case err != nil:
+			i.waits(-1)
 			return i.cure(err)
 		}
 		i.report("")
+		if moved == limit {
+			i.count(ctx, conn, false)
+		} else {
+			i.waits(0)
+		}
 		pause := i.Every
 		if moved == limit {
 			pause = 0
@@ -219,21 +249,23 @@ func (i *importer) describe(ctx context.Context, conn *pgx.Conn) (binary bool, e
 		payload = "NULL"
 	}
 	rows, err := conn.Query(ctx, fmt.Sprintf(`SELECT (%s), %s FROM %s%s ORDER BY %s LIMIT 0`, payload, i.selection(false), i.Table, i.where(), strings.Join(i.Order, ", ")))
-	if err != nil {
-		return false, i.cure(err)
+	if err == nil {
+		fields := rows.FieldDescriptions()
+		binary = len(fields) > 0 && fields[0].DataTypeOID == 17 // bytea
+		rows.Close()
+		err = rows.Err()
 	}
-	fields := rows.FieldDescriptions()
-	binary = len(fields) > 0 && fields[0].DataTypeOID == 17 // bytea
-	rows.Close()
-	if err := rows.Err(); err != nil {
-		return false, i.cure(err)
+	if err != nil {
+		i.waits(-1)
+		return false, i.wrongKey(ctx, conn, i.cure(err))
 	}
 	return binary, nil
 }
 
-// once copies all rows, unless that was done before.
+// once copies all rows that one snapshot has, in one transaction, unless that was
+// done before. It goes page by page, so that a row that cannot be an event is known.
 func (i *importer) once(ctx context.Context, conn *pgx.Conn, binary bool) error {
-	tx, err := conn.Begin(ctx)
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
 		return explain(err)
 	}
@@ -243,26 +275,77 @@ func (i *importer) once(ctx context.Context, conn *pgx.Conn, binary bool) error 
 		return i.cure(err)
 	}
 	if tag.RowsAffected() == 0 {
+		i.waits(0)
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = 0; `+i.copySQL(binary), pgx.QueryExecModeSimpleProtocol); err != nil {
+	cursor := fmt.Sprintf(`SET LOCAL statement_timeout = 0; DECLARE onewrite_rows NO SCROLL CURSOR FOR SELECT tableoid::bigint, ctid::text FROM %s%s ORDER BY %s`,
+		i.Table, i.where(), strings.Join(i.Order, ", "))
+	if _, err := tx.Exec(ctx, cursor, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return i.cure(err)
+	}
+	for {
+		tables, rows, err := fetchPlaces(ctx, tx)
+		if err != nil {
+			return i.cure(err)
+		}
+		if len(rows) == 0 {
+			break
+		}
+		if err := i.copy(ctx, tx, binary, tables, rows); err != nil {
+			return err
+		}
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return explain(err)
 	}
 	i.report("")
+	i.waits(0)
 	return nil
 }
 
-// first names the row that the next batch begins with.
-func (i *importer) first(ctx context.Context, conn *pgx.Conn) string {
-	order := strings.Join(i.Order, ", ")
-	var row string
-	if err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT ROW(%s)::text FROM %s%s ORDER BY %s LIMIT 1`, order, i.Table, i.where(), order)).Scan(&row); err != nil {
-		return "(gone)"
+// fetchPlaces returns where the next rows of the cursor are.
+func fetchPlaces(ctx context.Context, tx pgx.Tx) (tables []int64, rows []string, err error) {
+	list, err := tx.Query(ctx, fmt.Sprintf(`FETCH %d FROM onewrite_rows`, importAtOnce))
+	if err != nil {
+		return nil, nil, err
 	}
-	return row
+	var table int64
+	var row string
+	_, err = pgx.ForEachRow(list, []any{&table, &row}, func() error {
+		tables, rows = append(tables, table), append(rows, row)
+		return nil
+	})
+	return tables, rows, err
+}
+
+// copy copies the rows at these places. Of those that cannot all be events it finds
+// the first that is none.
+func (i *importer) copy(ctx context.Context, tx pgx.Tx, binary bool, tables []int64, rows []string) error {
+	for n := len(rows); len(rows) > 0; n = min(n, len(rows)) {
+		step, err := tx.Begin(ctx) // a savepoint
+		if err != nil {
+			return explain(err)
+		}
+		_, err = step.Exec(ctx, i.copySQL(binary), tables[:n], rows[:n])
+		switch {
+		case err == nil:
+			if err := step.Commit(ctx); err != nil {
+				return explain(err)
+			}
+			tables, rows = tables[n:], rows[n:]
+			continue
+		case !isData(err):
+			return i.cure(err)
+		}
+		if rollback := step.Rollback(ctx); rollback != nil {
+			return explain(rollback)
+		}
+		if n == 1 {
+			return i.noEvent(err, i.nameOf(ctx, tx, fmt.Sprintf("WHERE tableoid = %d AND ctid = '%s'", tables[0], rows[0])))
+		}
+		n /= 2
+	}
+	return nil
 }
 
 // isTaken reports whether an error says that another session has a row.
@@ -276,24 +359,4 @@ func isTaken(err error) bool {
 func isData(err error) bool {
 	var pe *pgconn.PgError
 	return errors.As(err, &pe) && (strings.HasPrefix(pe.Code, "22") || strings.HasPrefix(pe.Code, "23"))
-}
-
-// cure says what to do about an error of the statement.
-func (i *importer) cure(err error) error {
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
-		switch {
-		case pe.Code == "42501" && strings.HasPrefix(pe.Message, "permission denied for schema "):
-			return fmt.Errorf("postgres: %s (SQLSTATE %s); run as its owner: GRANT USAGE ON SCHEMA %s TO the relay's role", pe.Message, pe.Code, strings.TrimPrefix(pe.Message, "permission denied for schema "))
-		case pe.Code == "42501" && i.Keep:
-			return fmt.Errorf("postgres: %s (SQLSTATE %s); run as the table's owner: GRANT SELECT ON %s TO the relay's role", pe.Message, pe.Code, i.Table)
-		case pe.Code == "42501":
-			return fmt.Errorf("postgres: %s (SQLSTATE %s); run as the table's owner: GRANT SELECT, UPDATE, DELETE ON %s TO the relay's role", pe.Message, pe.Code, i.Table)
-		case pe.Code == "42P01" && strings.Contains(pe.Message, "onewrite."):
-			return explain(err)
-		case strings.HasPrefix(pe.Code, "42"):
-			return fmt.Errorf("postgres: %s (SQLSTATE %s); correct table:, columns:, where: or order: of the import", pe.Message, pe.Code)
-		}
-	}
-	return explain(err)
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,7 +199,7 @@ func TestImportTrouble(t *testing.T) {
 		t.Fatalf("%+v", events)
 	}
 	eventually(t, "the row that is no event", func() bool {
-		return strings.Contains(trouble(), "(id) = (3)") && strings.Contains(trouble(), "outbox_topic_is")
+		return strings.Contains(trouble(), "the row of old with id = '3' can be no event") && strings.Contains(trouble(), "SELECT * FROM old WHERE id = '3'") && strings.Contains(trouble(), "outbox_topic_is")
 	})
 	sql(t, conn, `INSERT INTO onewrite.outbox (topic) VALUES ('meanwhile')`)
 	if events, _ := readN(t, s, 1); events[0].Topic != "meanwhile" {
@@ -218,9 +219,13 @@ func TestImportErrorsSayTheCure(t *testing.T) {
 	conn := dial(t, url)
 	sql(t, conn, `CREATE TABLE old (id bigserial PRIMARY KEY, topic text)`)
 	for want, im := range map[string]Import{
-		"GRANT SELECT, UPDATE, DELETE ON old": {Name: "x", Table: "old", Order: []string{"id"}, Topic: "topic"},
-		"correct table:, columns:":            {Name: "x", Table: "old", Order: []string{"id"}, Topic: "nothing"},
-		"relation \"none\" does not exist":    {Name: "x", Table: "none", Order: []string{"id"}, Topic: "topic"},
+		"GRANT SELECT, UPDATE, DELETE ON old TO \"" + role.Name + "\"":                                                                                      {Name: "x", Table: "old", Order: []string{"id"}, Topic: "topic"},
+		`import.x.columns.topic: column "nothing" does not exist (SQLSTATE 42703); name a column of old, or quote a constant for SQL and YAML: "'nothing'"`: {Name: "x", Table: "old", Order: []string{"id"}, Topic: "nothing"},
+		`quote a constant for SQL and YAML: "'order.placed'"`:                                                                                               {Name: "x", Table: "old", Order: []string{"id"}, Topic: "order.placed"},
+		`import.x.columns.key: function lowercase(text) does not exist`:                                                                                     {Name: "x", Table: "old", Order: []string{"id"}, Topic: "topic", Key: "lowercase(topic)"},
+		`import.x.order: column "n" does not exist`:                                                                                                         {Name: "x", Table: "old", Order: []string{"id", "n"}, Topic: "topic"},
+		`import.x.where: column "sent" does not exist`:                                                                                                      {Name: "x", Table: "old", Order: []string{"id"}, Topic: "topic", Where: "sent IS NULL"},
+		`import.x.table: relation "none" does not exist`:                                                                                                    {Name: "x", Table: "none", Order: []string{"id"}, Topic: "topic"},
 	} {
 		as := role.URL(url)
 		if !strings.HasPrefix(want, "GRANT") {
@@ -236,6 +241,51 @@ func TestImportErrorsSayTheCure(t *testing.T) {
 	sql(t, conn, `GRANT SELECT, UPDATE, DELETE ON old TO "`+role.Name+`"; INSERT INTO old (topic) VALUES ('a')`)
 	s, _ := importing(t, role.URL(url), "", Import{Name: "x", Table: "old", Order: []string{"id"}, Topic: "topic"})
 	readN(t, s, 1)
+}
+
+// A row that is kept and cannot be an event is named too, wherever it stands, and
+// nothing is read until it is corrected.
+func TestImportOnceNamesTheBadRow(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	url := newOutbox(t, pg, MigrateOptions{})
+	conn := dial(t, url)
+	sql(t, conn, `CREATE TABLE old (id uuid, n int, topic text); INSERT INTO old SELECT md5(n::text)::uuid, n, 'a' FROM generate_series(1, 2500) n; UPDATE old SET topic = 'no good' WHERE n IN (1777, 2001)`)
+	s, trouble := importing(t, url, "", Import{Name: "old", Table: "old", Order: []string{"n"}, ID: "id", Topic: "topic", Payload: "n", Keep: true})
+	id := one[string](t, conn, `SELECT id::text FROM old WHERE n = 1777`)
+	look := "SELECT * FROM old WHERE id = '" + id + "'"
+	eventually(t, "the row that is no event", func() bool {
+		return strings.Contains(trouble(), "the row of old with id = '"+id+"'") && strings.Contains(trouble(), look+";")
+	})
+	if n := one[int](t, conn, `SELECT n FROM (`+look+`) AS found`); n != 1777 {
+		t.Errorf("the SQL finds %d", n)
+	}
+	sql(t, conn, `UPDATE old SET topic = 'b' WHERE topic = 'no good'`)
+	events, _ := readN(t, s, 2500)
+	for i, e := range events {
+		if string(e.Data) != fmt.Sprint(i+1) {
+			t.Fatalf("event %d is row %s", i+1, e.Data)
+		}
+	}
+	eventually(t, "no more trouble", func() bool { return trouble() == "" })
+}
+
+// What waits in the table of an import is counted, while it waits.
+func TestImportCountsWhatWaits(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	url := newOutbox(t, pg, MigrateOptions{})
+	conn := dial(t, url)
+	sql(t, conn, `CREATE TABLE old (id bigserial PRIMARY KEY, topic text, sent bool DEFAULT false); INSERT INTO old (topic) VALUES ('a'), ('no good'); INSERT INTO old (topic) SELECT 'b' FROM generate_series(1, 15000);
+		INSERT INTO old (topic, sent) SELECT 'c', true FROM generate_series(1, 10)`)
+	var waits atomic.Int64
+	s := openWith(t, Config{URL: url, Imports: []Import{{Name: "old", Table: "old", Order: []string{"id"}, Topic: "topic", Where: "NOT sent", Every: 10 * time.Millisecond}},
+		Importing: func(_ string, rows int) { waits.Store(int64(rows)) }}, "")
+	readN(t, s, 1)
+	eventually(t, "many are counted", func() bool { return waits.Load() == importCounted })
+	sql(t, conn, `DELETE FROM old WHERE id > 5`)
+	eventually(t, "what is left is counted", func() bool { return waits.Load() == 4 })
+	sql(t, conn, `UPDATE old SET topic = 'good' WHERE topic = 'no good'`)
+	readN(t, s, 4)
+	eventually(t, "nothing waits", func() bool { return waits.Load() == 0 })
 }
 
 // A row that the application has locked is not waited for, and nothing overtakes it.

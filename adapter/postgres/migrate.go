@@ -138,6 +138,7 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	defer func() { err = withNames(err, conn) }()
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return nil, explain(err)
@@ -249,12 +250,13 @@ func (o MigrateOptions) adjust(ctx context.Context, tx pgx.Tx) (applied []string
 
 // Rollback removes the outbox. It refuses while rows are in it, which may not
 // be delivered yet, unless forced.
-func Rollback(ctx context.Context, url string, force bool) error {
+func Rollback(ctx context.Context, url string, force bool) (err error) {
 	conn, _, err := connect(ctx, url)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	defer func() { err = withNames(err, conn) }()
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return explain(err)
@@ -287,32 +289,4 @@ func Rollback(ctx context.Context, url string, force bool) error {
 		return explain(err)
 	}
 	return explain(tx.Commit(ctx))
-}
-
-// explain adds the cure to an error of the server and drops its DETAIL, which
-// may quote a row.
-func explain(err error) error {
-	var pe *pgconn.PgError
-	if err == nil || !errors.As(err, &pe) {
-		return err
-	}
-	cure := map[string]string{
-		"42501": "connect as the owner of the tables, or let an administrator run: onewrite migrate --print | psql -v ON_ERROR_STOP=1 DATABASE",
-		"42704": "make what is missing, for example CREATE ROLE name LOGIN",
-		"42P01": "create the outbox with onewrite migrate",
-		"3F000": "create the outbox with onewrite migrate",
-		"28P01": "check the user and password in the source's url",
-		"28000": "check the user in the source's url and pg_hba.conf",
-		"3D000": "check the database name in the source's url",
-		"53300": "raise max_connections, or free a connection",
-		"55P03": "another session holds a lock; end it and try again",
-		"57P03": "the server is starting or stopping; wait",
-	}[pe.Code]
-	if pe.Code == "42501" && strings.HasPrefix(pe.Message, "permission denied for database") {
-		cure = "run as its owner: GRANT CREATE ON DATABASE name TO role, or let an administrator run the SQL of onewrite migrate --print"
-	}
-	if cure == "" {
-		return fmt.Errorf("postgres: %s (SQLSTATE %s)", pe.Message, pe.Code)
-	}
-	return fmt.Errorf("postgres: %s (SQLSTATE %s); %s", pe.Message, pe.Code, cure)
 }

@@ -33,6 +33,9 @@ type Config struct {
 	// Trouble is told what is wrong beside the reading of the outbox, with an import by
 	// its name for one, and "" when it is no more; nil: nobody is.
 	Trouble func(name, problem string)
+	// Importing is told how many rows of an import wait to be moved, by its name: 10,000
+	// means that or more, and -1 that it is not known; nil: nobody is.
+	Importing func(name string, rows int)
 }
 
 // Source is the reader of one outbox. See [onewrite.Source].
@@ -95,16 +98,21 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		s.stop()
 		s.work.Wait()
 		s.release(ctx)
-		return nil, err
+		return nil, withNames(err, conn)
 	}
 	s.work.Go(s.heartbeat)
 	for _, im := range cfg.Imports {
-		last := "?"
+		last, waiting := "?", -2
 		i := &importer{Import: &im, url: cfg.URL, report: func(problem string) {
 			if problem != last && cfg.Trouble != nil {
 				cfg.Trouble(im.Name, problem)
 			}
 			last = problem
+		}, waits: func(rows int) {
+			if rows != waiting && cfg.Importing != nil {
+				cfg.Importing(im.Name, rows)
+			}
+			waiting = rows
 		}}
 		s.work.Go(func() { i.run(s.alive) })
 	}
@@ -201,7 +209,8 @@ func (s *Source) heartbeat() {
 }
 
 // Read returns the next committed events. See [onewrite.Source].
-func (s *Source) Read(ctx context.Context) (onewrite.Batch, error) {
+func (s *Source) Read(ctx context.Context) (_ onewrite.Batch, err error) {
+	defer func() { err = withNames(err, s.conn) }()
 	if s.queue.len() > 0 {
 		return s.batch(), nil
 	}

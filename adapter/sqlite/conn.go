@@ -12,6 +12,8 @@ import (
 	"time"
 
 	driver "modernc.org/sqlite"
+
+	"github.com/onewrite/onewrite/internal/disk"
 )
 
 const migrateHint = "run: onewrite migrate"
@@ -72,6 +74,15 @@ func isBusy(err error) bool {
 	}
 	code := e.Code() & 0xff
 	return code == 5 || code == 6 // SQLITE_BUSY, SQLITE_LOCKED
+}
+
+// heldUp names the file that another program has held for longer than this one waits,
+// and how to find that program; any other error it returns as it is.
+func heldUp(path string, waited time.Duration, err error) error {
+	if !isBusy(err) {
+		return err
+	}
+	return fmt.Errorf("sqlite: another program has held %s locked for %v: %w; find it with: fuser -v %s, and let it end its transaction", path, waited, err, disk.Quote(path))
 }
 
 // immediate runs fn in a transaction that holds the write lock from its start.

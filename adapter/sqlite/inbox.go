@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/onewrite/onewrite/inbox"
 )
@@ -18,7 +19,7 @@ func MigrateInbox(ctx context.Context, path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	if _, err := c.ExecContext(ctx, "BEGIN IMMEDIATE;\n"+inbox.Schema(inbox.SQLite, "")+"COMMIT"); err != nil {
-		return fmt.Errorf("sqlite: make the inbox in %s: %w", path, err)
+		return heldUp(path, 20*time.Second, fmt.Errorf("sqlite: make the inbox in %s: %w", path, err))
 	}
 	return nil
 }

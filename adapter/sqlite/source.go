@@ -83,6 +83,10 @@ type Source struct {
 	lastStat    time.Time
 }
 
+// lockPatience is how long a source waits for a file that another program holds. While it
+// opens, the application is what may hold it; the pipeline tries again.
+const lockPatience = 5 * time.Second
+
 // Open opens the outbox at a position and locks it against other readers by the
 // file <path>.onewrite.lock, a lock that ends with the process.
 //
@@ -108,7 +112,7 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 		s.cfg.MaxBatchBytes = defaultBatchBytes
 	}
 	if err := s.open(ctx, at); err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, errors.Join(heldUp(s.path, lockPatience, err), s.close())
 	}
 	if s.gap != nil {
 		s.log.Error("gap in the outbox", "reason", s.gap.Reason, "from", s.gap.From, "to", s.gap.To, "cure", s.gap.Cure)
@@ -140,12 +144,13 @@ func (s *Source) open(ctx context.Context, at place) error {
 	}
 	// NORMAL: a lost deletion is made again, and checkpoints do sync. They are
 	// made apart from the commits, which have to be short.
+	wait := fmt.Sprintf("busy_timeout(%d)", lockPatience.Milliseconds())
 	for _, o := range []struct {
 		conn    **sql.Conn
 		pragmas []string
 	}{
-		{&s.writer, []string{"busy_timeout(5000)", "synchronous(NORMAL)", "wal_autocheckpoint(0)"}},
-		{&s.reader, []string{"busy_timeout(5000)", "query_only(1)"}},
+		{&s.writer, []string{wait, "synchronous(NORMAL)", "wal_autocheckpoint(0)"}},
+		{&s.reader, []string{wait, "query_only(1)"}},
 	} {
 		c, done, err := open(ctx, s.path, "rw", o.pragmas...)
 		if err != nil {
@@ -243,13 +248,13 @@ func (s *Source) look(ctx context.Context) (b onewrite.Batch, ok bool, err error
 	}
 	var version int64
 	if err := s.stmts.dataVersion.QueryRow().Scan(&version); err != nil {
-		return b, false, fmt.Errorf("sqlite: read %s: %w", s.path, err)
+		return b, false, heldUp(s.path, lockPatience, fmt.Errorf("sqlite: read %s: %w", s.path, err))
 	}
 	if version == s.dataVersion && !s.more && s.gap == nil {
 		return b, false, nil
 	}
 	if b, err = s.fetch(ctx); err != nil {
-		return b, false, err
+		return b, false, heldUp(s.path, lockPatience, err)
 	}
 	s.dataVersion = version
 	b.Gap, s.gap = s.gap, nil

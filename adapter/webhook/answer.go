@@ -127,39 +127,44 @@ func (s *Sink) explain(err error, body []byte, events []onewrite.Event) error {
 	}
 	if text == "" {
 		// Such an error can repeat what the server sent.
-		text = s.excerpt([]byte(err.Error()), body, events)
-		text = strings.TrimSuffix(strings.TrimPrefix(text, `"`), `"`)
+		if text = s.excerpt([]byte(err.Error()), body, events); text != "" {
+			text = text[1 : len(text)-1] // without the quotes
+		}
 	}
 	return &failure{cause: err, text: "webhook: " + s.url.Host + ": " + text + "; " + cure}
 }
 
 // maxExcerpt bounds what an error repeats of an answer, in bytes; a run of
-// maskRun bytes that was in the request is masked.
+// maskRun bytes that was in the payload or in a header is masked.
 const (
-	maxExcerpt = 200
+	maxExcerpt = 300
 	maskRun    = 12
 )
 
 // excerpt returns the begin of an answer as one quoted line, without what it
-// repeats of the request's payload, keys, headers and secrets.
+// repeats of the request's payload, headers and secrets. What names the event is
+// shown, as it is wherever else onewrite speaks of it: whoever reads a parked
+// event's reason looks for it.
 func (s *Sink) excerpt(said, body []byte, events []onewrite.Event) string {
 	said = bytes.TrimSpace(said[:min(len(said), maxExcerpt+maskRun)])
 	if len(said) == 0 {
 		return ""
 	}
-	known := [][]byte{body}
-	for _, secret := range s.secrets {
-		known = append(known, []byte(secret))
-	}
+	hide := make([]bool, len(said))
+	cover(hide, said, body)
 	for i := range events {
-		known = append(known, []byte(events[i].Key))
 		for _, v := range events[i].Header {
-			known = append(known, []byte(v))
+			cover(hide, said, []byte(v))
 		}
 	}
-	hide := make([]bool, len(said))
-	for _, k := range known {
-		cover(hide, said, k)
+	for i := range events {
+		e := &events[i]
+		for _, name := range []string{e.ID, e.Topic, e.Type, e.Key} {
+			show(hide, said, []byte(name))
+		}
+	}
+	for _, secret := range s.secrets {
+		cover(hide, said, []byte(secret))
 	}
 	var b []byte
 	for i := range said[:min(len(said), maxExcerpt)] {
@@ -169,11 +174,44 @@ func (s *Sink) excerpt(said, body []byte, events []onewrite.Event) string {
 			b = append(b, "***"...)
 		}
 	}
-	line := strconv.Quote(strings.ToValidUTF8(string(b), "?"))
+	line := strings.ToValidUTF8(string(b), "?")
+	if strings.Contains(line, `"`) && !strings.ContainsFunc(line, func(r rune) bool { return r == '`' || !strconv.IsPrint(r) }) {
+		line = "`" + line + "`" // JSON, mostly: escaped, it is hard to read
+	} else {
+		line = strconv.Quote(line)
+	}
 	if len(line) > maxExcerpt {
-		line = strings.ToValidUTF8(line[:maxExcerpt-4], "") + `…"`
+		end := line[:1]
+		line = strings.ToValidUTF8(line[:maxExcerpt-4], "") + "…" + end
 	}
 	return line
+}
+
+// show takes out of hide where said has name as a word of its own, with the
+// punctuation around it.
+func show(hide []bool, said, name []byte) {
+	if len(name) == 0 {
+		return
+	}
+	for from := 0; ; {
+		i := bytes.Index(said[from:], name)
+		if i < 0 {
+			return
+		}
+		i += from
+		from = i + 1
+		if end := i + len(name); (i == 0 || !inWord(said[i-1])) && (end == len(said) || !inWord(said[end])) {
+			for ; i > 0 && !inWord(said[i-1]); i-- { // a run that is hidden ends where the name's quotes begin
+			}
+			for ; end < len(said) && !inWord(said[end]); end++ {
+			}
+			clear(hide[i:end])
+		}
+	}
+}
+
+func inWord(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= 0x80
 }
 
 // cover marks in hide what said shares with k: runs of maskRun bytes, or all of

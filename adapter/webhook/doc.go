@@ -51,6 +51,7 @@
 //
 // The whole exchange is bounded by Timeout, the answer's header by 64 KiB; of its
 // body at most 64 KiB are read, and nothing is ever unpacked. Errors carry a line
-// of the answer, at most 200 bytes, in which every run of 12 bytes that was in the
-// payload, a key, a header or a secret is masked; of the URL they hold the host.
+// of the answer, at most 300 bytes, in which every run of 12 bytes that was in the
+// payload, a header or a secret is masked, but for the id, topic, type and key of
+// the event; of the URL they hold the host.
 package webhook

@@ -177,7 +177,7 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	if s.Config != "" {
 		fmt.Fprintf(w, "config: %s\n", s.Config)
 	}
-	fmt.Fprintf(w, "bus: %s, %d events kept, %s of %s\n\n", kind, s.Bus.Messages, size(s.Bus.Bytes), size(s.Bus.MaxBytes))
+	fmt.Fprintf(w, "bus: %s, %s kept, %s of %s\n\n", kind, count(int(s.Bus.Messages), "event"), size(s.Bus.Bytes), size(s.Bus.MaxBytes))
 	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "SOURCE\tSTATE\tEVENTS\tLAG")
 	for _, name := range sortedKeys(s.Sources) {
@@ -195,6 +195,9 @@ func printStatus(w io.Writer, s dashboard.Status) {
 			fmt.Fprintf(w, "\nsource %s: gap: %s\n", name, *v.Gap)
 		} else if v.LastError != "" {
 			fmt.Fprintf(w, "\nsource %s: %s\n", name, v.LastError)
+		}
+		if v := s.Sources[name].Importing; v != nil && *v > 0 {
+			fmt.Fprintf(w, "\nsource %s: %d rows wait to be imported (counted up to 10,000 a table)\n", name, *v)
 		}
 	}
 	for _, name := range sortedKeys(s.Destinations) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -147,15 +149,31 @@ in every source's database, or in the one that --database names, for which no
 configuration is needed.`,
 		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if database != "" && !inbox || inbox && down {
-				return usage(errors.New("--database goes with --inbox, --down does not; see onewrite migrate --help"))
+			switch {
+			case database != "" && !inbox:
+				return usage(errors.New("--database goes with --inbox only: the outbox is made in the sources of the configuration; add --inbox, or leave --database out"))
+			case inbox && down:
+				return usage(errors.New("--down does not go with --inbox: it removes the outbox; drop an inbox by SQL: DROP SCHEMA onewrite_inbox CASCADE, or in SQLite its tables onewrite_inbox_seen and onewrite_inbox_watermark"))
+			case inbox && o.RelayRole != "":
+				return usage(errors.New("--relay-role does not go with --inbox: onewrite run uses no inbox; name the consumer's role with --app-role"))
 			}
 			if database != "" {
+				if o.AppRole != "" && !strings.Contains(database, "://") {
+					return usage(errNoRoles)
+				}
 				return relay.MigrateInboxAt(cmd.Context(), cmd.OutOrStdout(), database, o, print)
 			}
 			cfg, err := a.load()
+			if inbox && errors.Is(err, fs.ErrNotExist) {
+				return usage(fmt.Errorf("%w; the inbox of one database needs no file: onewrite migrate --inbox --database URL", err))
+			}
 			if err != nil {
 				return err
+			}
+			if o.AppRole != "" || o.RelayRole != "" {
+				if err := roles(cmd.ErrOrStderr(), cfg, o.Source); err != nil {
+					return err
+				}
 			}
 			switch {
 			case inbox:
@@ -178,6 +196,35 @@ configuration is needed.`,
 	f.StringVar(&o.RelayRole, "relay-role", "", "grant the relay's `role` what it needs (postgres)")
 	f.StringVar(&o.Source, "source", "", "only this `source`")
 	return c
+}
+
+var errNoRoles = errors.New("--app-role and --relay-role are for PostgreSQL: SQLite has no roles, who may write the file may write the outbox; leave them out")
+
+// roles refuses names of roles where no source that is chosen has any, and warns of
+// each that has none.
+func roles(w io.Writer, cfg *config.Config, only string) error {
+	if _, there := cfg.Sources[only]; only != "" && !there {
+		return nil // another error says so
+	}
+	var none []string
+	has := false
+	for _, name := range sortedKeys(cfg.Sources) {
+		if only != "" && only != name {
+			continue
+		}
+		if cfg.Sources[name].Type == "postgres" {
+			has = true
+		} else {
+			none = append(none, name)
+		}
+	}
+	if !has {
+		return usage(errNoRoles)
+	}
+	for _, name := range none {
+		fmt.Fprintf(w, "warning: source %s is SQLite, which has no roles: nothing is granted there\n", name)
+	}
+	return nil
 }
 
 // count writes a number with its noun.

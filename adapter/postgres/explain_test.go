@@ -1,0 +1,110 @@
+package postgres
+
+import (
+	"errors"
+	"net"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/onewrite/onewrite/inbox"
+	"github.com/onewrite/onewrite/internal/disk"
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// What keeps a connection from being made is said once, although the driver tries
+// with TLS and without, and of each address.
+func TestUnreachableIsSaidOnce(t *testing.T) {
+	closed := func() string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	a, b := closed(), closed()
+	for url, want := range map[string]string{
+		"postgres://u:geheim@" + a + "/d":                 "postgres: cannot connect to " + a + ": connection refused; check",
+		"postgres://u:geheim@" + a + "/d?sslmode=disable": "postgres: cannot connect to " + a + ": connection refused; check",
+		"postgres://u:geheim@" + a + "," + b + "/d":       ": " + a + ": connection refused, " + b + ": connection refused; check",
+	} {
+		_, _, err := connect(t.Context(), url)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "geheim") || strings.Contains(err.Error(), "\n") || !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: %v\nwant %s", url, err, want)
+		}
+	}
+}
+
+// A cure is to be copied: it has the names of this session, quoted, and does it.
+func TestCuresNameTheSession(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	url, role := pg.NewDatabase(t), pg.NewRole(t)
+	admin := dial(t, url)
+	as := role.URL(url)
+	_, err := Migrate(t.Context(), as, MigrateOptions{})
+	grant := regexp.MustCompile(`GRANT CREATE ON DATABASE "[^"]+" TO "[^"]+"`).FindString(errText(err))
+	db := one[string](t, admin, `SELECT current_database()`)
+	if grant == "" || !strings.Contains(errText(err), "onewrite migrate --print --relay-role "+disk.Quote(role.Name)+" | psql -v ON_ERROR_STOP=1 "+disk.Quote(db)) {
+		t.Fatalf("%v", err)
+	}
+	sql(t, admin, grant)
+	if _, err := Migrate(t.Context(), as, MigrateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Migrate(t.Context(), as, MigrateOptions{AppRole: "no body"})
+	if !strings.HasSuffix(errText(err), `make it: CREATE ROLE "no body" LOGIN`) {
+		t.Errorf("%v", err)
+	}
+	// The reader of an outbox that belongs to another role.
+	other := pg.NewRole(t)
+	if _, err := tryOpen(t, Config{URL: other.URL(url)}, ""); !strings.Contains(errText(err), "--relay-role "+disk.Quote(other.Name)+" | psql") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The consumer's own role may ask for what an administrator has made, and is told
+// how where that is missing.
+func TestMigrateInboxAsTheConsumer(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url, role := pg.NewDatabase(t), pg.NewRole(t)
+		as, admin := role.URL(url), dial(t, url)
+		err := MigrateInbox(t.Context(), as, "")
+		db := disk.Quote(one[string](t, admin, `SELECT current_database()`))
+		want := "onewrite migrate --inbox --print --database postgres:///" + db + " --app-role " + disk.Quote(role.Name) + " | psql -v ON_ERROR_STOP=1 " + db
+		if !strings.HasSuffix(errText(err), want) {
+			t.Fatalf("%v\nwant %s", err, want)
+		}
+		mustPsql(t, url, inbox.Schema(inbox.Postgres, ""))
+		if err := MigrateInbox(t.Context(), as, ""); err == nil {
+			t.Error("all is there, said to a role that may not use it")
+		}
+		for range 2 { // the second time there is nothing to grant
+			if err := MigrateInbox(t.Context(), url, role.Name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, r := range []string{"", role.Name} {
+			if err := MigrateInbox(t.Context(), as, r); err != nil {
+				t.Errorf("as the consumer, role %q: %v", r, err)
+			}
+		}
+		// What is half there is completed.
+		sql(t, admin, `DROP TABLE onewrite_inbox.seen`)
+		if err := MigrateInbox(t.Context(), as, ""); err == nil {
+			t.Error("a missing table was not noticed")
+		}
+		if err := MigrateInbox(t.Context(), url, role.Name); err != nil {
+			t.Fatal(err)
+		}
+		sql(t, dial(t, as), `SELECT FROM onewrite_inbox.seen`)
+	})
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
