@@ -76,6 +76,10 @@ type Tx struct {
 	Last bool
 }
 
+// Barrier reports whether the event keeps order across keys: what its source had
+// before it is delivered before, and what came after it after. A TRUNCATE does.
+func (e *Event) Barrier() bool { return e.Type == "truncate" && e.Tx.ID != "" }
+
 // Size is the memory an event holds, in bytes, near enough to bound queues by.
 func (e *Event) Size() int {
 	n := 160 + len(e.ID) + len(e.Source) + len(e.Topic) + len(e.Type) + len(e.Key) + len(e.Seq) + len(e.ContentType) + len(e.Data)

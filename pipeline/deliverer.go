@@ -27,9 +27,11 @@ type deliverer struct {
 	writing int
 	results chan result
 
-	lanes  *lanes
-	health health
-	lot    lot
+	lanes   *lanes
+	behind  map[string]bool // logs whose newest accepted event is a barrier
+	stalled *feed           // what a barrier holds up
+	health  health
+	lot     lot
 
 	tracks    map[string]*track
 	cursor    onewrite.Cursor
@@ -86,7 +88,7 @@ func (d *Delivery) session(ctx context.Context, log *slog.Logger) error {
 	r := &deliverer{
 		d: d, log: log, sub: sub, finish: finish, cancel: cancel,
 		results: make(chan result, d.Concurrency+1),
-		lanes:   newLanes(), tracks: map[string]*track{},
+		lanes:   newLanes(), tracks: map[string]*track{}, behind: map[string]bool{},
 		commits: make(chan error, 1), sampling: make(chan unread, 1),
 	}
 	defer r.close()
@@ -184,7 +186,7 @@ func (r *deliverer) loop(ctx context.Context, feeds <-chan feed) error {
 }
 
 func (r *deliverer) full() bool {
-	return r.lanes.count >= r.d.Window || r.lanes.bytes >= r.d.WindowBytes
+	return r.lanes.count >= r.d.Window || r.lanes.bytes >= r.d.WindowBytes || r.stalled != nil
 }
 
 // step does what is due and returns when to look again.
@@ -194,6 +196,9 @@ func (r *deliverer) step(now time.Time) (wake time.Time, err error) {
 		if !t.IsZero() && t.Before(wake) {
 			wake = t
 		}
+	}
+	if err := r.resume(); err != nil {
+		return wake, err
 	}
 	if !r.full() {
 		r.unread = 0
@@ -245,10 +250,40 @@ func (r *deliverer) mayWrite(now time.Time) bool {
 	return l == 0 || now.Sub(r.renewed) < l/2
 }
 
+// blocked reports whether an event has to wait until all that its log had before it is
+// done: it is a barrier, or comes after one.
+func (r *deliverer) blocked(m *onewrite.Message) bool {
+	switch barrier := m.Barrier(); {
+	case !barrier && !r.behind[m.Log]:
+		return false
+	case r.lanes.held[m.Log] > 0:
+		return true
+	case barrier:
+		r.behind[m.Log] = true
+	default:
+		delete(r.behind, m.Log)
+	}
+	return false
+}
+
+// resume goes on with what a barrier holds up.
+func (r *deliverer) resume() error {
+	if r.stalled == nil {
+		return nil
+	}
+	f := *r.stalled
+	r.stalled = nil
+	return r.accept(f)
+}
+
 // accept takes events from the reader.
 func (r *deliverer) accept(f feed) error {
 	for i := range f.msgs {
 		m := &f.msgs[i]
+		if r.blocked(m) {
+			r.stalled = &feed{msgs: f.msgs[i:], upto: f.upto}
+			return nil
+		}
 		t := r.track(m.Log)
 		filtered, fresh := t.hand(m.Offset, m.Time)
 		r.cursor.Filtered += filtered

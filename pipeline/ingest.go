@@ -196,14 +196,20 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 			cancel(err)
 		}
 	})
-	err = in.appendAll(ctx, log, pos, batches)
+	stored, _ := src.(interface{ Stored(onewrite.Pos) })
+	err = in.appendAll(ctx, log, pos, batches, func(pos onewrite.Pos) {
+		if stored != nil {
+			stored.Stored(pos)
+		}
+	})
 	cancel(err)
 	wg.Wait()
 	return context.Cause(ctx)
 }
 
-// appendAll stores each batch behind the one before it.
-func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite.Pos, batches <-chan onewrite.Batch) error {
+// appendAll stores each batch behind the one before it. A source that wants to know
+// at once what the bus holds is told by stored; it may forget later, by Ack.
+func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite.Pos, batches <-chan onewrite.Batch, stored func(onewrite.Pos)) error {
 	for {
 		var b onewrite.Batch
 		select {
@@ -227,6 +233,7 @@ func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite
 			return err
 		}
 		prev = b.Pos
+		stored(prev)
 		in.appended(last, b, time.Since(start))
 	}
 }

@@ -40,12 +40,13 @@ type lanes struct {
 	ready laneHeap
 	later map[*lane]struct{} // waiting for their retry time
 	count int                // entries held, those being written included
+	held  map[string]int     // the same by log
 	bytes int
 	next  uint64
 }
 
 func newLanes() *lanes {
-	return &lanes{byKey: map[onewrite.Lane]*lane{}, later: map[*lane]struct{}{}}
+	return &lanes{byKey: map[onewrite.Lane]*lane{}, later: map[*lane]struct{}{}, held: map[string]int{}}
 }
 
 // find returns the key's lane and makes it if need be.
@@ -67,6 +68,7 @@ func (ls *lanes) add(l *lane, e *entry) {
 	e.order, e.lane, e.size = ls.next, l, e.msg.Size()
 	l.queue = append(l.queue, e)
 	ls.count++
+	ls.held[e.msg.Log]++
 	ls.bytes += e.size
 	ls.settle(l)
 }
@@ -74,6 +76,7 @@ func (ls *lanes) add(l *lane, e *entry) {
 // drop forgets an event that is done.
 func (ls *lanes) drop(e *entry) {
 	ls.count--
+	ls.held[e.msg.Log]--
 	ls.bytes -= e.size
 }
 
