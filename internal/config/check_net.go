@@ -30,6 +30,10 @@ func (c *checker) source(path string, s Source) {
 		if !s.URL.Empty() {
 			c.postgres(path+".url", s.URL.Reveal())
 		}
+		c.captured(path, s.Tables)
+		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "") {
+			c.bad(path+".tables", "is missing: on_gap and toast are about row changes", "write tables: [public.orders], or take the two out")
+		}
 		for key, role := range map[string]string{"app": s.Roles.App, "relay": s.Roles.Relay} {
 			if len(role) > 63 {
 				c.bad(path+".roles."+key, "is longer than PostgreSQL's 63 bytes", "write the name of a role: SELECT rolname FROM pg_roles")
@@ -57,6 +61,28 @@ func (c *checker) sqlite(path string, s Source) {
 		} else {
 			seen[low] = true
 		}
+	}
+}
+
+// tableName is a table's name with its schema or without, or all of a schema.
+var tableName = regexp.MustCompile(`^([A-Za-z0-9_-]+\.)?([A-Za-z0-9_-]+|\*)$`)
+
+// captured checks the tables of a PostgreSQL source.
+func (c *checker) captured(path string, tables []string) {
+	seen := map[string]bool{}
+	for i, table := range tables {
+		at := fmt.Sprintf("%s.tables[%d]", path, i)
+		full := table
+		if !strings.Contains(full, ".") {
+			full = "public." + full
+		}
+		switch {
+		case !tableName.MatchString(table) || table == "*":
+			c.bad(at, "is no table that can be a topic: letters, digits, _ and -, with its schema", "write public.orders, or billing.* for all tables of a schema")
+		case seen[full]:
+			c.bad(at, "is listed twice", "keep one")
+		}
+		seen[full] = true
 	}
 }
 
