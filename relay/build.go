@@ -48,7 +48,10 @@ func openSource(ctx context.Context, name string, c config.Source, busID string,
 	trouble func(name, problem string), importing func(name string, rows int)) (onewrite.Source, error) {
 	switch c.Type {
 	case "postgres":
-		return opened(postgres.Open(ctx, postgres.Config{Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing}, pos))
+		return postgres.OpenSource(ctx, postgres.Config{
+			Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing,
+			Tables: c.Tables, Toast: c.Toast, HoldGap: c.OnGap == "stop", MaxRetained: int64(c.MaxKept),
+		}, pos)
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))
 	}

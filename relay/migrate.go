@@ -22,6 +22,9 @@ type MigrateOptions struct {
 	Source string
 	// AppRole and RelayRole are granted what they need (PostgreSQL).
 	AppRole, RelayRole string
+	// Snapshot asks for a snapshot of captured tables once more, by name or pattern
+	// (PostgreSQL).
+	Snapshot []string
 	// Force lets Unmigrate drop undelivered events.
 	Force bool
 }
@@ -56,7 +59,7 @@ func Migrate(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions) er
 		var err error
 		switch s.Type {
 		case "postgres":
-			applied, err = postgres.Migrate(ctx, s.URL.Reveal(), postgresOptions(cfg, s, o))
+			applied, err = postgres.Migrate(ctx, s.URL.Reveal(), postgresOptions(name, cfg, s, o))
 		case "sqlite":
 			applied, err = sqlite.Migrate(ctx, s.Path, sqliteOptions(cfg, s))
 		}
@@ -77,7 +80,7 @@ func PrintSchema(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions
 		var err error
 		switch s.Type {
 		case "postgres":
-			text = postgres.Schema(postgresOptions(cfg, s, o))
+			text, err = postgres.SchemaWithCapture(ctx, s.URL.Reveal(), postgresOptions(name, cfg, s, o))
 		case "sqlite":
 			path := ""
 			if len(s.Tables) > 0 { // their triggers follow from the tables' columns
@@ -158,10 +161,11 @@ func inboxOf(ctx context.Context, w io.Writer, name, database, role string, prin
 	return err
 }
 
-func postgresOptions(cfg *Config, s config.Source, o MigrateOptions) postgres.MigrateOptions {
+func postgresOptions(name string, cfg *Config, s config.Source, o MigrateOptions) postgres.MigrateOptions {
 	return postgres.MigrateOptions{
 		MaxEvent: int(cfg.MaxEvent),
 		AppRole:  cmp.Or(o.AppRole, s.Roles.App), RelayRole: cmp.Or(o.RelayRole, s.Roles.Relay),
+		Capture: postgres.Capture{Source: name, Tables: s.Tables, Snapshot: s.Snapshot != "never", Again: o.Snapshot},
 	}
 }
 

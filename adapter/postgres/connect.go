@@ -20,6 +20,11 @@ const lockClass = 0x6f6e6577
 
 // connect opens a direct session that notices a dead network within seconds.
 func connect(ctx context.Context, url string) (*pgx.Conn, *wire, error) {
+	return connectWith(ctx, url, func(*pgx.ConnConfig) {})
+}
+
+// connectWith is connect for a session with settings of its own.
+func connectWith(ctx context.Context, url string, with func(*pgx.ConnConfig)) (*pgx.Conn, *wire, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, nil, errors.New("postgres: the url is not understood; write postgres://user@host:5432/database?sslmode=verify-full") // the text may hold a password
@@ -40,6 +45,7 @@ func connect(ctx context.Context, url string) (*pgx.Conn, *wire, error) {
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "onewrite"
 	}
+	with(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		var pe *pgconn.PgError

@@ -34,6 +34,8 @@ type MigrateOptions struct {
 	// RelayRole, if set, is granted what onewrite run needs when it does not
 	// connect as the owner of the tables.
 	RelayRole string
+	// Capture says which tables' row changes are events.
+	Capture Capture
 }
 
 func (o MigrateOptions) maxEvent() int {
@@ -90,6 +92,7 @@ func (o MigrateOptions) grants() string {
 	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.bus, onewrite.migration, onewrite.scheduled, onewrite.imported FROM %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE, DELETE ON onewrite.scheduled TO %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE ON onewrite.bus TO %s;", relay)
+	o.grantsOfCapture(relay, line)
 	line(o.RelayRole, "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA onewrite TO %s;", relay)
 	line(o.RelayRole, "GRANT EXECUTE ON FUNCTION onewrite.summarize() TO %s;", relay)
 	return b.String()
@@ -171,11 +174,21 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 			applied = append(applied, "created the table of scheduled events")
 		}
 	}
+	captured, err := capture(ctx, tx, o)
+	if err != nil {
+		return nil, err
+	}
+	applied = append(applied, captured...)
 	granted, err := o.grant(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
 	applied = append(applied, granted...)
+	note, err := o.needsReplication(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	applied = append(applied, note...)
 	if err := tx.Commit(ctx); err != nil {
 		return nil, explain(err)
 	}
@@ -193,10 +206,11 @@ func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string,
 		err := tx.QueryRow(ctx, sql, role).Scan(&has)
 		return !has, explain(err)
 	}
-	const (
-		appSQL   = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
-		relaySQL = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
-	)
+	const appSQL = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
+	relaySQL := `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
+	if len(o.Capture.Tables) > 0 {
+		relaySQL += ` AND has_table_privilege($1, 'onewrite.captured', 'UPDATE') AND (SELECT coalesce(bool_and(has_table_privilege($1, rel, 'SELECT')), true) FROM onewrite.captured)`
+	}
 	app, err := lacks(o.AppRole, appSQL)
 	if err != nil {
 		return nil, err
@@ -284,6 +298,9 @@ func Rollback(ctx context.Context, url string, force bool) (err error) {
 	}
 	if rows && !force {
 		return errors.New("the outbox still holds events, or scheduled ones; let onewrite run deliver them, or drop them with onewrite migrate --down --force")
+	}
+	if err := releaseAll(ctx, tx); err != nil {
+		return err
 	}
 	if _, err := tx.Exec(ctx, `DROP SCHEMA onewrite CASCADE`); err != nil {
 		return explain(err)

@@ -28,6 +28,18 @@ type Config struct {
 	MaxBatchBytes int
 	// Logger gets what an operator should know; nil is silent.
 	Logger *slog.Logger
+	// Tables are those whose row changes are read from the log, as Migrate captures
+	// them; none: the outbox alone is read.
+	Tables []string
+	// Toast says what becomes of large values that an update did not touch: ToastOmit,
+	// the default, or ToastDebezium.
+	Toast string
+	// HoldGap stops at a gap in the row changes, for a person to decide. Otherwise the
+	// captured tables are read again.
+	HoldGap bool
+	// MaxRetained is how many bytes of log the slot may keep on the server before it is
+	// dropped and the tables are read again; 0: no limit.
+	MaxRetained int64
 	// Imports are tables whose rows are moved into the outbox.
 	Imports []Import
 	// Trouble is told what is wrong beside the reading of the outbox, with an import by

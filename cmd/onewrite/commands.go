@@ -139,21 +139,24 @@ func (a *app) migrate() *cobra.Command {
 	var database string
 	c := &cobra.Command{
 		Use: "migrate", Short: "Create or update the outbox in every source's database", Args: cobra.NoArgs,
-		Long: `Creates the outbox tables, and for sqlite sources the triggers of tables:, as
-the role that the source's url names. It may be repeated, and run twice at once.
+		Long: `Creates the outbox tables, and what captures the row changes of tables: (for
+postgres a publication, for sqlite triggers), as the role that the source's url
+names. It may be repeated, and run twice at once.
 With --print it changes nothing and prints the SQL with the grants for the
 application's and the relay's role, for a database administrator to run.
 
 With --inbox it makes the tables of the consumer's side (package inbox) instead:
 in every source's database, or in the one that --database names, for which no
 configuration is needed.`,
-		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
+		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --snapshot public.orders\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case database != "" && !inbox:
 				return usage(errors.New("--database goes with --inbox only: the outbox is made in the sources of the configuration; add --inbox, or leave --database out"))
 			case inbox && down:
 				return usage(errors.New("--down does not go with --inbox: it removes the outbox; drop an inbox by SQL: DROP SCHEMA onewrite_inbox CASCADE, or in SQLite its tables onewrite_inbox_seen and onewrite_inbox_watermark"))
+			case len(o.Snapshot) > 0 && (inbox || down || print):
+				return usage(errors.New("--snapshot goes with none of --inbox, --down and --print"))
 			case inbox && o.RelayRole != "":
 				return usage(errors.New("--relay-role does not go with --inbox: onewrite run uses no inbox; name the consumer's role with --app-role"))
 			}
@@ -191,6 +194,7 @@ configuration is needed.`,
 	f.BoolVar(&down, "down", false, "remove the outbox; refused while it holds undelivered events")
 	f.BoolVar(&inbox, "inbox", false, "make the tables of package inbox instead")
 	f.StringVar(&database, "database", "", "with --inbox: a postgres:// `url` or an SQLite file")
+	f.StringSliceVar(&o.Snapshot, "snapshot", nil, "make a snapshot of these captured `tables` once more (postgres)")
 	f.BoolVar(&o.Force, "force", false, "with --down: remove undelivered events too")
 	f.StringVar(&o.AppRole, "app-role", "", "grant the application's `role` what it needs (postgres)")
 	f.StringVar(&o.RelayRole, "relay-role", "", "grant the relay's `role` what it needs (postgres)")

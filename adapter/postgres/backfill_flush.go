@@ -1,0 +1,161 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite/internal/pgoutput"
+)
+
+// snapPlaceOf is where the snapshot of a table goes on.
+func (r *logReader) snapPlaceOf(c captured) snapPlace {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.snaps.of(c.rel, c.wanted)
+}
+
+// setSnaps moves the places of the snapshots, which go out with every event from now
+// on.
+func (r *logReader) setSnaps(s *snapPlaces) {
+	r.at.snaps = s
+	r.mu.Lock()
+	r.snaps = s
+	r.mu.Unlock()
+}
+
+func keyOf(row pgoutput.Tuple, order []int) []string {
+	key := make([]string, len(order))
+	for n, i := range order {
+		key[n] = string(row[i].Data)
+	}
+	return key
+}
+
+// flushRows makes events of rows with a key, but for those that the log had newer.
+func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
+	var key []byte
+	base := r.at.snaps.without(ch.of.rel)
+	p := ch.place
+	for n, row := range ch.rows {
+		key = ch.table.appendKey(key[:0], row)
+		if now, ok := w.rows[string(key)]; ok {
+			if now == nil {
+				continue
+			}
+			for i := range now { // what the log left out is as it was
+				if now[i].Kind != pgoutput.ColumnUnchanged {
+					row[i] = now[i]
+				}
+			}
+		}
+		p.key = keyOf(row, ch.order)
+		if !f.out(r, ch, uint32(n), row, base.with(p)) {
+			return errClosed
+		}
+	}
+	return nil
+}
+
+// flushWhole makes events of all rows of a table without a key, and then of its
+// changes that the rows do not have.
+func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
+	p := ch.place
+	p.key = nil
+	snaps := r.at.snaps.with(p)
+	for n := uint32(0); ; {
+		rows, err := ch.more()
+		if err != nil {
+			return err
+		}
+		if len(rows) == 0 {
+			break
+		}
+		for _, row := range rows {
+			if !f.out(r, ch, n, row, snaps) {
+				return errClosed
+			}
+			n++
+		}
+	}
+	for i := range w.held {
+		if h := &w.held[i]; !ch.snap.sees(h.xid) {
+			h.at = r.place(snaps)
+			r.push(&h.item)
+		}
+	}
+	return nil
+}
+
+// place is where events stand that are no change in the log.
+func (r *logReader) place(snaps *snapPlaces) logPlace {
+	p := r.at
+	p.snaps = snaps
+	return p
+}
+
+// out makes the event of a row.
+func (f *backfill) out(r *logReader, ch *chunk, n uint32, row pgoutput.Tuple, snaps *snapPlaces) bool {
+	c := change{table: ch.table, kind: "snapshot", op: 'r', after: row, lsn: r.tx.lsn, at: r.tx.at, index: n}
+	r.push(&item{event: r.env.event(&c), at: r.place(snaps)})
+	return len(r.run) < 256 && r.size < 1<<20 || r.flush()
+}
+
+// end notes that a table's snapshot is complete. The registry says so when all of it
+// is on the bus; until then the places do.
+func (f *backfill) end(r *logReader, ch *chunk) {
+	done := snapPlace{rel: ch.of.rel, wanted: ch.of.wanted, done: true}
+	r.setSnaps(r.at.snaps.with(done))
+	if n := len(r.run); n > 0 {
+		r.run[n-1].at.snaps = r.at.snaps
+	}
+	r.flush()
+	f.mu.Lock()
+	if c := f.tables[ch.of.rel]; c.wanted == ch.of.wanted {
+		c.finished = c.wanted
+		f.tables[ch.of.rel] = c
+	}
+	f.mu.Unlock()
+	r.mu.Lock()
+	r.finish = append(r.finish, finished{rel: ch.of.rel, wanted: ch.of.wanted, n: r.queue.count()})
+	r.mu.Unlock()
+	r.wake()
+}
+
+// progress tells now and then how far a snapshot is.
+type progress struct {
+	log   *slog.Logger
+	table string
+	about int64
+	rows  int64
+	began time.Time
+	said  time.Time
+}
+
+func newProgress(ctx context.Context, log *slog.Logger, conn *pgx.Conn, c captured) *progress {
+	p := &progress{log: log, table: c.name, began: time.Now(), said: time.Now()}
+	_ = conn.QueryRow(ctx, `SELECT coalesce(sum(greatest(k.reltuples, 0)), 0)::bigint FROM pg_class k WHERE k.oid = $1 OR k.oid IN (SELECT relid FROM pg_partition_tree($1) WHERE isleaf)`, c.rel).Scan(&p.about) // an estimate
+	log.Info("snapshot begins", "table", c.name, "rows", fmt.Sprint("about ", p.about))
+	return p
+}
+
+func (p *progress) step(rows int) {
+	p.rows += int64(rows)
+	if time.Since(p.said) < 5*time.Second {
+		return
+	}
+	p.said = time.Now()
+	rate := float64(p.rows) / time.Since(p.began).Seconds()
+	left := "unknown"
+	if p.about > p.rows && rate > 0 {
+		left = time.Duration(float64(p.about-p.rows) / rate * float64(time.Second)).Round(time.Second).String()
+	}
+	p.log.Info("snapshot", "table", p.table, "rows", p.rows, "of", fmt.Sprint("about ", p.about), "per_second", int64(rate), "left", left)
+}
+
+func (p *progress) end() {
+	p.log.Info("snapshot was read", "table", p.table, "rows", p.rows, "took", time.Since(p.began).Round(time.Millisecond))
+}

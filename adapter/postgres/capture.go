@@ -1,0 +1,369 @@
+package postgres
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed capture.sql
+var captureSQL string
+
+// Capture says which tables' row changes are events.
+type Capture struct {
+	// Source is the source's name in the configuration.
+	Source string
+	// Tables are names with their schema, "public.orders"; "billing.*" is all tables
+	// of a schema. A table that is left out is captured no more.
+	Tables []string
+	// Snapshot makes an event of each row that is there when a table is first
+	// captured.
+	Snapshot bool
+	// Again asks for a snapshot of these tables, or patterns, once more.
+	Again []string
+}
+
+// found is a table that is to be captured.
+type found struct {
+	rel                    uint32
+	schema, name, identity string
+	key                    bool // it has a primary key
+	partitioned            bool
+	owned                  bool
+}
+
+func (f found) full() string { return f.schema + "." + f.name }
+
+func (f found) quoted() string { return pgx.Identifier{f.schema, f.name}.Sanitize() }
+
+// topicTable are the names that can be a topic.
+var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// capture brings the publication and the registry of a source to what is wanted.
+func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string, err error) {
+	c := o.Capture
+	var there, level bool
+	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical'`).Scan(&there, &level)
+	if err != nil {
+		return nil, explain(err)
+	}
+	if len(c.Tables) == 0 {
+		if !there {
+			return nil, nil
+		}
+		return release(ctx, tx, c.Source)
+	}
+	if !level {
+		return nil, errors.New("postgres: row changes are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
+	}
+	if !there {
+		if _, err := tx.Exec(ctx, captureSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return nil, explain(err)
+		}
+	}
+	want, err := findTables(ctx, tx, c.Tables)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range want {
+		step, err := identifyRows(ctx, tx, f)
+		if err != nil {
+			return nil, err
+		}
+		applied = append(applied, step...)
+	}
+	steps, damaged, err := publish(ctx, tx, c.Source, want)
+	if err != nil {
+		return nil, err
+	}
+	applied = append(applied, steps...)
+	if damaged {
+		c.Again = c.Tables
+	}
+	steps, err = register(ctx, tx, c, want)
+	return append(applied, steps...), err
+}
+
+// findTables looks the patterns up. Partitions are captured by their root.
+func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found, err error) {
+	seen := map[uint32]bool{}
+	for _, pattern := range patterns {
+		schema, name, ok := strings.Cut(pattern, ".")
+		if !ok {
+			schema, name = "public", pattern
+		}
+		rows, err := tx.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relkind = 'p', pg_has_role(c.relowner, 'USAGE'),
+				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+				c.relkind::text, c.relpersistence::text
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1 AND ($2 = '*' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' OR c.relname = $2) ORDER BY c.relname`, schema, name)
+		if err != nil {
+			return nil, explain(err)
+		}
+		n := 0
+		var f found
+		var kind, persistence string
+		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &kind, &persistence}, func() error {
+			n++
+			switch {
+			case kind != "r" && kind != "p":
+				return fmt.Errorf("%s is no table; take it out of the setting tables", f.full())
+			case persistence != "p":
+				return fmt.Errorf("%s is unlogged or temporary: its changes are not in the log; take it out of tables:, or ALTER TABLE %s SET LOGGED", f.full(), f.quoted())
+			case f.schema == "onewrite" || strings.HasPrefix(f.schema, "pg_") || f.schema == "information_schema":
+				return fmt.Errorf("%s is a table of onewrite or of the server; take it out of the setting tables", f.full())
+			case !topicTable.MatchString(f.schema) || !topicTable.MatchString(f.name):
+				return fmt.Errorf("%s cannot be a topic, which has letters, digits, _ and -; rename the table, or take it out of the setting tables", f.full())
+			}
+			if !seen[f.rel] {
+				seen[f.rel] = true
+				want = append(want, f)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, explain(err)
+		}
+		if n == 0 && name != "*" {
+			return nil, fmt.Errorf("there is no table %s.%s; create it, or take it out of the setting tables", schema, name)
+		}
+	}
+	return want, nil
+}
+
+// wantsIdentity is the replica identity that a table needs, "" if it has one.
+func (f found) wantsIdentity() string {
+	switch {
+	case f.key && f.identity != "n", f.identity == "f", f.identity == "i":
+		return ""
+	case f.key:
+		return "DEFAULT"
+	}
+	return "FULL"
+}
+
+// identifyRows lets a table without a key log its whole old rows. Without that the
+// server would refuse the application's UPDATE and DELETE once it is published.
+func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, err error) {
+	wanted := f.wantsIdentity()
+	if wanted == "" {
+		return nil, nil
+	}
+	if !f.owned {
+		return nil, fmt.Errorf("%s logs no old rows, and the server would refuse to update it once it is captured; run as its owner: ALTER TABLE %s REPLICA IDENTITY %s", f.full(), f.quoted(), wanted)
+	}
+	tables := []string{f.quoted()}
+	if f.partitioned { // what counts is the identity of the partitions
+		rows, err := tx.Query(ctx, `SELECT relid::regclass::text FROM pg_partition_tree($1) WHERE isleaf`, f.rel)
+		if err != nil {
+			return nil, explain(err)
+		}
+		leaves, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return nil, explain(err)
+		}
+		tables = append(tables, leaves...)
+	}
+	for _, t := range tables {
+		if _, err := tx.Exec(ctx, "ALTER TABLE "+t+" REPLICA IDENTITY "+wanted); err != nil {
+			return nil, explain(err)
+		}
+	}
+	return []string{fmt.Sprintf("set the replica identity of %s to %s, as it logged no old rows", f.full(), strings.ToLower(wanted))}, nil
+}
+
+// publishAll are the options of the publication.
+const publishAll = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+
+// publish makes the publication, or takes tables in and out of it.
+// damaged: it left changes out.
+func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, damaged bool, err error) {
+	name := pgx.Identifier{publicationOf(source)}.Sanitize()
+	var there, whole bool
+	err = tx.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_and(pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot), false) FROM pg_publication WHERE pubname = $1`, publicationOf(source)).Scan(&there, &whole)
+	if err != nil {
+		return nil, false, explain(err)
+	}
+	if !there {
+		tables := make([]string, len(want))
+		for i, f := range want {
+			tables[i] = f.quoted()
+		}
+		sql := "CREATE PUBLICATION " + name
+		if len(want) > 0 {
+			sql += " FOR TABLE " + strings.Join(tables, ", ")
+		}
+		if _, err := tx.Exec(ctx, sql+" WITH "+publishAll); err != nil {
+			return nil, false, explain(err)
+		}
+		return []string{"created the publication " + publicationOf(source)}, false, nil
+	}
+	if !whole {
+		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" SET "+publishAll); err != nil {
+			return nil, false, explain(err)
+		}
+		applied = append(applied, "made the publication "+publicationOf(source)+" whole again")
+	}
+	rows, err := tx.Query(ctx, `SELECT r.prrelid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), r.prqual IS NOT NULL OR r.prattrs IS NOT NULL
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, publicationOf(source))
+	if err != nil {
+		return nil, false, explain(err)
+	}
+	has := map[uint32]bool{}
+	var drop []string
+	var rel uint32
+	var quoted string
+	var partial bool
+	_, err = pgx.ForEachRow(rows, []any{&rel, &quoted, &partial}, func() error {
+		if partial || !slices.ContainsFunc(want, func(f found) bool { return f.rel == rel }) {
+			drop = append(drop, quoted)
+			return nil
+		}
+		has[rel] = true
+		return nil
+	})
+	if err != nil {
+		return nil, false, explain(err)
+	}
+	for _, t := range drop {
+		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" DROP TABLE "+t); err != nil {
+			return nil, false, explain(err)
+		}
+	}
+	for _, f := range want {
+		if has[f.rel] {
+			continue
+		}
+		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" ADD TABLE "+f.quoted()); err != nil {
+			return nil, false, explain(err)
+		}
+	}
+	return applied, !whole, nil
+}
+
+// register writes down what is captured. A table whose membership in the publication
+// is another than before has missed changes, and gets a snapshot whatever is
+// configured.
+func register(ctx context.Context, tx pgx.Tx, c Capture, want []found) (applied []string, err error) {
+	rels := make([]uint32, len(want))
+	for i, f := range want {
+		rels[i] = f.rel
+	}
+	rows, err := tx.Query(ctx, `DELETE FROM onewrite.captured WHERE source = $1 AND rel <> ALL ($2) RETURNING name`, c.Source, rels)
+	if err != nil {
+		return nil, explain(err)
+	}
+	gone, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, explain(err)
+	}
+	for _, name := range gone {
+		applied = append(applied, "row changes of "+name+" are captured no more")
+	}
+	again := map[uint32]bool{}
+	if len(c.Again) > 0 {
+		list, err := findTables(ctx, tx, c.Again)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range list {
+			if !slices.Contains(rels, f.rel) {
+				return nil, fmt.Errorf("%s is not captured; put it into the setting tables", f.full())
+			}
+			again[f.rel] = true
+		}
+	}
+	for _, f := range want {
+		var was *bool // whether its membership is as it was; nil: it is new
+		err := tx.QueryRow(ctx, `SELECT (SELECT c.member = r.oid FROM onewrite.captured c WHERE c.source = $1 AND c.rel = r.prrelid)
+			FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel).Scan(&was)
+		if err != nil {
+			return nil, explain(err)
+		}
+		step, snapshot := "", 0
+		switch {
+		case was == nil:
+			step = "row changes of " + f.full() + " are captured"
+			if c.Snapshot {
+				step, snapshot = step+", with a snapshot first", 1
+			}
+		case !*was:
+			step, snapshot = f.full()+" was out of the publication: it gets a new snapshot", 1
+		case again[f.rel]:
+			step, snapshot = f.full()+" gets a new snapshot", 1
+		}
+		if step != "" {
+			applied = append(applied, step)
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, identity, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, k.relreplident, $5 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
+			WHERE p.pubname = $2 AND r.prrelid = $3
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, identity = excluded.identity, wanted = greatest(c.wanted, c.finished) + $5
+			WHERE (c.name, c.member, c.identity) IS DISTINCT FROM (excluded.name, excluded.member, excluded.identity) OR $5 > 0`,
+			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot)
+		if err != nil {
+			return nil, explain(err)
+		}
+	}
+	return applied, nil
+}
+
+// release ends the capturing of a source: a slot that nobody reads keeps the log for
+// ever.
+func release(ctx context.Context, tx pgx.Tx, source string) (applied []string, err error) {
+	var active bool
+	var slot string
+	err = tx.QueryRow(ctx, `SELECT l.slot, coalesce(s.active, false) FROM onewrite.log l LEFT JOIN pg_replication_slots s ON s.slot_name = l.slot WHERE l.source = $1`, source).Scan(&slot, &active)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
+		return nil, explain(err)
+	case active:
+		return nil, fmt.Errorf("onewrite run reads the slot %s; stop it, and run onewrite migrate again", slot)
+	default:
+		if _, err := tx.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot); err != nil {
+			return nil, explain(err)
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM onewrite.log WHERE source = $1`, source); err != nil {
+			return nil, explain(err)
+		}
+		applied = append(applied, "dropped the slot "+slot)
+	}
+	tag, err := tx.Exec(ctx, `DELETE FROM onewrite.captured WHERE source = $1`, source)
+	if err != nil {
+		return nil, explain(err)
+	}
+	if tag.RowsAffected() > 0 {
+		applied = append(applied, "row changes are captured no more")
+	}
+	_, err = tx.Exec(ctx, "DROP PUBLICATION IF EXISTS "+pgx.Identifier{publicationOf(source)}.Sanitize())
+	return applied, explain(err)
+}
+
+// releaseAll ends the capturing of every source of the database.
+func releaseAll(ctx context.Context, tx pgx.Tx) error {
+	var there bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return explain(err)
+	}
+	rows, err := tx.Query(ctx, `SELECT source FROM onewrite.captured UNION SELECT source FROM onewrite.log`)
+	if err != nil {
+		return explain(err)
+	}
+	sources, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return explain(err)
+	}
+	for _, source := range sources {
+		if _, err := release(ctx, tx, source); err != nil {
+			return err
+		}
+	}
+	return nil
+}

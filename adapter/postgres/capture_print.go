@@ -1,0 +1,111 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// SchemaWithCapture is [Schema] with what captures row changes. It asks the database at
+// url, as any role, what the tables are; it changes nothing.
+func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (string, error) {
+	if len(o.Capture.Tables) == 0 {
+		return Schema(o), nil
+	}
+	conn, _, err := connect(ctx, url)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return "", explain(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	want, err := findTables(ctx, tx, o.Capture.Tables)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSuffix(Schema(o), "COMMIT;\n")
+	head, grants, _ := strings.Cut(text, "\n-- The application's role:")
+	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n", nil
+}
+
+// captureScript does what capture does, for tables that were looked up.
+func (o MigrateOptions) captureScript(want []found) string {
+	var b strings.Builder
+	source, publication := quoteText(o.Capture.Source), publicationOf(o.Capture.Source)
+	fmt.Fprintf(&b, "\n-- Row changes, read from the log: needs wal_level = logical.\nDO $migrate$ BEGIN\nIF to_regclass('onewrite.captured') IS NULL THEN EXECUTE $layout$\n%s$layout$;\nEND IF;\nEND $migrate$;\n", captureSQL)
+	names := make([]string, len(want))
+	for i, f := range want {
+		names[i] = f.quoted()
+		if identity := f.wantsIdentity(); identity != "" {
+			fmt.Fprintf(&b, "ALTER TABLE %s REPLICA IDENTITY %s; -- it logs no old rows, and could not be updated once it is published\n", f.quoted(), identity)
+		}
+	}
+	fmt.Fprintf(&b, `DO $migrate$ BEGIN
+IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = %s) THEN
+    CREATE PUBLICATION %s;
+END IF;
+END $migrate$;
+ALTER PUBLICATION %[2]s SET %s;
+`, quoteText(publication), pgx.Identifier{publication}.Sanitize(), publishAll)
+	if len(names) > 0 {
+		fmt.Fprintf(&b, "ALTER PUBLICATION %s SET TABLE %s;\n", pgx.Identifier{publication}.Sanitize(), strings.Join(names, ", "))
+	}
+	first := 0
+	if o.Capture.Snapshot {
+		first = 1
+	}
+	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
+    (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
+INSERT INTO onewrite.captured AS c (source, rel, name, member, identity, wanted)
+SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, k.relreplident, %[3]d
+FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid JOIN pg_namespace n ON n.oid = k.relnamespace
+WHERE p.pubname = %[2]s
+ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, identity = excluded.identity,
+    wanted = CASE WHEN c.member = excluded.member THEN c.wanted ELSE greatest(c.wanted, c.finished) + 1 END;
+`, source, quoteText(publication), first)
+	return b.String()
+}
+
+// grantsOfCapture is what the relay's role needs to read the log and the tables.
+func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format string, args ...any)) {
+	if len(o.Capture.Tables) == 0 {
+		return
+	}
+	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.captured, onewrite.log FROM %s;", relay)
+	line(o.RelayRole, "GRANT UPDATE ON onewrite.captured, onewrite.log TO %s;", relay)
+	for _, t := range o.Capture.Tables {
+		schema, name, ok := strings.Cut(t, ".")
+		if !ok {
+			schema, name = "public", t
+		}
+		line(o.RelayRole, "GRANT USAGE ON SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
+		if name == "*" {
+			line(o.RelayRole, "GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
+			continue
+		}
+		line(o.RelayRole, "GRANT SELECT ON %s TO %s;", pgx.Identifier{schema, name}.Sanitize(), relay)
+	}
+	// A superuser's to give, and a right of the whole cluster: it is said, not done.
+	if o.RelayRole == "" {
+		relay = "relay_role"
+	}
+	line("", "As superuser, once: ALTER ROLE %s REPLICATION;", relay)
+}
+
+// needsReplication says so where the relay's role may not read the log: only a
+// superuser can give it that.
+func (o MigrateOptions) needsReplication(ctx context.Context, tx pgx.Tx) (note []string, err error) {
+	if o.RelayRole == "" || len(o.Capture.Tables) == 0 {
+		return nil, nil
+	}
+	var may bool
+	if err := tx.QueryRow(ctx, `SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1`, o.RelayRole).Scan(&may); err != nil || may {
+		return nil, explain(err)
+	}
+	return []string{fmt.Sprintf("role %s may not read the log yet; run as superuser: ALTER ROLE %s REPLICATION", o.RelayRole, pgx.Identifier{o.RelayRole}.Sanitize())}, nil
+}

@@ -1,0 +1,127 @@
+package postgres
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// What migrate --print prints makes the same as migrate, for roles that may do no
+// more than they need, and may be run again.
+func TestCaptureByAdministrator(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := pg.NewDatabase(t)
+		admin := dial(t, url)
+		relay, app := pg.NewRole(t, "REPLICATION"), pg.NewRole(t)
+		sql(t, admin, `CREATE SCHEMA billing; CREATE TABLE billing.bills (id int PRIMARY KEY, n int); CREATE TABLE billing.notes (text text); CREATE TABLE orders (id int PRIMARY KEY)`,
+			`INSERT INTO billing.bills VALUES (1, 1)`, `GRANT USAGE ON SCHEMA billing TO `+app.Name, `GRANT SELECT, INSERT, UPDATE, DELETE ON billing.bills, billing.notes, orders TO `+app.Name)
+		o := MigrateOptions{AppRole: app.Name, RelayRole: relay.Name, Capture: Capture{Source: "shop", Tables: []string{"orders", "billing.*"}, Snapshot: true}}
+		for range 2 {
+			script, err := SchemaWithCapture(t.Context(), url, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustPsql(t, url, script)
+		}
+		if applied, err := Migrate(t.Context(), url, o); err != nil || len(applied) > 0 {
+			t.Errorf("migrate after the script: %q, %v; want nothing to do", applied, err)
+		}
+		r := &rig{t: t, url: url, conn: admin, cfg: Config{Name: "shop", URL: relay.URL(url), BusID: "bus1", Tables: o.Capture.Tables, Trouble: func(what, problem string) { t.Log(what, problem) }}}
+		r.open()
+		if e := r.events(1)[0]; e.Type != "snapshot" || e.Topic != "billing.bills" {
+			t.Errorf("the snapshot has %s of %s", e.Type, e.Topic)
+		}
+		eventually(t, "every snapshot is on the bus", func() bool {
+			return one[bool](t, admin, `SELECT bool_and(finished = wanted) FROM onewrite.captured`)
+		})
+		writer := dial(t, app.URL(url))
+		sql(t, writer, `INSERT INTO billing.notes VALUES ('a')`, `UPDATE billing.notes SET text = 'b'`, `UPDATE billing.bills SET n = 2`, `DELETE FROM billing.notes`)
+		var types []string
+		for _, e := range r.events(4) {
+			types = append(types, e.Topic+" "+e.Type)
+		}
+		if got := strings.Join(types, ", "); got != "billing.notes insert, billing.notes update, billing.bills update, billing.notes delete" {
+			t.Error(got)
+		}
+	})
+}
+
+// What is made is removed again, and a slot that nobody reads does not stay.
+func TestCaptureEnds(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`, "a", "b")
+		slots := func() int {
+			return one[int](t, r.conn, `SELECT count(*) FROM pg_replication_slots WHERE database = current_database()`)
+		}
+		r.open()
+		r.tables = []string{"b"}
+		if got := strings.Join(r.migrate(), "; "); !strings.Contains(got, "public.a are captured no more") {
+			t.Errorf("migrate said %q", got)
+		}
+		sql(t, r.conn, `INSERT INTO a VALUES (1)`, `INSERT INTO b VALUES (1)`)
+		if e := r.events(1)[0]; e.Topic != "public.b" {
+			t.Errorf("an event of %s", e.Topic)
+		}
+		r.tables = nil
+		if _, err := Migrate(t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop"}}); err == nil || !strings.Contains(err.Error(), "stop it") {
+			t.Errorf("migrate while the slot is read: %v", err)
+		}
+		_ = r.src.Close()
+		eventually(t, "the slot is free", func() bool {
+			return one[bool](t, r.conn, `SELECT NOT bool_or(active) FROM pg_replication_slots WHERE database = current_database()`)
+		})
+		if n := slots(); n != 1 {
+			t.Fatalf("%d slots", n)
+		}
+		if got := strings.Join(r.migrate(), "; "); !strings.Contains(got, "dropped the slot") {
+			t.Errorf("migrate said %q", got)
+		}
+		if n := slots() + one[int](t, r.conn, `SELECT count(*) FROM pg_publication`); n != 0 {
+			t.Errorf("%d slots and publications are left", n)
+		}
+		r.tables, r.pos = []string{"b"}, ""
+		r.migrate()
+		r.open()
+		_ = r.src.Close()
+		eventually(t, "the slot is free", func() bool { return Rollback(t.Context(), r.url, true) == nil })
+		if n := slots() + one[int](t, r.conn, `SELECT count(*) FROM pg_publication`); n != 0 {
+			t.Errorf("%d slots and publications are left by migrate --down", n)
+		}
+	})
+}
+
+// A slot that keeps too much is dropped, aloud, and the tables are read again.
+func TestRetainedLog(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1); CREATE TABLE noise (t text)`, "a")
+		said := make(chan string, 100)
+		r.cfg.MaxRetained = 1 << 20
+		r.cfg.Trouble = func(what, problem string) { said <- what + ": " + problem }
+		r.open()
+		r.events(1)
+		busy := dial(t, r.url)
+		sql(t, busy, `BEGIN; INSERT INTO a VALUES (2, 2)`) // holds the slot where it is
+		sql(t, r.conn, `INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 4000)`)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		var err error
+		for err == nil {
+			_, err = r.src.Read(ctx)
+		}
+		if !strings.Contains(err.Error(), "max_retained") {
+			t.Fatal(err)
+		}
+		sql(t, busy, `COMMIT`)
+		r.cfg.MaxRetained = 0
+		r.open()
+		b := r.read()
+		if b.Gap == nil || !strings.Contains(b.Gap.Reason, "slot") {
+			t.Errorf("no gap is told: %+v", b.Gap)
+		}
+		if got := len(b.Events) + len(r.events(2-len(b.Events))); got != 2 {
+			t.Errorf("%d rows were read again, want 2", got)
+		}
+	})
+}

@@ -1,0 +1,242 @@
+package postgres
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"encoding/binary"
+	"encoding/hex"
+	"strconv"
+	"time"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/pgoutput"
+)
+
+// Values of [Config.Toast].
+const (
+	// ToastOmit leaves a large value that an update did not touch out of the row.
+	ToastOmit = "omit"
+	// ToastDebezium writes Debezium's placeholder in its place.
+	ToastDebezium = "debezium"
+)
+
+const placeholder = `"__debezium_unavailable_value"`
+
+// envelope makes events of changes. All in them follows from the log, so that a
+// repeat has the same bytes.
+type envelope struct {
+	name   string // of the source
+	seed   []byte // what the ids of this log's events have in common
+	toast  string
+	buf    []byte
+	keybuf []byte
+}
+
+func newEnvelope(name string, system uint64, toast string) *envelope {
+	seed := binary.BigEndian.AppendUint64([]byte("onewrite/postgres/"), system)
+	return &envelope{name: name, seed: append(seed, name...), toast: toast}
+}
+
+// change is one row change on its way to an event.
+type change struct {
+	table  *table
+	kind   string // the event's type
+	op     byte
+	before pgoutput.Tuple // nil: null
+	whole  bool           // before is a whole row; else it has the columns of the key alone
+	after  pgoutput.Tuple // nil: null
+	reread bool           // a column of after was read again
+
+	// Where it is. A snapshot's row has no transaction; its place is that of the
+	// watermark.
+	lsn   pgoutput.LSN // of the commit
+	at    time.Time
+	xid   uint32 // 0 for a snapshot's row
+	index uint32 // of the change in its transaction, or of the row in its chunk
+	sub   uint8
+	order int // of the event in its transaction, from 0
+}
+
+// event renders a change.
+func (v *envelope) event(c *change) onewrite.Event {
+	row := c.after
+	if row == nil {
+		row = c.before
+	}
+	words := v.words(c)
+	words = c.table.appendKey(words, row)
+	all := string(words)
+	e := onewrite.Event{
+		ID: all[:36], Seq: all[36 : 36+seqLen], Key: all[36+seqLen:],
+		Source: v.name, Topic: c.table.topic, Type: c.kind, Time: c.at, ContentType: "application/json",
+	}
+	if c.xid != 0 {
+		e.Tx = onewrite.Tx{ID: strconv.FormatUint(uint64(c.xid), 10), Index: c.order}
+	}
+	b := append(v.buf[:0], `{"before":`...)
+	b = v.row(b, c.table, c.before, !c.whole)
+	b = append(b, `,"after":`...)
+	b = v.row(b, c.table, c.after, false)
+	ms := c.at.UnixMilli()
+	b = append(b, `,"source":{"version":"1","connector":"postgresql","name":`...)
+	b = appendQuoted(b, v.name)
+	b = append(b, `,"ts_ms":`...)
+	b = strconv.AppendInt(b, ms, 10)
+	b = append(b, `,"snapshot":"`...)
+	b = strconv.AppendBool(b, c.xid == 0)
+	b = append(b, '"')
+	b = append(b, c.table.source...)
+	b = append(b, `,"txId":`...)
+	if c.xid == 0 {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendUint(b, uint64(c.xid), 10)
+	}
+	b = append(b, `,"lsn":`...)
+	b = strconv.AppendUint(b, uint64(c.lsn), 10)
+	b = unchanged(b, c.table, c.after)
+	if c.reread {
+		b = append(b, `,"reread":true`...)
+	}
+	b = append(b, `},"op":"`...)
+	b = append(b, c.op)
+	b = append(b, `","ts_ms":`...)
+	b = strconv.AppendInt(b, ms, 10)
+	b = v.transaction(b, c)
+	v.buf = b
+	e.Data = bytes.Clone(b)
+	return e
+}
+
+func (v *envelope) transaction(b []byte, c *change) []byte {
+	b = append(b, `,"transaction":`...)
+	if c.xid == 0 {
+		return append(b, "null}"...)
+	}
+	b = append(b, `{"id":"`...)
+	b = strconv.AppendUint(b, uint64(c.xid), 10)
+	b = append(b, `","total_order":`...)
+	b = strconv.AppendInt(b, int64(c.order)+1, 10)
+	b = append(b, `,"data_collection_order":`...)
+	b = strconv.AppendInt(b, int64(c.table.count), 10)
+	return append(b, "}}"...)
+}
+
+// tally counts a transaction's events of a table.
+func (t *table) tally(xid uint32) {
+	if t.seen != xid {
+		t.seen, t.count = xid, 0
+	}
+	t.count++
+}
+
+// row appends a row; of one that is not whole, the columns of the key.
+func (v *envelope) row(b []byte, t *table, row pgoutput.Tuple, keyOnly bool) []byte {
+	if row == nil {
+		return append(b, "null"...)
+	}
+	b = append(b, '{')
+	n := 0
+	for i := range row {
+		if keyOnly && !t.inKey(i) {
+			continue
+		}
+		c := &row[i]
+		if c.Kind == pgoutput.ColumnUnchanged && v.toast != ToastDebezium {
+			continue
+		}
+		if n++; n > 1 {
+			b = append(b, ',')
+		}
+		b = append(b, t.columns[i].json...)
+		b = appendColumn(b, c, t.columns[i].typ)
+	}
+	return append(b, '}')
+}
+
+func appendColumn(b []byte, c *pgoutput.Column, t valueType) []byte {
+	switch c.Kind {
+	case pgoutput.ColumnNull:
+		return append(b, "null"...)
+	case pgoutput.ColumnUnchanged:
+		return append(b, placeholder...)
+	}
+	return appendValue(b, c.Data, t)
+}
+
+// unchanged names the columns that the log did not carry.
+func unchanged(b []byte, t *table, row pgoutput.Tuple) []byte {
+	n := 0
+	for i := range row {
+		if row[i].Kind != pgoutput.ColumnUnchanged {
+			continue
+		}
+		if n++; n == 1 {
+			b = append(b, `,"unchanged":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = appendQuoted(b, t.columns[i].name)
+	}
+	if n > 0 {
+		b = append(b, ']')
+	}
+	return b
+}
+
+func (t *table) inKey(i int) bool {
+	for _, k := range t.key {
+		if k == i {
+			return true
+		}
+	}
+	return false
+}
+
+// appendKey appends the event's key: the key's columns as JSON in the order of their
+// names, or the table's name, one lane, where there are none.
+func (t *table) appendKey(b []byte, row pgoutput.Tuple) []byte {
+	if len(t.key) == 0 || row == nil {
+		return append(b, t.topic...)
+	}
+	b = append(b, '{')
+	for n, i := range t.key {
+		if n > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, t.columns[i].json...)
+		b = appendColumn(b, &row[i], t.columns[i].typ)
+	}
+	return append(b, '}')
+}
+
+// seqLen is the length of an event's sequence: the commit's place, the change's number
+// in the transaction, and the event's within the change.
+const seqLen = 16 + 1 + 8 + 1
+
+// words returns the id and the sequence of a change.
+func (v *envelope) words(c *change) []byte {
+	var where [8 + 4 + 1 + 1]byte
+	binary.BigEndian.PutUint64(where[:], uint64(c.lsn))
+	binary.BigEndian.PutUint32(where[8:], c.index)
+	where[12] = c.sub
+	if c.xid == 0 {
+		where[13] = 1
+	}
+	v.keybuf = append(append(v.keybuf[:0], v.seed...), where[:]...)
+	sum := sha1.Sum(v.keybuf) // RFC 9562 version 5: a name's hash, no secret
+	sum[6] = sum[6]&0x0f | 0x50
+	sum[8] = sum[8]&0x3f | 0x80
+	words := make([]byte, 36+seqLen, 36+seqLen+64)
+	hex.Encode(words[0:8], sum[0:4])
+	hex.Encode(words[9:13], sum[4:6])
+	hex.Encode(words[14:18], sum[6:8])
+	hex.Encode(words[19:23], sum[8:10])
+	hex.Encode(words[24:36], sum[10:16])
+	words[8], words[13], words[18], words[23] = '-', '-', '-', '-'
+	hex.Encode(words[36:52], where[:8])
+	words[52] = '.'
+	hex.Encode(words[53:61], where[8:12])
+	words[61] = '0' + c.sub
+	return words
+}

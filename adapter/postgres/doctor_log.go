@@ -1,0 +1,157 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite"
+)
+
+// log looks at what the server needs for row changes to be read.
+func (e *examiner) log(ctx context.Context, tx pgx.Tx) error {
+	if len(e.o.Capture.Tables) == 0 {
+		return nil
+	}
+	var level string
+	var version, senders, sending, slots, used int
+	var replication, timeout bool
+	err := tx.QueryRow(ctx, `SELECT current_setting('wal_level'), current_setting('server_version_num')::int,
+		current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
+		(SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user), (SELECT setting::int = 0 FROM pg_settings WHERE name = 'wal_sender_timeout')`).
+		Scan(&level, &version, &senders, &sending, &slots, &used, &replication, &timeout)
+	if err != nil {
+		return err
+	}
+	found := len(e.found)
+	if level != "logical" {
+		e.problem("log", "ALTER SYSTEM SET wal_level = 'logical'; -- then restart the server", "wal_level is %s: row changes cannot be read", level)
+	}
+	if !replication {
+		e.problem("log", "ALTER ROLE "+quoted(e.role)+" REPLICATION; -- as superuser", "role %s may not read the log", e.role)
+	}
+	if sending >= senders {
+		e.problem("log", fmt.Sprintf("ALTER SYSTEM SET max_wal_senders = %d; -- then restart the server", senders+4), "all %d of max_wal_senders are in use", senders)
+	}
+	if used >= slots {
+		e.warn("log", "SELECT slot_name, active FROM pg_replication_slots", "all %d of max_replication_slots are there; a new one cannot be made", slots)
+	}
+	if bad := badMinor[version]; bad {
+		e.warn("log", "install the newest minor release", "version %d.%d can run out of memory, or miss that a publication changed, while it decodes", version/10000, version%10000)
+	}
+	if timeout {
+		e.warn("log", "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf()", "wal_sender_timeout is off: a reader whose machine is gone holds the slot until the network says so")
+	}
+	if len(e.found) == found {
+		e.ok("log", "row changes can be read: wal_level is logical, role %s may", e.role)
+	}
+	return nil
+}
+
+// badMinor are the releases of May 2025, whose fix for invalidations in logical decoding
+// was itself mended in the next.
+var badMinor = map[int]bool{150013: true, 160009: true, 170005: true}
+
+// slot looks at our slot and at those that nobody reads.
+func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
+	var keep int64
+	var mine *string
+	err := tx.QueryRow(ctx, `SELECT (SELECT setting::bigint * 1024 * 1024 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')`).Scan(&keep)
+	if err == nil && e.objects["log"] && e.o.Capture.Source != "" {
+		err = tx.QueryRow(ctx, `SELECT max(slot) FROM onewrite.log WHERE source = $1`, e.o.Capture.Source).Scan(&mine)
+	}
+	if err != nil {
+		return err
+	}
+	name := ""
+	if mine != nil {
+		name = *mine
+	}
+	left, err := stale(ctx, e.conn, name)
+	if err != nil {
+		return err
+	}
+	for _, slot := range left {
+		e.warn("slot", dropped(slot)+";", "slot %s is read by nobody and keeps the server's log; another copy of onewrite that is stopped may want it", slot)
+	}
+	if len(e.o.Capture.Tables) == 0 {
+		return nil
+	}
+	if keep < 0 {
+		e.warn("slot", "ALTER SYSTEM SET max_slot_wal_keep_size = '20GB'; SELECT pg_reload_conf()", "max_slot_wal_keep_size has no limit: a relay that is down for long fills the server's disk with log")
+	}
+	if name == "" {
+		e.ok("slot", "onewrite run makes the slot when it starts first")
+		return nil
+	}
+	s, err := lookAtSlot(ctx, e.conn, name, 150000)
+	switch {
+	case err != nil:
+		return err
+	case s == nil:
+		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is gone: row changes since are missing", name)
+	case s.foreign != "" || s.lost != "":
+		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is of no more use: %s", name, s.foreign+s.lost)
+	case s.retained > warnRetained:
+		e.warn("slot", "onewrite status", "slot %s keeps %s of the server's log", name, mega(s.retained))
+	default:
+		e.ok("slot", "slot %s keeps %s of the server's log", name, mega(s.retained))
+	}
+	return nil
+}
+
+// tables looks at what is captured.
+func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
+	if len(e.o.Capture.Tables) == 0 {
+		return nil
+	}
+	if !e.objects["captured"] {
+		e.problem("tables", "onewrite migrate", "nothing captures the tables of tables: yet")
+		return nil
+	}
+	list, err := registry(ctx, e.conn, e.o.Capture.Source)
+	if err != nil {
+		return err
+	}
+	found := len(e.found)
+	var gap *onewrite.Gap
+	if err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list); errors.As(err, &gap) {
+		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))
+	} else if err != nil {
+		return err
+	}
+	want, err := findTables(ctx, tx, e.o.Capture.Tables)
+	if err != nil {
+		e.problem("tables", "onewrite migrate", "%v", err)
+		return nil
+	}
+	has := map[uint32]captured{}
+	for _, c := range list {
+		has[c.rel] = c
+	}
+	for _, f := range want {
+		c, ok := has[f.rel]
+		delete(has, f.rel)
+		if !ok {
+			e.problem("tables", "onewrite migrate", "%s is in tables: and not captured yet", f.full())
+			continue
+		}
+		var may bool
+		if err := tx.QueryRow(ctx, `SELECT has_table_privilege($1, 'SELECT')`, f.rel).Scan(&may); err != nil {
+			return err
+		}
+		if !may {
+			e.problem("tables", "GRANT SELECT ON "+c.quoted()+" TO "+quoted(e.role)+";", "role %s may not read %s, so there can be no snapshot of it", e.role, f.full())
+		}
+	}
+	for _, c := range has {
+		e.warn("tables", "onewrite migrate", "%s is captured and not in tables: any more", c.name)
+	}
+	if len(e.found) == found {
+		e.ok("tables", "%d tables are captured", len(list))
+	}
+	return nil
+}

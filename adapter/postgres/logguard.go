@@ -1,0 +1,67 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// warnRetained is how much log the slot may keep, where the server has no limit,
+	// before it is said.
+	warnRetained = 8 << 30
+	// warnShare is the part of the server's limit from which it is said.
+	warnShare = 2
+)
+
+// guard looks at how much log the server keeps for the slot. It is freed as soon as the
+// bus holds what is in it, so much of it means that the bus is full or down, or that
+// somebody's transaction has been open for long. Beyond Config.MaxRetained the slot is
+// dropped: a full disk stops the application, a gap does not.
+func (r *logReader) guard(ctx context.Context, s *slotState) error {
+	var limit int64 // -1: none
+	var open string
+	err := r.cat.conn.QueryRow(ctx, `SELECT (SELECT setting::bigint * 1024 * 1024 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+		coalesce((SELECT format(', the oldest transaction (session %s, %s) is open since %s', pid, coalesce(nullif(application_name, ''), 'unnamed'), xact_start::timestamptz(0))
+			FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '1 minute' ORDER BY xact_start LIMIT 1), '')`).Scan(&limit, &open)
+	if err != nil {
+		return explain(err)
+	}
+	if r.cfg.MaxRetained > 0 && s.retained > r.cfg.MaxRetained {
+		err := fmt.Errorf("postgres: the slot kept %s of the server's log, more than max_retained allows (%s%s), and is dropped", mega(s.retained), mega(r.cfg.MaxRetained), open)
+		r.queue.fail(err) // before the receiver says that its connection is gone
+		r.rep.close(false)
+		return errors.Join(err, r.dropSlot(ctx))
+	}
+	text := ""
+	switch {
+	case limit >= 0 && s.retained > limit/warnShare:
+		text = fmt.Sprintf("the server keeps %s of its log for the slot %s, and gives the slot up at %s (max_slot_wal_keep_size)%s; is the bus full? onewrite status", mega(s.retained), r.slot, mega(limit), open)
+	case s.retained > warnRetained:
+		text = fmt.Sprintf("the server keeps %s of its log for the slot %s%s; is the bus full? onewrite status", mega(s.retained), r.slot, open)
+	}
+	if r.cfg.Trouble != nil {
+		r.cfg.Trouble("log", text)
+	}
+	return nil
+}
+
+func mega(n int64) string { return fmt.Sprintf("%d MB", (n+999_999)/1_000_000) }
+
+// dropped is how a slot that nobody reads is dropped by hand.
+func dropped(slot string) string {
+	return "SELECT pg_drop_replication_slot(" + quoteText(slot) + ")"
+}
+
+// stale returns the slots of onewrite in a database that no source reads: they keep the
+// server's log for ever.
+func stale(ctx context.Context, conn *pgx.Conn, mine string) ([]string, error) {
+	rows, err := conn.Query(ctx, `SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'onewrite\_%' AND NOT active AND slot_name <> $1`, mine)
+	if err != nil {
+		return nil, explain(err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, explain(err)
+}

@@ -1,0 +1,140 @@
+package postgres
+
+import (
+	"context"
+	"sync"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/pgoutput"
+)
+
+const (
+	// queueEvents and queueBytes bound what was read from the log and not handed over.
+	queueEvents = 4 * onewrite.MaxBatch
+	queueBytes  = 16 << 20
+)
+
+// item is an event with the place just after it.
+type item struct {
+	event onewrite.Event
+	at    logPlace
+}
+
+// logQueue is between the goroutine that receives the log and the one that calls
+// Read. A transaction of up to MaxBatch events is handed over whole.
+type logQueue struct {
+	mu     sync.Mutex
+	moved  sync.Cond
+	items  []item
+	bytes  int
+	failed error
+	pushed uint64 // items that were ever put in
+	taken  uint64 // and taken out
+}
+
+func newLogQueue() *logQueue {
+	q := &logQueue{}
+	q.moved.L = &q.mu
+	return q
+}
+
+// put adds events and waits while there are too many. It returns false when the queue
+// was closed.
+func (q *logQueue) put(run []item) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.failed == nil && len(q.items) > 0 && (len(q.items) >= queueEvents || q.bytes >= queueBytes) {
+		q.moved.Wait()
+	}
+	if q.failed != nil {
+		return false
+	}
+	for i := range run {
+		q.items = append(q.items, run[i])
+		q.bytes += run[i].event.Size()
+	}
+	q.pushed += uint64(len(run))
+	q.moved.Broadcast()
+	return true
+}
+
+// fail ends the queue: take returns err once what is in it was taken.
+func (q *logQueue) fail(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.failed == nil {
+		q.failed = err
+	}
+	q.moved.Broadcast()
+}
+
+// take returns the next items, at most MaxBatch and about limit bytes.
+func (q *logQueue) take(ctx context.Context, limit int) (items []item, err error) {
+	defer context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.moved.Broadcast()
+	})()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for {
+		if n := q.ready(limit); n > 0 {
+			items = q.items[:n:n]
+			q.items = q.items[n:]
+			q.taken += uint64(n)
+			for i := range items {
+				q.bytes -= items[i].event.Size()
+			}
+			q.moved.Broadcast()
+			return items, nil
+		}
+		if q.failed != nil {
+			return nil, q.failed
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		q.moved.Wait()
+	}
+}
+
+// ready counts the items of the next batch. It ends with a transaction, unless one
+// alone is too large.
+func (q *logQueue) ready(limit int) int {
+	n, bytes, end := 0, 0, 0
+	for n < len(q.items) && n < onewrite.MaxBatch && (n == 0 || bytes < limit) {
+		bytes += q.items[n].event.Size()
+		n++
+		if q.items[n-1].at.tx == 0 {
+			end = n
+		}
+	}
+	if end > 0 {
+		return end
+	}
+	if n == onewrite.MaxBatch || bytes >= limit || len(q.items) >= queueEvents || q.bytes >= queueBytes {
+		return n
+	}
+	return 0
+}
+
+// count returns how many items were ever put in.
+func (q *logQueue) count() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pushed
+}
+
+// idle reports whether all that was ever put in is on the bus.
+func (q *logQueue) idle(stored uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return stored == q.pushed
+}
+
+// handed remembers which batch ends where, until the bus has it.
+type handed struct {
+	pos  onewrite.Pos
+	done pgoutput.LSN
+	n    uint64 // items up to its end
+}

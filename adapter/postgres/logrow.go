@@ -1,0 +1,160 @@
+package postgres
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/onewrite/onewrite/internal/pgoutput"
+)
+
+// row makes the events of an INSERT, UPDATE or DELETE.
+func (r *logReader) row(m *pgoutput.Message) error {
+	t, err := r.tableOf(m.RelationID)
+	if err != nil {
+		return err
+	}
+	if n := len(t.columns); m.Kind != pgoutput.KindDelete && len(m.New) != n || m.OldKind != 0 && len(m.Old) != n {
+		return fmt.Errorf("postgres: a row of %s has %d columns, the table has %d", t.topic, max(len(m.New), len(m.Old)), n)
+	}
+	c := change{table: t, before: nil, whole: m.OldKind == pgoutput.OldRow}
+	switch m.Kind {
+	case pgoutput.KindInsert:
+		c.kind, c.op, c.after = "insert", 'c', m.New
+		r.emit(&c, true)
+	case pgoutput.KindDelete:
+		c.kind, c.op, c.before = "delete", 'd', m.Old
+		r.emit(&c, true)
+	case pgoutput.KindUpdate:
+		if err := r.update(&c, m); err != nil {
+			return err
+		}
+	}
+	r.tx.index++
+	return nil
+}
+
+// update makes one event, or two where the key changed: the old row goes and a new
+// one comes, each in the lane of its key.
+func (r *logReader) update(c *change, m *pgoutput.Message) error {
+	t := c.table
+	moved := false
+	if m.OldKind != 0 {
+		for i := range m.New {
+			if m.New[i].Kind != pgoutput.ColumnUnchanged {
+				continue
+			}
+			if c.whole || t.inKey(i) { // the old row has it, and it is as it was
+				m.New[i] = m.Old[i]
+			}
+		}
+		for _, i := range t.key {
+			moved = moved || m.Old[i].Kind != m.New[i].Kind || !bytes.Equal(m.Old[i].Data, m.New[i].Data)
+		}
+		c.before = m.Old
+	}
+	if !moved {
+		c.kind, c.op, c.after = "update", 'u', m.New
+		r.emit(c, true)
+		return nil
+	}
+	c.kind, c.op = "delete", 'd'
+	r.emit(c, false)
+	n := change{table: t, kind: "insert", op: 'c', after: m.New, sub: 1}
+	if !r.skipped(1) {
+		var err error
+		if n.reread, err = r.reread(t, m.New); err != nil {
+			return err
+		}
+	}
+	r.emit(&n, true)
+	return nil
+}
+
+// reread completes a row that got a new key by what the table has now: the log does
+// not carry the large values that the update left alone. If the row is gone, they
+// stay absent.
+func (r *logReader) reread(t *table, row pgoutput.Tuple) (bool, error) {
+	var list, where []byte
+	var missing []int
+	for i := range row {
+		if row[i].Kind == pgoutput.ColumnUnchanged {
+			if missing = append(missing, i); len(missing) > 1 {
+				list = append(list, ',')
+			}
+			list = append(list, pgx.Identifier{t.columns[i].name}.Sanitize()...)
+		}
+	}
+	if len(missing) == 0 {
+		return false, nil
+	}
+	var args [][]byte
+	for _, i := range t.key {
+		if len(args) > 0 {
+			where = append(where, " AND "...)
+		}
+		args = append(args, row[i].Data)
+		where = fmt.Appendf(where, "%s = $%d", pgx.Identifier{t.columns[i].name}.Sanitize(), len(args))
+	}
+	r.side.Lock()
+	defer r.side.Unlock()
+	if err := r.untilVisible(r.tx.xid); err != nil {
+		return false, err
+	}
+	sql := fmt.Sprintf("SELECT %s FROM %s WHERE %s", list, pgx.Identifier{t.schema, t.name}.Sanitize(), where)
+	res := r.cat.conn.PgConn().ExecParams(r.alive, sql, args, nil, nil, nil).Read()
+	if res.Err != nil {
+		if r.cat.conn.IsClosed() {
+			return false, explain(res.Err)
+		}
+		return false, nil // the table or a column is gone
+	}
+	if len(res.Rows) != 1 {
+		return false, nil
+	}
+	for n, i := range missing {
+		row[i] = pgoutput.Column{Kind: pgoutput.ColumnText, Data: res.Rows[0][n]}
+		if res.Rows[0][n] == nil {
+			row[i].Kind = pgoutput.ColumnNull
+		}
+	}
+	return true, nil
+}
+
+// untilVisible waits until other sessions see a transaction: the log has it earlier,
+// by as long as a synchronous standby may take.
+func (r *logReader) untilVisible(xid uint32) error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		var text string
+		if err := r.cat.conn.QueryRow(r.alive, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
+			return explain(err)
+		}
+		s, err := parseSnapshot(text)
+		if err != nil || s.sees(xid) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-r.alive.Done():
+			return r.alive.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (r *logReader) truncate(m *pgoutput.Message) error {
+	for i, rel := range m.Relations {
+		t, err := r.tableOf(rel)
+		if err != nil {
+			return err
+		}
+		c := change{table: t, kind: "truncate", op: 't', sub: uint8(min(i, 255))}
+		if i > 255 {
+			return errors.New("postgres: a TRUNCATE of more than 256 tables")
+		}
+		r.emit(&c, i == len(m.Relations)-1)
+	}
+	r.tx.index++
+	return nil
+}

@@ -1,0 +1,80 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// watchEvery is how often the catalogs are compared with what was there at the start.
+const watchEvery = 3 * time.Second
+
+// watch looks after what PostgreSQL is silent about: a publication that was changed, a
+// slot that is not the one that was opened, a table that is to be captured since.
+func (r *logReader) watch() {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.alive.Done():
+			return
+		case <-tick.C:
+		}
+		if err := r.check(); err != nil && r.alive.Err() == nil {
+			r.stop()
+			r.queue.fail(err)
+			r.rep.close(false)
+			return
+		}
+	}
+}
+
+func (r *logReader) check() error {
+	r.side.Lock()
+	defer r.side.Unlock()
+	ctx, cancel := context.WithTimeout(r.alive, 30*time.Second)
+	defer cancel()
+	list, err := registry(ctx, r.cat.conn, r.cfg.Name)
+	if err != nil {
+		return err
+	}
+	if err := verifyCapture(ctx, r.cat.conn, r.cfg.Name, list); err != nil {
+		return err
+	}
+	r.fill.set(list)
+	s, err := lookAtSlot(ctx, r.cat.conn, r.slot, 150000)
+	if err != nil {
+		return err
+	}
+	if s == nil || s.foreign != "" || s.lost != "" || s.pid != r.rep.pid {
+		return errors.New("postgres: the slot is read by this process no more") // opening it again says why
+	}
+	return r.guard(ctx, s)
+}
+
+func isCode(err error, code string) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && pe.Code == code
+}
+
+// explainSlot is explain for what has to do with slots.
+func explainSlot(err error) error {
+	var pe *pgconn.PgError
+	if !errors.As(err, &pe) {
+		return err
+	}
+	cure := map[string]string{
+		"42501": "reading the log needs the attribute REPLICATION; run as superuser: ALTER ROLE the_role REPLICATION",
+		"53400": "raise max_replication_slots and restart the server, or drop a slot that nobody reads: SELECT slot_name, active FROM pg_replication_slots",
+		"53300": "raise max_wal_senders and restart the server",
+		"55000": "set wal_level = logical and restart the server",
+		"55006": "another session reads the slot; end it: SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active",
+	}[pe.Code]
+	if cure == "" {
+		return explain(err)
+	}
+	return fmt.Errorf("postgres: %s (SQLSTATE %s); %s", pe.Message, pe.Code, cure)
+}

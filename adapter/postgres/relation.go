@@ -1,0 +1,208 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite/internal/pgoutput"
+)
+
+// table is a captured table as it is at one place in the log, or in one snapshot.
+type table struct {
+	rel          uint32
+	schema, name string
+	topic        string
+	columns      []tableColumn
+	key          []int  // columns of the event's key, in the order of their names; none: the table is one lane
+	source       []byte // `,"db":…,"schema":…,"table":…` of the envelope
+	seen         uint32 // the transaction that count is of
+	count        int    // changes of the table in it
+}
+
+type tableColumn struct {
+	name string
+	json []byte // `"name":`
+	typ  valueType
+	oid  uint32
+}
+
+// newTable describes a table by its columns; key names the columns of its key.
+func newTable(rel uint32, database, schema, name string, columns []tableColumn, key []string) *table {
+	t := &table{rel: rel, schema: schema, name: name, topic: schema + "." + name, columns: columns}
+	for i := range t.columns {
+		c := &t.columns[i]
+		c.json = append(appendQuoted(nil, c.name), ':')
+	}
+	key = slices.Sorted(slices.Values(key))
+	for _, k := range key {
+		i := slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == k })
+		if i < 0 { // the key is not among what is sent: no order by row can be promised
+			t.key = nil
+			break
+		}
+		t.key = append(t.key, i)
+	}
+	t.source = append(t.source, `,"db":`...)
+	t.source = appendQuoted(t.source, database)
+	t.source = append(t.source, `,"schema":`...)
+	t.source = appendQuoted(t.source, schema)
+	t.source = append(t.source, `,"table":`...)
+	t.source = appendQuoted(t.source, name)
+	return t
+}
+
+// sameColumns reports whether two descriptions have the same columns.
+func (t *table) sameColumns(o *table) bool {
+	return slices.EqualFunc(t.columns, o.columns, func(a, b tableColumn) bool { return a.name == b.name && a.typ == b.typ }) && slices.Equal(t.key, o.key)
+}
+
+// catalog answers from the system catalogs, over a session of its own.
+type catalog struct {
+	conn  *pgx.Conn
+	types map[uint32]valueType
+}
+
+// resolve learns the types that are not built in: domains are what they are over,
+// arrays what they are of, all others text.
+func (c *catalog) resolve(ctx context.Context, oids []uint32) error {
+	var unknown []uint32
+	for _, oid := range oids {
+		if _, ok := builtIn[oid]; ok {
+			continue
+		}
+		if _, ok := c.types[oid]; !ok {
+			unknown = append(unknown, oid)
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	const q = `WITH RECURSIVE base AS (
+			SELECT t.oid AS asked, t.oid, t.typtype, t.typbasetype, t.typelem, t.typsubscript::text AS subscript FROM pg_type t WHERE t.oid = ANY ($1)
+			UNION ALL SELECT b.asked, t.oid, t.typtype, t.typbasetype, t.typelem, t.typsubscript::text FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype),
+		elem AS (
+			SELECT b.asked, e.oid, e.typtype, e.typbasetype, e.typdelim FROM base b JOIN pg_type e ON e.oid = b.typelem WHERE b.typtype <> 'd' AND b.subscript = 'array_subscript_handler'
+			UNION ALL SELECT l.asked, t.oid, t.typtype, t.typbasetype, l.typdelim FROM elem l JOIN pg_type t ON l.typtype = 'd' AND t.oid = l.typbasetype)
+		SELECT b.asked, b.oid, coalesce(e.oid, 0), coalesce(e.typdelim, ',')::text FROM base b LEFT JOIN elem e ON e.asked = b.asked AND e.typtype <> 'd' WHERE b.typtype <> 'd'`
+	rows, err := c.conn.Query(ctx, q, unknown)
+	if err != nil {
+		return explain(err)
+	}
+	var asked, base, elem uint32
+	var delim string
+	_, err = pgx.ForEachRow(rows, []any{&asked, &base, &elem, &delim}, func() error {
+		switch known, ok := builtIn[base]; {
+		case ok:
+			c.types[asked] = known
+		case elem != 0:
+			c.types[asked] = valueType{form: formArray, elem: builtIn[elem].form, delim: delim[0]}
+		default:
+			c.types[asked] = valueType{}
+		}
+		return nil
+	})
+	for _, oid := range unknown {
+		if _, ok := c.types[oid]; !ok { // dropped since: its text is passed on
+			c.types[oid] = valueType{}
+		}
+	}
+	return explain(err)
+}
+
+func (c *catalog) typeOf(oid uint32) valueType {
+	if t, ok := builtIn[oid]; ok {
+		return t
+	}
+	return c.types[oid]
+}
+
+// primaryKey names the columns of a table's primary key as they are now.
+func (c *catalog) primaryKey(ctx context.Context, rel uint32) ([]string, error) {
+	rows, err := c.conn.Query(ctx, `SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) WHERE i.indrelid = $1 AND i.indisprimary`, rel)
+	if err != nil {
+		return nil, explain(err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, explain(err)
+}
+
+// describe makes a table of what the log says of it. Its key is the replica identity,
+// which is the primary key unless the table's owner chose another index. Where it is
+// the whole row, or nothing, the primary key is looked up.
+func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Relation) (*table, error) {
+	oids := make([]uint32, len(r.Columns))
+	for i, col := range r.Columns {
+		oids[i] = col.Type
+	}
+	if err := c.resolve(ctx, oids); err != nil {
+		return nil, err
+	}
+	columns := make([]tableColumn, len(r.Columns))
+	var key []string
+	for i, col := range r.Columns {
+		columns[i] = tableColumn{name: col.Name, typ: c.typeOf(col.Type), oid: col.Type}
+		if col.Key {
+			key = append(key, col.Name)
+		}
+	}
+	if r.Identity == 'f' || r.Identity == 'n' {
+		var err error
+		if key, err = c.primaryKey(ctx, r.ID); err != nil {
+			return nil, err
+		}
+	}
+	return newTable(r.ID, database, r.Namespace, r.Name, columns, key), nil
+}
+
+// captured is a table as the registry has it.
+type captured struct {
+	rel      uint32
+	name     string // schema.table
+	member   uint32 // the oid of its membership in the publication
+	identity string
+	wanted   int // snapshots asked for
+	finished int // and made
+}
+
+func (c captured) pending() bool { return c.wanted > c.finished }
+
+// quoted is the table's name in SQL.
+func (c captured) quoted() string {
+	schema, name, _ := strings.Cut(c.name, ".")
+	return pgx.Identifier{schema, name}.Sanitize()
+}
+
+// registry reads the tables that a source captures, in the order of their names.
+func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
+	rows, err := conn.Query(ctx, `SELECT rel, name, member, identity::text, wanted, finished FROM onewrite.captured WHERE source = $1 ORDER BY name`, source)
+	if err != nil {
+		return nil, explain(err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
+		err = row.Scan(&c.rel, &c.name, &c.member, &c.identity, &c.wanted, &c.finished)
+		return c, err
+	})
+	return list, explain(err)
+}
+
+// publicationOf is the publication of a source, slotOf its slot: slots are the whole
+// cluster's, so the database is in the name.
+func publicationOf(source string) string { return "onewrite_" + source }
+
+func slotOf(source string, database uint32) string {
+	name := strings.Map(func(c rune) rune {
+		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '_' {
+			return c
+		}
+		return '_'
+	}, strings.ToLower(source))
+	if name != source || len(name) > 30 { // others may come to the same
+		name = fmt.Sprintf("%.30s_%08x", name, crc32.ChecksumIEEE([]byte(source)))
+	}
+	return fmt.Sprintf("onewrite_%s_%d", name, database)
+}

@@ -1,0 +1,222 @@
+package postgres
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"unicode/utf8"
+)
+
+// form is how values of a type become JSON. All values come in PostgreSQL's text
+// form, from the log and from a snapshot alike, so both render alike.
+type form uint8
+
+const (
+	formText      form = iota // a string, as PostgreSQL writes it
+	formNumber                // a number as it stands
+	formFloat                 // a number, but for NaN and the infinities
+	formBool                  // t, f
+	formTimestamp             // ISO 8601, without a zone
+	formInstant               // ISO 8601, in UTC
+	formBytes                 // base64
+	formArray                 // an array of elem
+)
+
+// valueType is a type as far as it matters for rendering.
+type valueType struct {
+	form  form
+	elem  form // of an array
+	delim byte // between an array's elements
+}
+
+// builtIn are the types whose oids never change. What is neither here nor a domain
+// over or an array of one is text.
+var builtIn = map[uint32]valueType{
+	16: {form: formBool}, 17: {form: formBytes},
+	20: {form: formNumber}, 21: {form: formNumber}, 23: {form: formNumber}, 26: {form: formNumber}, // int8, int2, int4, oid
+	700: {form: formFloat}, 701: {form: formFloat},
+	1114: {form: formTimestamp}, 1184: {form: formInstant},
+	25: {}, 1043: {}, 1042: {}, 18: {}, 19: {}, 114: {}, 3802: {}, 1700: {}, 2950: {}, 1082: {}, 1083: {}, 1266: {}, 1186: {}, 790: {}, // text, varchar, bpchar, char, name, json, jsonb, numeric, uuid, date, time, timetz, interval, money
+	1000: array(formBool), 1001: array(formBytes), 1005: array(formNumber), 1007: array(formNumber), 1016: array(formNumber), 1028: array(formNumber),
+	1021: array(formFloat), 1022: array(formFloat), 1115: array(formTimestamp), 1185: array(formInstant),
+	1009: array(formText), 1015: array(formText), 1014: array(formText), 1002: array(formText), 1003: array(formText), 199: array(formText), 3807: array(formText), 1231: array(formText),
+	2951: array(formText), 1182: array(formText), 1183: array(formText), 1270: array(formText), 1187: array(formText), 791: array(formText), 1041: array(formText), 651: array(formText),
+}
+
+func array(elem form) valueType { return valueType{form: formArray, elem: elem, delim: ','} }
+
+// appendValue appends a value in JSON. What does not look like its type, which a
+// server never sends, is shown as text.
+func appendValue(b, text []byte, t valueType) []byte {
+	switch t.form {
+	case formArray:
+		if out, ok := appendArray(b, text, t); ok {
+			return out
+		}
+		return appendQuoted(b, text)
+	default:
+		return appendScalar(b, text, t.form)
+	}
+}
+
+func appendScalar(b, text []byte, f form) []byte {
+	switch f {
+	case formNumber, formFloat:
+		if len(text) > 0 && (text[0] >= '0' && text[0] <= '9' || len(text) > 1 && text[0] == '-' && text[1] != 'I') {
+			return append(b, text...)
+		}
+	case formBool:
+		switch string(text) {
+		case "t":
+			return append(b, "true"...)
+		case "f":
+			return append(b, "false"...)
+		}
+	case formTimestamp, formInstant:
+		return appendTime(b, text, f == formInstant)
+	case formBytes:
+		if bytes.HasPrefix(text, []byte(`\x`)) {
+			n := len(text)/2 - 1
+			raw := make([]byte, n)
+			if _, err := hex.Decode(raw, text[2:]); err == nil {
+				b = append(b, '"')
+				b = base64.StdEncoding.AppendEncode(b, raw)
+				return append(b, '"')
+			}
+		}
+	}
+	return appendQuoted(b, text)
+}
+
+// appendTime turns "2024-05-06 07:08:09.5+00" into ISO 8601. The session's zone is
+// UTC. Infinities, and years before Christ, have no such form: they stay as they are.
+func appendTime(b, text []byte, instant bool) []byte {
+	day, clock, ok := bytes.Cut(text, []byte(" "))
+	if ok && instant {
+		clock, ok = bytes.CutSuffix(clock, []byte("+00"))
+	}
+	if !ok || bytes.HasSuffix(clock, []byte("BC")) {
+		return appendQuoted(b, text)
+	}
+	b = append(b, '"')
+	b = append(b, day...)
+	b = append(b, 'T')
+	b = append(b, clock...)
+	if instant {
+		b = append(b, 'Z')
+	}
+	return append(b, '"')
+}
+
+// appendArray turns PostgreSQL's array literal into JSON. Lower bounds other than 1
+// ("[2:3]={…}") have no place there and are left out.
+func appendArray(b, text []byte, t valueType) ([]byte, bool) {
+	if len(text) > 0 && text[0] == '[' {
+		_, body, ok := bytes.Cut(text, []byte("]={"))
+		if !ok {
+			return b, false
+		}
+		text = append([]byte("{"), body...)
+	}
+	depth, i := 0, 0
+	for i < len(text) {
+		switch c := text[i]; {
+		case c == '{':
+			depth++
+			b = append(b, '[')
+			i++
+		case depth == 0:
+			return b, false
+		case c == '}':
+			depth--
+			b = append(b, ']')
+			i++
+		case c == t.delim:
+			b = append(b, ',')
+			i++
+		case c == '"':
+			cell, n := quotedElement(text[i:])
+			if n == 0 {
+				return b, false
+			}
+			b = appendScalar(b, cell, t.elem)
+			i += n
+		default:
+			n := bytes.IndexAny(text[i:], string([]byte{t.delim, '}'}))
+			if n < 0 {
+				return b, false
+			}
+			if cell := text[i : i+n]; bytes.Equal(cell, []byte("NULL")) {
+				b = append(b, "null"...)
+			} else {
+				b = appendScalar(b, cell, t.elem)
+			}
+			i += n
+		}
+		if depth == 0 {
+			return b, i == len(text)
+		}
+	}
+	return b, false
+}
+
+// quotedElement reads an element in quotes and returns it with the length it had.
+func quotedElement(text []byte) (cell []byte, n int) {
+	for i := 1; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			if i++; i < len(text) {
+				cell = append(cell, text[i])
+			}
+		case '"':
+			return cell, i + 1
+		default:
+			cell = append(cell, text[i])
+		}
+	}
+	return nil, 0
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendQuoted appends a JSON string. Characters beyond ASCII stay as they are; what
+// is not UTF-8, which a server with client_encoding UTF8 never sends, becomes U+FFFD.
+func appendQuoted[T []byte | string](b []byte, s T) []byte {
+	b = append(b, '"')
+	start := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			if c >= ' ' && c != '"' && c != '\\' {
+				i++
+				continue
+			}
+			b = append(b, s[start:i]...)
+			switch c {
+			case '"', '\\':
+				b = append(b, '\\', c)
+			case '\n':
+				b = append(b, '\\', 'n')
+			case '\r':
+				b = append(b, '\\', 'r')
+			case '\t':
+				b = append(b, '\\', 't')
+			default:
+				b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			start = i
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
+		if r == utf8.RuneError && n == 1 {
+			b = append(b, s[start:i]...)
+			b = fmt.Append(b, "\ufffd")
+			start = i + 1
+		}
+		i += n
+	}
+	b = append(b, s[start:]...)
+	return append(b, '"')
+}
