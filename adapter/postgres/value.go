@@ -63,7 +63,7 @@ func appendValue(b, text []byte, t valueType) []byte {
 func appendScalar(b, text []byte, f form) []byte {
 	switch f {
 	case formNumber, formFloat:
-		if len(text) > 0 && (text[0] >= '0' && text[0] <= '9' || len(text) > 1 && text[0] == '-' && text[1] != 'I') {
+		if isNumber(text) {
 			return append(b, text...)
 		}
 	case formBool:
@@ -77,8 +77,7 @@ func appendScalar(b, text []byte, f form) []byte {
 		return appendTime(b, text, f == formInstant)
 	case formBytes:
 		if bytes.HasPrefix(text, []byte(`\x`)) {
-			n := len(text)/2 - 1
-			raw := make([]byte, n)
+			raw := make([]byte, hex.DecodedLen(len(text)-2))
 			if _, err := hex.Decode(raw, text[2:]); err == nil {
 				b = append(b, '"')
 				b = base64.StdEncoding.AppendEncode(b, raw)
@@ -89,6 +88,40 @@ func appendScalar(b, text []byte, f form) []byte {
 	return appendQuoted(b, text)
 }
 
+// isNumber reports whether a text is a number of JSON. NaN and the infinities are not.
+func isNumber(text []byte) bool {
+	text = bytes.TrimPrefix(text, []byte("-"))
+	n := digits(text)
+	if n == 0 || n > 1 && text[0] == '0' {
+		return false
+	}
+	if text = text[n:]; len(text) > 0 && text[0] == '.' {
+		if n = digits(text[1:]); n == 0 {
+			return false
+		}
+		text = text[1+n:]
+	}
+	if len(text) > 0 && (text[0] == 'e' || text[0] == 'E') {
+		text = text[1:]
+		if len(text) > 0 && (text[0] == '+' || text[0] == '-') {
+			text = text[1:]
+		}
+		if n = digits(text); n == 0 {
+			return false
+		}
+		text = text[n:]
+	}
+	return len(text) == 0
+}
+
+// digits counts the digits that a text begins with.
+func digits(text []byte) (n int) {
+	for n < len(text) && text[n] >= '0' && text[n] <= '9' {
+		n++
+	}
+	return n
+}
+
 // appendTime turns "2024-05-06 07:08:09.5+00" into ISO 8601. The session's zone is
 // UTC. Infinities, and years before Christ, have no such form: they stay as they are.
 func appendTime(b, text []byte, instant bool) []byte {
@@ -96,7 +129,7 @@ func appendTime(b, text []byte, instant bool) []byte {
 	if ok && instant {
 		clock, ok = bytes.CutSuffix(clock, []byte("+00"))
 	}
-	if !ok || bytes.HasSuffix(clock, []byte("BC")) {
+	if !ok || len(bytes.Trim(day, "0123456789-")) > 0 || len(bytes.Trim(clock, "0123456789:.")) > 0 { // BC is a word after the clock
 		return appendQuoted(b, text)
 	}
 	b = append(b, '"')
@@ -109,32 +142,44 @@ func appendTime(b, text []byte, instant bool) []byte {
 	return append(b, '"')
 }
 
+// maxDepth is how many dimensions an array of PostgreSQL may have.
+const maxDepth = 6
+
 // appendArray turns PostgreSQL's array literal into JSON. Lower bounds other than 1
-// ("[2:3]={…}") have no place there and are left out.
+// ("[2:3]={…}") have no place there and are left out. False: it is no array literal.
 func appendArray(b, text []byte, t valueType) ([]byte, bool) {
 	if len(text) > 0 && text[0] == '[' {
-		_, body, ok := bytes.Cut(text, []byte("]={"))
+		_, body, ok := bytes.Cut(text, []byte("]="))
 		if !ok {
 			return b, false
 		}
-		text = append([]byte("{"), body...)
+		text = body
 	}
-	depth, i := 0, 0
-	for i < len(text) {
-		switch c := text[i]; {
-		case c == '{':
+	ends := string([]byte{t.delim, '}'})
+	depth, full := 0, false // full: a delimiter or an end has to come
+	for i := 0; i < len(text); {
+		c := text[i]
+		switch {
+		case c == '{' && !full && depth < maxDepth:
 			depth++
 			b = append(b, '[')
 			i++
+			continue
 		case depth == 0:
 			return b, false
-		case c == '}':
-			depth--
+		case c == '}' && (full || text[i-1] == '{'):
+			if depth--; depth == 0 {
+				return append(b, ']'), i == len(text)-1
+			}
 			b = append(b, ']')
 			i++
-		case c == t.delim:
+		case c == t.delim && full:
 			b = append(b, ',')
 			i++
+			full = false
+			continue
+		case full:
+			return b, false
 		case c == '"':
 			cell, n := quotedElement(text[i:])
 			if n == 0 {
@@ -143,20 +188,18 @@ func appendArray(b, text []byte, t valueType) ([]byte, bool) {
 			b = appendScalar(b, cell, t.elem)
 			i += n
 		default:
-			n := bytes.IndexAny(text[i:], string([]byte{t.delim, '}'}))
-			if n < 0 {
+			n := bytes.IndexAny(text[i:], ends)
+			if n <= 0 {
 				return b, false
 			}
-			if cell := text[i : i+n]; bytes.Equal(cell, []byte("NULL")) {
+			if cell := text[i : i+n]; string(cell) == "NULL" {
 				b = append(b, "null"...)
 			} else {
 				b = appendScalar(b, cell, t.elem)
 			}
 			i += n
 		}
-		if depth == 0 {
-			return b, i == len(text)
-		}
+		full = true
 	}
 	return b, false
 }
