@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -52,7 +53,8 @@ type chunk struct {
 	of     captured
 	place  snapPlace
 	table  *table
-	order  []int // the columns by which it is read on
+	order  []int        // the columns by which it is read on
+	by     []comparison // and how they are compared
 	rows   []pgoutput.Tuple
 	size   int
 	last   bool
@@ -67,6 +69,10 @@ var errAgain = errors.New("a transaction was not visible yet")
 type window struct {
 	id        int
 	rel       uint32
+	lsn       pgoutput.LSN              // of the low mark
+	at        time.Time                 // and when it was
+	shape     *table                    // the table's columns in the changes; nil: there were none
+	mixed     bool                      // and they were others before
 	rows      map[string]pgoutput.Tuple // by key; nil: whole in the log, or gone
 	held      []heldChange              // of a table without a key
 	xids      map[uint32]struct{}       // its transactions that changed a table whose snapshot is wanted
@@ -182,7 +188,7 @@ func (f *backfill) snapshot(c captured) error {
 	}
 	p := f.r.snapPlaceOf(c)
 	progress := newProgress(ctx, f.r.log, conn, c)
-	for limit := 1000; ; {
+	for limit := cmp.Or(f.r.cfg.chunk, 1000); ; {
 		ch, err := f.readChunk(ctx, conn, c, p, limit)
 		if err == nil {
 			progress.step(len(ch.rows))
@@ -211,6 +217,9 @@ func (f *backfill) snapshot(c captured) error {
 			progress.end()
 			return nil
 		}
+		if f.r.cfg.chunk > 0 {
+			continue
+		}
 		if ch.size < 2<<20 && limit < 20_000 {
 			limit *= 2
 		} else if ch.size > 8<<20 && limit > 100 {
@@ -234,6 +243,8 @@ func (f *backfill) saw(r *logReader, c *change) bool {
 	if w == nil || w.rel != c.table.rel {
 		return len(c.table.key) == 0
 	}
+	w.mixed = w.mixed || w.shape != nil && !w.shape.sameColumns(c.table)
+	w.shape = c.table
 	if len(c.table.key) == 0 {
 		w.held = append(w.held, heldChange{xid: c.xid, item: item{event: r.env.event(c)}})
 		return true
@@ -292,7 +303,12 @@ func (f *backfill) mark(r *logReader, content []byte) error {
 		return nil // given up
 	}
 	if word[2] == "low" {
-		f.win = &window{id: id, rel: ch.of.rel, rows: map[string]pgoutput.Tuple{}, xids: map[uint32]struct{}{}}
+		if f.win != nil { // its chunk failed; what it saw still holds
+			for xid := range f.win.xids {
+				f.recent[xid] = struct{}{}
+			}
+		}
+		f.win = &window{id: id, rel: ch.of.rel, lsn: r.tx.lsn, at: r.tx.at, rows: map[string]pgoutput.Tuple{}, xids: map[uint32]struct{}{}}
 		return nil
 	}
 	w := f.win
@@ -342,7 +358,7 @@ func (f *backfill) flush(r *logReader, ch *chunk, w *window) error {
 			return errAgain
 		}
 	}
-	if t := r.tables[ch.of.rel]; t != nil && !t.sameColumns(ch.table) {
+	if w.mixed || w.shape != nil && !w.shape.sameColumns(ch.table) {
 		return errAgain // the table was altered meanwhile
 	}
 	switch {
@@ -359,7 +375,7 @@ func (f *backfill) flush(r *logReader, ch *chunk, w *window) error {
 		f.end(r, ch)
 		return nil
 	}
-	ch.place.key = keyOf(ch.rows[len(ch.rows)-1], ch.order)
+	ch.place.key = placeOf(ch.rows[len(ch.rows)-1], ch.order)
 	r.setSnaps(r.at.snaps.with(ch.place))
 	return nil
 }

@@ -27,7 +27,7 @@ func (r *logReader) setSnaps(s *snapPlaces) {
 	r.mu.Unlock()
 }
 
-func keyOf(row pgoutput.Tuple, order []int) []string {
+func placeOf(row pgoutput.Tuple, order []int) []string {
 	key := make([]string, len(order))
 	for n, i := range order {
 		key[n] = string(row[i].Data)
@@ -52,8 +52,8 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 				}
 			}
 		}
-		p.key = keyOf(row, ch.order)
-		if !f.out(r, ch, uint32(n), row, base.with(p)) {
+		p.key = placeOf(row, ch.order)
+		if !f.out(r, ch, r.tx.lsn, r.tx.at, uint32(n), row, base.with(p)) {
 			return errClosed
 		}
 	}
@@ -61,7 +61,8 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 }
 
 // flushWhole makes events of all rows of a table without a key, and then of its
-// changes that the rows do not have.
+// changes that the rows do not have. The rows are where the low mark is: their
+// sequence is before that of the changes.
 func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 	p := ch.place
 	p.key = nil
@@ -75,7 +76,7 @@ func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 			break
 		}
 		for _, row := range rows {
-			if !f.out(r, ch, n, row, snaps) {
+			if !f.out(r, ch, w.lsn, w.at, n, row, snaps) {
 				return errClosed
 			}
 			n++
@@ -97,9 +98,9 @@ func (r *logReader) place(snaps *snapPlaces) logPlace {
 	return p
 }
 
-// out makes the event of a row.
-func (f *backfill) out(r *logReader, ch *chunk, n uint32, row pgoutput.Tuple, snaps *snapPlaces) bool {
-	c := change{table: ch.table, kind: "snapshot", op: 'r', after: row, lsn: r.tx.lsn, at: r.tx.at, index: n}
+// out makes the event of a row, at a mark.
+func (f *backfill) out(r *logReader, ch *chunk, lsn pgoutput.LSN, at time.Time, n uint32, row pgoutput.Tuple, snaps *snapPlaces) bool {
+	c := change{table: ch.table, kind: "snapshot", op: 'r', after: row, lsn: lsn, at: at, index: n}
 	r.push(&item{event: r.env.event(&c), at: r.place(snaps)})
 	return len(r.run) < 256 && r.size < 1<<20 || r.flush()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -45,48 +46,52 @@ func (f *backfill) emit(ctx context.Context, conn *pgx.Conn, id int, mark string
 	return explain(err)
 }
 
-// load reads the chunk in one transaction, which sees what its snapshot says.
+// load reads the chunk in one transaction, which sees what its snapshot says. The
+// table is locked before the snapshot is taken: one that is rewritten by ALTER TABLE
+// looks empty to a snapshot of before.
 func (f *backfill) load(ctx context.Context, conn *pgx.Conn, ch *chunk, limit int) error {
-	if _, err := conn.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
+	var from string
+	err := conn.QueryRow(ctx, `SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || format('%I.%I', n.nspname, c.relname)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, ch.of.rel).Scan(&from)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return errors.New("the table is gone; take it out of tables:, or create it, and run onewrite migrate")
+	}
+	if err != nil {
+		return explain(err)
+	}
+	if _, err := conn.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE "+from+" IN ACCESS SHARE MODE", pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
 	var text string
-	if err := conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
+	var same bool
+	if err := conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text, coalesce(to_regclass($1)::oid = $2, false)", strings.TrimPrefix(from, "ONLY "), ch.of.rel).Scan(&text, &same); err != nil {
 		return explain(err)
 	}
-	var err error
+	if !same {
+		return errAgain // the table was renamed or dropped just now
+	}
 	if ch.snap, err = parseSnapshot(text); err != nil {
 		return err
 	}
-	types, err := f.describe(ctx, conn, ch)
-	if err != nil {
+	if err := f.describe(ctx, conn, ch); err != nil {
 		return err
 	}
 	list := make([]string, len(ch.table.columns))
 	for i, c := range ch.table.columns {
 		list[i] = pgx.Identifier{c.name}.Sanitize()
 	}
-	sql := "SELECT " + strings.Join(list, ", ") + " FROM " + ch.of.quoted()
-	if len(list) == 0 {
-		sql = "SELECT FROM " + ch.of.quoted()
-	}
+	sql := "SELECT " + strings.Join(list, ", ") + " FROM " + from
 	if len(ch.order) == 0 {
 		return f.whole(ctx, conn, ch, sql)
 	}
 	by := make([]string, len(ch.order))
-	after := make([]string, len(ch.order))
 	for n, i := range ch.order {
 		by[n] = list[i]
-		if ch.place.key != nil {
-			after[n] = quoteText(ch.place.key[n]) + "::" + types[i]
-		}
 	}
-	if ch.place.key != nil {
-		if len(ch.place.key) != len(ch.order) {
-			ch.place.key = nil // the key was changed since: from the beginning
-		} else {
-			sql += " WHERE (" + strings.Join(by, ", ") + ") > (" + strings.Join(after, ", ") + ")"
-		}
+	if len(ch.place.key) != len(ch.order) {
+		ch.place.key = nil // none yet, or the key was changed since: from the beginning
+	} else {
+		sql += " WHERE " + behind(by, ch.place.key, ch.by)
 	}
 	sql += " ORDER BY " + strings.Join(by, ", ") + " LIMIT " + strconv.Itoa(limit)
 	if err := ch.read(ctx, conn, sql); err != nil {
@@ -95,6 +100,28 @@ func (f *backfill) load(ctx context.Context, conn *pgx.Conn, ch *chunk, limit in
 	ch.last = len(ch.rows) < limit
 	_, err = conn.Exec(ctx, "COMMIT")
 	return explain(err)
+}
+
+// behind is the condition that a row comes after a place.
+func behind(columns, key []string, by []comparison) string {
+	values := make([]string, len(columns))
+	plain := true
+	for n := range columns {
+		values[n] = quoteText(key[n]) + "::" + by[n].typ
+		plain = plain && by[n].plain
+	}
+	if plain {
+		return "(" + strings.Join(columns, ", ") + ") > (" + strings.Join(values, ", ") + ")"
+	}
+	// A comparison of rows has one operator for all columns. This is the same, column
+	// by column, from the last to the first.
+	n := len(columns) - 1
+	sql := columns[n] + " " + by[n].gt + " " + values[n]
+	for n--; n >= 0; n-- {
+		c, v := columns[n], values[n]
+		sql = fmt.Sprintf("%s %s %s AND (%s %s %s OR %s)", c, by[n].ge, v, c, by[n].gt, v, sql)
+	}
+	return sql
 }
 
 // quoteText writes a text literal.
@@ -153,39 +180,26 @@ func (f *backfill) whole(ctx context.Context, conn *pgx.Conn, ch *chunk, sql str
 	return nil
 }
 
-// describe learns the table's columns and key as the chunk's transaction sees them,
-// and returns the names of the columns' types.
-func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) (types []string, err error) {
-	rows, err := conn.Query(ctx, `SELECT a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod), n.nspname::text, c.relname::text,
-			coalesce(array_position(string_to_array(i.indkey::text, ' ')::int[], a.attnum::int), 0)
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-		LEFT JOIN pg_index i ON i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END
-		WHERE c.oid = $1 ORDER BY a.attnum`, ch.of.rel)
+// describe learns the table's columns and key as the chunk's transaction sees them.
+func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) error {
+	var schema, name, identity string
+	err := conn.QueryRow(ctx, `SELECT n.nspname::text, c.relname::text, c.relreplident::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, ch.of.rel).Scan(&schema, &name, &identity)
 	if err != nil {
-		return nil, explain(err)
+		return explain(err)
 	}
-	var columns []tableColumn
-	var oids []uint32
-	var col tableColumn
-	var typ, schema, name string
-	var place int
-	places := map[int]int{}
-	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.oid, &typ, &schema, &name, &place}, func() error {
-		if place > 0 {
-			places[place] = len(columns)
-		}
-		columns, types, oids = append(columns, col), append(types, typ), append(oids, col.oid)
-		return nil
+	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum`, ch.of.rel)
+	if err != nil {
+		return explain(err)
+	}
+	columns, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c tableColumn, err error) {
+		return c, row.Scan(&c.name, &c.oid)
 	})
 	if err != nil {
-		return nil, explain(err)
+		return explain(err)
 	}
-	if len(columns) == 0 && name == "" {
-		var there bool
-		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1)`, ch.of.rel).Scan(&there); err != nil || !there {
-			return nil, errors.Join(fmt.Errorf("the table is gone; take it out of tables:, or create it, and run onewrite migrate"), explain(err))
-		}
-		schema, name, _ = strings.Cut(ch.of.name, ".")
+	oids := make([]uint32, len(columns))
+	for i := range columns {
+		oids[i] = columns[i].oid
 	}
 	f.r.side.Lock()
 	err = f.r.cat.resolve(ctx, oids)
@@ -194,13 +208,24 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) (typ
 	}
 	f.r.side.Unlock()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var key []string
-	for n := 1; n <= len(places); n++ {
-		ch.order = append(ch.order, places[n])
-		key = append(key, columns[places[n]].name)
+	parts, err := keyOf(ctx, conn, ch.of.rel, identity[0])
+	if err != nil {
+		return err
+	}
+	key := make([]string, len(parts))
+	for n := range parts {
+		key[n] = parts[n].name
 	}
 	ch.table = newTable(ch.of.rel, f.r.database, schema, name, columns, key)
-	return types, nil
+	if len(ch.table.key) == 0 {
+		return nil // one lane
+	}
+	by, err := comparisons(ctx, conn, ch.of.rel, key)
+	for _, k := range key {
+		ch.order = append(ch.order, slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == k }))
+		ch.by = append(ch.by, by[k])
+	}
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha1"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"strconv"
 	"time"
 
@@ -138,7 +139,7 @@ func (v *envelope) row(b []byte, t *table, row pgoutput.Tuple, keyOnly bool) []b
 	b = append(b, '{')
 	n := 0
 	for i := range row {
-		if keyOnly && !t.inKey(i) {
+		if keyOnly && !t.inOld(i) {
 			continue
 		}
 		c := &row[i]
@@ -184,13 +185,9 @@ func unchanged(b []byte, t *table, row pgoutput.Tuple) []byte {
 	return b
 }
 
-func (t *table) inKey(i int) bool {
-	for _, k := range t.key {
-		if k == i {
-			return true
-		}
-	}
-	return false
+// inOld reports whether an old row that is not whole has a column.
+func (t *table) inOld(i int) bool {
+	return slices.Contains(t.old, i)
 }
 
 // appendKey appends the event's key: the key's columns as JSON in the order of their
@@ -212,7 +209,7 @@ func (t *table) appendKey(b []byte, row pgoutput.Tuple) []byte {
 
 // seqLen is the length of an event's sequence: the commit's place, the change's number
 // in the transaction, and the event's within the change.
-const seqLen = 16 + 1 + 8 + 1
+const seqLen = 16 + 1 + 8 + 2
 
 // words returns the id and the sequence of a change.
 func (v *envelope) words(c *change) []byte {
@@ -237,6 +234,6 @@ func (v *envelope) words(c *change) []byte {
 	hex.Encode(words[36:52], where[:8])
 	words[52] = '.'
 	hex.Encode(words[53:61], where[8:12])
-	words[61] = '0' + c.sub
+	hex.Encode(words[61:63], where[12:13])
 	return words
 }

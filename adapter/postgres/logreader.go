@@ -200,7 +200,7 @@ const idleStep = 16 << 20
 func (r *logReader) relation(rel *pgoutput.Relation) error {
 	r.side.Lock()
 	defer r.side.Unlock()
-	t, err := r.cat.describe(r.alive, r.database, rel)
+	t, err := r.cat.describe(r.alive, r.database, rel, func() error { return r.untilVisible(r.tx.xid) })
 	if err != nil {
 		return err
 	}

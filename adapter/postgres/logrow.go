@@ -19,6 +19,9 @@ func (r *logReader) row(m *pgoutput.Message) error {
 	if n := len(t.columns); m.Kind != pgoutput.KindDelete && len(m.New) != n || m.OldKind != 0 && len(m.Old) != n {
 		return fmt.Errorf("postgres: a row of %s has %d columns, the table has %d", t.topic, max(len(m.New), len(m.Old)), n)
 	}
+	if len(t.columns) == 0 { // a row without columns is a row
+		m.New, m.Old = pgoutput.Tuple{}, pgoutput.Tuple{}
+	}
 	c := change{table: t, before: nil, whole: m.OldKind == pgoutput.OldRow}
 	switch m.Kind {
 	case pgoutput.KindInsert:
@@ -46,7 +49,7 @@ func (r *logReader) update(c *change, m *pgoutput.Message) error {
 			if m.New[i].Kind != pgoutput.ColumnUnchanged {
 				continue
 			}
-			if c.whole || t.inKey(i) { // the old row has it, and it is as it was
+			if c.whole || t.inOld(i) { // the old row has it, and it is as it was
 				m.New[i] = m.Old[i]
 			}
 		}
@@ -91,17 +94,25 @@ func (r *logReader) reread(t *table, row pgoutput.Tuple) (bool, error) {
 		return false, nil
 	}
 	var args [][]byte
-	for _, i := range t.key {
-		if len(args) > 0 {
-			where = append(where, " AND "...)
-		}
-		args = append(args, row[i].Data)
-		where = fmt.Appendf(where, "%s = $%d", pgx.Identifier{t.columns[i].name}.Sanitize(), len(args))
-	}
 	r.side.Lock()
 	defer r.side.Unlock()
 	if err := r.untilVisible(r.tx.xid); err != nil {
 		return false, err
+	}
+	names := make([]string, len(t.key))
+	for n, i := range t.key {
+		names[n] = t.columns[i].name
+	}
+	by, err := comparisons(r.alive, r.cat.conn, t.rel, names)
+	if err != nil || len(by) < len(names) {
+		return false, err // a column is gone
+	}
+	for n, i := range t.key {
+		if n > 0 {
+			where = append(where, " AND "...)
+		}
+		args = append(args, row[i].Data)
+		where = fmt.Appendf(where, "%s %s $%d::%s", pgx.Identifier{names[n]}.Sanitize(), by[names[n]].eq, len(args), by[names[n]].typ)
 	}
 	sql := fmt.Sprintf("SELECT %s FROM %s WHERE %s", list, pgx.Identifier{t.schema, t.name}.Sanitize(), where)
 	res := r.cat.conn.PgConn().ExecParams(r.alive, sql, args, nil, nil, nil).Read()

@@ -19,6 +19,7 @@ type table struct {
 	topic        string
 	columns      []tableColumn
 	key          []int  // columns of the event's key, in the order of their names; none: the table is one lane
+	old          []int  // columns that an old row has when it is not whole
 	source       []byte // `,"db":…,"schema":…,"table":…` of the envelope
 	seen         uint32 // the transaction that count is of
 	count        int    // changes of the table in it
@@ -40,12 +41,12 @@ func newTable(rel uint32, database, schema, name string, columns []tableColumn, 
 	}
 	key = slices.Sorted(slices.Values(key))
 	for _, k := range key {
-		i := slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == k })
-		if i < 0 { // the key is not among what is sent: no order by row can be promised
-			t.key = nil
-			break
+		if i := slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == k }); i >= 0 {
+			t.old = append(t.old, i)
 		}
-		t.key = append(t.key, i)
+	}
+	if len(t.old) == len(key) { // else a part of the key is not sent: no order by row can be promised
+		t.key = t.old
 	}
 	t.source = append(t.source, `,"db":`...)
 	t.source = appendQuoted(t.source, database)
@@ -72,10 +73,7 @@ type catalog struct {
 func (c *catalog) resolve(ctx context.Context, oids []uint32) error {
 	var unknown []uint32
 	for _, oid := range oids {
-		if _, ok := builtIn[oid]; ok {
-			continue
-		}
-		if _, ok := c.types[oid]; !ok {
+		if !c.knows(oid) {
 			unknown = append(unknown, oid)
 		}
 	}
@@ -114,6 +112,12 @@ func (c *catalog) resolve(ctx context.Context, oids []uint32) error {
 	return explain(err)
 }
 
+func (c *catalog) knows(oid uint32) bool {
+	_, builtin := builtIn[oid]
+	_, learnt := c.types[oid]
+	return builtin || learnt
+}
+
 func (c *catalog) typeOf(oid uint32) valueType {
 	if t, ok := builtIn[oid]; ok {
 		return t
@@ -121,25 +125,87 @@ func (c *catalog) typeOf(oid uint32) valueType {
 	return c.types[oid]
 }
 
-// primaryKey names the columns of a table's primary key as they are now.
-func (c *catalog) primaryKey(ctx context.Context, rel uint32) ([]string, error) {
-	rows, err := c.conn.Query(ctx, `SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) WHERE i.indrelid = $1 AND i.indisprimary`, rel)
+// keyPart is a column of a table's key.
+type keyPart struct {
+	name   string
+	hidden bool // it is generated, and not sent
+}
+
+// keyOf returns the columns of a table's key in the order of its index, as they are
+// now. It is what the log calls the replica identity, or the primary key where that is
+// the whole row or nothing.
+func keyOf(ctx context.Context, conn *pgx.Conn, rel uint32, identity byte) ([]keyPart, error) {
+	rows, err := conn.Query(ctx, `SELECT a.attname::text, a.attgenerated <> '' FROM pg_index i
+		CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+		WHERE i.indrelid = $1 AND k.n <= i.indnkeyatts AND CASE $2 WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate ELSE i.indisprimary END
+		ORDER BY k.n`, rel, string(identity))
 	if err != nil {
 		return nil, explain(err)
 	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	return names, explain(err)
+	parts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p keyPart, err error) {
+		return p, row.Scan(&p.name, &p.hidden)
+	})
+	return parts, explain(err)
+}
+
+// comparison is how SQL compares a column of a key with a text.
+type comparison struct {
+	typ        string // to which the text is cast; of a domain, what it is over
+	eq, ge, gt string // operators, by which the column's type is sorted
+	plain      bool   // they are the usual ones
+}
+
+// comparisons returns those of some columns of a table. The types of extensions have
+// operators of their own, in a schema of their own: what the search path finds for
+// citext compares as text does.
+func comparisons(ctx context.Context, conn *pgx.Conn, rel uint32, names []string) (map[string]comparison, error) {
+	rows, err := conn.Query(ctx, `WITH RECURSIVE base AS (
+			SELECT a.attname::text AS name, t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = $1 AND a.attname = ANY ($2) AND NOT a.attisdropped
+			UNION ALL SELECT b.name, t.oid, t.typtype, t.typbasetype FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype)
+		SELECT b.name, format_type(b.oid, -1), coalesce(o.eq, '='), coalesce(o.ge, '>='), coalesce(o.gt, '>'), coalesce(o.plain, true)
+		FROM base b LEFT JOIN LATERAL (
+			SELECT max(q.text) FILTER (WHERE m.amopstrategy = 3) AS eq, max(q.text) FILTER (WHERE m.amopstrategy = 4) AS ge, max(q.text) FILTER (WHERE m.amopstrategy = 5) AS gt,
+				bool_and(n.nspname = 'pg_catalog' AND p.oprname IN ('<', '<=', '=', '>=', '>')) AS plain
+			FROM pg_opclass c JOIN pg_am a ON a.oid = c.opcmethod AND a.amname = 'btree'
+			JOIN pg_amop m ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype
+			JOIN pg_operator p ON p.oid = m.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace
+			CROSS JOIN LATERAL (SELECT format('OPERATOR(%I.%s)', n.nspname, p.oprname) AS text) q
+			WHERE c.opcdefault AND c.opcintype = b.oid) o ON true
+		WHERE b.typtype <> 'd'`, rel, names)
+	if err != nil {
+		return nil, explain(err)
+	}
+	all := map[string]comparison{}
+	var name string
+	var c comparison
+	_, err = pgx.ForEachRow(rows, []any{&name, &c.typ, &c.eq, &c.ge, &c.gt, &c.plain}, func() error {
+		all[name] = c
+		return nil
+	})
+	return all, explain(err)
 }
 
 // describe makes a table of what the log says of it. Its key is the replica identity,
 // which is the primary key unless the table's owner chose another index. Where it is
-// the whole row, or nothing, the primary key is looked up.
-func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Relation) (*table, error) {
+// the whole row, or nothing, the primary key is looked up. The log may be ahead of what
+// other sessions see: settle waits for them.
+func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Relation, settle func() error) (*table, error) {
 	oids := make([]uint32, len(r.Columns))
+	settled := true
 	for i, col := range r.Columns {
 		oids[i] = col.Type
+		settled = settled && c.knows(col.Type)
+	}
+	if !settled || r.Identity == 'f' || r.Identity == 'n' {
+		if err := settle(); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.resolve(ctx, oids); err != nil {
+		return nil, err
+	}
+	parts, err := keyOf(ctx, c.conn, r.ID, r.Identity)
+	if err != nil {
 		return nil, err
 	}
 	columns := make([]tableColumn, len(r.Columns))
@@ -150,10 +216,9 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 			key = append(key, col.Name)
 		}
 	}
-	if r.Identity == 'f' || r.Identity == 'n' {
-		var err error
-		if key, err = c.primaryKey(ctx, r.ID); err != nil {
-			return nil, err
+	for _, p := range parts {
+		if p.hidden || r.Identity == 'f' || r.Identity == 'n' {
+			key = append(key, p.name)
 		}
 	}
 	return newTable(r.ID, database, r.Namespace, r.Name, columns, key), nil

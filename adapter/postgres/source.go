@@ -48,6 +48,8 @@ type Config struct {
 	// Importing is told how many rows of an import wait to be moved, by its name: 10,000
 	// means that or more, and -1 that it is not known; nil: nobody is.
 	Importing func(name string, rows int)
+
+	chunk int // rows of a chunk of a snapshot, for tests; 0: as many as it takes
 }
 
 // Source is the reader of one outbox. See [onewrite.Source].
