@@ -45,6 +45,7 @@ func connectWith(ctx context.Context, url string, with func(*pgx.ConnConfig)) (*
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "onewrite"
 	}
+	cfg.RuntimeParams["standard_conforming_strings"] = "on" // pgx needs it, and a database may be set otherwise
 	with(cfg)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -81,10 +81,10 @@ func (c *catalog) resolve(ctx context.Context, oids []uint32) error {
 		return nil
 	}
 	const q = `WITH RECURSIVE base AS (
-			SELECT t.oid AS asked, t.oid, t.typtype, t.typbasetype, t.typelem, t.typsubscript::text AS subscript FROM pg_type t WHERE t.oid = ANY ($1)
-			UNION ALL SELECT b.asked, t.oid, t.typtype, t.typbasetype, t.typelem, t.typsubscript::text FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype),
+			SELECT t.oid AS asked, t.oid, t.typtype, t.typbasetype, t.typelem, t.typsubscript = 'array_subscript_handler'::regproc AS list FROM pg_type t WHERE t.oid = ANY ($1)
+			UNION ALL SELECT b.asked, t.oid, t.typtype, t.typbasetype, t.typelem, t.typsubscript = 'array_subscript_handler'::regproc FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype),
 		elem AS (
-			SELECT b.asked, e.oid, e.typtype, e.typbasetype, e.typdelim FROM base b JOIN pg_type e ON e.oid = b.typelem WHERE b.typtype <> 'd' AND b.subscript = 'array_subscript_handler'
+			SELECT b.asked, e.oid, e.typtype, e.typbasetype, e.typdelim FROM base b JOIN pg_type e ON e.oid = b.typelem WHERE b.typtype <> 'd' AND b.list
 			UNION ALL SELECT l.asked, t.oid, t.typtype, t.typbasetype, l.typdelim FROM elem l JOIN pg_type t ON l.typtype = 'd' AND t.oid = l.typbasetype)
 		SELECT b.asked, b.oid, coalesce(e.oid, 0), coalesce(e.typdelim, ',')::text FROM base b LEFT JOIN elem e ON e.asked = b.asked AND e.typtype <> 'd' WHERE b.typtype <> 'd'`
 	rows, err := c.conn.Query(ctx, q, unknown)
