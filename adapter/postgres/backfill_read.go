@@ -104,9 +104,11 @@ func (f *backfill) load(ctx context.Context, conn *pgx.Conn, ch *chunk, limit in
 
 // behind is the condition that a row comes after a place.
 func behind(columns, key []string, by []comparison) string {
+	columns = slices.Clone(columns)
 	values := make([]string, len(columns))
 	plain := true
 	for n := range columns {
+		columns[n] = by[n].of(columns[n])
 		values[n] = quoteText(key[n]) + "::" + by[n].typ
 		plain = plain && by[n].plain
 	}

@@ -112,7 +112,7 @@ func (r *logReader) reread(t *table, row pgoutput.Tuple) (bool, error) {
 			where = append(where, " AND "...)
 		}
 		args = append(args, row[i].Data)
-		where = fmt.Appendf(where, "%s %s $%d::%s", pgx.Identifier{names[n]}.Sanitize(), by[names[n]].eq, len(args), by[names[n]].typ)
+		where = fmt.Appendf(where, "%s %s $%d::%s", by[names[n]].of(pgx.Identifier{names[n]}.Sanitize()), by[names[n]].eq, len(args), by[names[n]].typ)
 	}
 	sql := fmt.Sprintf("SELECT %s FROM %s WHERE %s", list, pgx.Identifier{t.schema, t.name}.Sanitize(), where)
 	res := r.cat.conn.PgConn().ExecParams(r.alive, sql, args, nil, nil, nil).Read()

@@ -153,6 +153,16 @@ type comparison struct {
 	typ        string // to which the text is cast; of a domain, what it is over
 	eq, ge, gt string // operators, by which the column's type is sorted
 	plain      bool   // they are the usual ones
+	domain     bool   // the column's own type is a domain
+}
+
+// of is a column as it is compared: a domain has not the operators of all types that
+// it may be over.
+func (c comparison) of(column string) string {
+	if c.domain {
+		return column + "::" + c.typ
+	}
+	return column
 }
 
 // comparisons returns those of some columns of a table. The types of extensions have
@@ -160,9 +170,9 @@ type comparison struct {
 // citext compares as text does.
 func comparisons(ctx context.Context, conn *pgx.Conn, rel uint32, names []string) (map[string]comparison, error) {
 	rows, err := conn.Query(ctx, `WITH RECURSIVE base AS (
-			SELECT a.attname::text AS name, t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = $1 AND a.attname = ANY ($2) AND NOT a.attisdropped
-			UNION ALL SELECT b.name, t.oid, t.typtype, t.typbasetype FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype)
-		SELECT b.name, format_type(b.oid, -1), coalesce(o.eq, '='), coalesce(o.ge, '>='), coalesce(o.gt, '>'), coalesce(o.plain, true)
+			SELECT a.attname::text AS name, t.oid, t.typtype, t.typbasetype, t.typtype = 'd' AS domain FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = $1 AND a.attname = ANY ($2) AND NOT a.attisdropped
+			UNION ALL SELECT b.name, t.oid, t.typtype, t.typbasetype, b.domain FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype)
+		SELECT b.name, format_type(b.oid, -1), coalesce(o.eq, '='), coalesce(o.ge, '>='), coalesce(o.gt, '>'), coalesce(o.plain, true), b.domain
 		FROM base b LEFT JOIN LATERAL (
 			SELECT max(q.text) FILTER (WHERE m.amopstrategy = 3) AS eq, max(q.text) FILTER (WHERE m.amopstrategy = 4) AS ge, max(q.text) FILTER (WHERE m.amopstrategy = 5) AS gt,
 				bool_and(n.nspname = 'pg_catalog' AND p.oprname IN ('<', '<=', '=', '>=', '>')) AS plain
@@ -178,7 +188,7 @@ func comparisons(ctx context.Context, conn *pgx.Conn, rel uint32, names []string
 	all := map[string]comparison{}
 	var name string
 	var c comparison
-	_, err = pgx.ForEachRow(rows, []any{&name, &c.typ, &c.eq, &c.ge, &c.gt, &c.plain}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&name, &c.typ, &c.eq, &c.ge, &c.gt, &c.plain, &c.domain}, func() error {
 		all[name] = c
 		return nil
 	})
@@ -212,7 +222,7 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 	var key []string
 	for i, col := range r.Columns {
 		columns[i] = tableColumn{name: col.Name, typ: c.typeOf(col.Type), oid: col.Type}
-		if col.Key {
+		if col.Key && r.Identity != 'f' { // where it is the whole row, all columns are said to be the key
 			key = append(key, col.Name)
 		}
 	}

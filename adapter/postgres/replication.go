@@ -24,8 +24,9 @@ import (
 var textForm = map[string]string{
 	"client_encoding": "UTF8", "TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "postgres",
 	"extra_float_digits": "3", "bytea_output": "hex", "lc_monetary": "C", "search_path": "pg_catalog", "xmloption": "content", "quote_all_identifiers": "off",
-	// A snapshot takes as long as it takes, and is refused rather than filtered.
-	"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0", "default_transaction_read_only": "off", "row_security": "off",
+	// A snapshot takes as long as it takes, and is refused rather than filtered. Its
+	// plans are made to look expensive, which is no reason to compile them.
+	"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0", "default_transaction_read_only": "off", "row_security": "off", "jit": "off",
 }
 
 // connectText opens a session whose values have the form of the log's.
