@@ -191,12 +191,12 @@ func (f *backfill) snapshot(c captured) error {
 	for limit := cmp.Or(f.r.cfg.chunk, 1000); ; {
 		ch, err := f.readChunk(ctx, conn, c, p, limit)
 		if err == nil {
-			progress.step(len(ch.rows))
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case err = <-ch.result:
+			case err = <-ch.result: // until then the rows are the receiver's
 			}
+			progress.step(len(ch.rows))
 			p = ch.place
 		}
 		switch {
