@@ -36,6 +36,7 @@ type found struct {
 	key                    bool // it has a primary key
 	partitioned            bool
 	owned                  bool
+	generated              bool // its old rows would hold a generated column, which is not published
 }
 
 func (f found) full() string { return f.schema + "." + f.name }
@@ -99,7 +100,10 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 			schema, name = "public", pattern
 		}
 		rows, err := tx.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relkind = 'p', pg_has_role(c.relowner, 'USAGE'),
-				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
+				current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped AND
+					(c.relreplident = 'f' OR NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END)
+					OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END AND a.attnum = ANY (i.indkey)))),
 				c.relkind::text, c.relpersistence::text
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE n.nspname = $1 AND ($2 = '*' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' OR c.relname = $2) ORDER BY c.relname`, schema, name)
@@ -109,7 +113,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 		n := 0
 		var f found
 		var kind, persistence string
-		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &kind, &persistence}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &f.generated, &kind, &persistence}, func() error {
 			n++
 			switch {
 			case kind != "r" && kind != "p":
@@ -118,6 +122,8 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 				return fmt.Errorf("%s is unlogged or temporary: its changes are not in the log; take it out of tables:, or ALTER TABLE %s SET LOGGED", f.full(), f.quoted())
 			case f.schema == "onewrite" || strings.HasPrefix(f.schema, "pg_") || f.schema == "information_schema":
 				return fmt.Errorf("%s is a table of onewrite or of the server; take it out of the setting tables", f.full())
+			case f.generated: // "Replica identity must not contain unpublished generated columns"
+				return fmt.Errorf("%s has a generated column and no key without it, and the server would refuse to update it once it is captured; give it a primary key, or take it out of the setting tables", f.full())
 			case !topicTable.MatchString(f.schema) || !topicTable.MatchString(f.name):
 				return fmt.Errorf("%s cannot be a topic, which has letters, digits, _ and -; rename the table, or take it out of the setting tables", f.full())
 			}
@@ -193,7 +199,7 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 	if !there {
 		tables := make([]string, len(want))
 		for i, f := range want {
-			tables[i] = f.quoted()
+			tables[i] = "ONLY " + f.quoted()
 		}
 		sql := "CREATE PUBLICATION " + name
 		if len(want) > 0 {
@@ -240,7 +246,7 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		if has[f.rel] {
 			continue
 		}
-		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" ADD TABLE "+f.quoted()); err != nil {
+		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" ADD TABLE ONLY "+f.quoted()); err != nil {
 			return nil, false, explain(err)
 		}
 	}

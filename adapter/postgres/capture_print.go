@@ -40,7 +40,7 @@ func (o MigrateOptions) captureScript(want []found) string {
 	fmt.Fprintf(&b, "\n-- Row changes, read from the log: needs wal_level = logical.\nDO $migrate$ BEGIN\nIF to_regclass('onewrite.captured') IS NULL THEN EXECUTE $layout$\n%s$layout$;\nEND IF;\nEND $migrate$;\n", captureSQL)
 	names := make([]string, len(want))
 	for i, f := range want {
-		names[i] = f.quoted()
+		names[i] = "ONLY " + f.quoted()
 		if identity := f.wantsIdentity(); identity != "" {
 			fmt.Fprintf(&b, "ALTER TABLE %s REPLICA IDENTITY %s; -- it logs no old rows, and could not be updated once it is published\n", f.quoted(), identity)
 		}

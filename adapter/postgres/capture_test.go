@@ -125,3 +125,23 @@ func TestRetainedLog(t *testing.T) {
 		}
 	})
 }
+
+// Capturing a table makes no statement of the application fail.
+func TestCaptureLeavesTheApplicationAlone(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE parent (id int PRIMARY KEY, n int); CREATE TABLE child (more int) INHERITS (parent);
+			CREATE TABLE late (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, n int);
+			CREATE TABLE reckoned (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
+			CREATE TABLE odd (n int, twice int GENERATED ALWAYS AS (n * 2) STORED)`, "parent", "late", "reckoned")
+		for _, table := range []string{"parent", "child", "late", "reckoned"} {
+			columns := "(id, n)"
+			sql(t, r.conn, "INSERT INTO "+table+" "+columns+" VALUES (1, 1)", "UPDATE "+table+" SET n = 2", "DELETE FROM "+table)
+		}
+		r.tables = append(r.tables, "odd")
+		_, err := Migrate(t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables}})
+		if (err != nil) != (pg.Version >= 18) {
+			t.Errorf("a table that cannot be published: %v", err)
+		}
+		sql(t, r.conn, "INSERT INTO odd VALUES (1)", "UPDATE odd SET n = 2", "DELETE FROM odd")
+	})
+}
