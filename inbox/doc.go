@@ -17,10 +17,14 @@
 // By default the ids of the last events, [Keep] says how many: right for any input,
 // as long as no repeat comes later than that many other events. With [Ordered] one
 // mark for each key, the place of its last event: right for ever and in constant
-// space, where events of a key come in order. That is what onewrite delivers, but
-// for a destination with `on_reject: skip`, and but for a source whose database was
-// put back from a backup, see [Inbox.Forget]. Events without a key have no order; of
-// them ids are remembered also then.
+// space, where the events of a key come in the order of their numbers. What comes
+// with a smaller number than the last one is taken for a repeat and has no effect.
+// onewrite delivers in that order where the transactions that publish events of one
+// key exclude each other before they insert, by a lock on the row that the key names
+// for instance; where they do not, events would be lost here, so leave Ordered out.
+// Neither does it with `on_reject: skip`, nor after a source's database was put back
+// from a backup, see [Inbox.Forget]. Of events without a key, and of those that were
+// scheduled, ids are remembered also then.
 //
 // # Outcomes
 //

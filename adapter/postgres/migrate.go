@@ -54,9 +54,12 @@ func (o MigrateOptions) layout() string {
 	return strings.NewReplacer("{{max_event}}", strconv.Itoa(o.maxEvent()), "{{leaves}}", b.String()).Replace(schemaSQL)
 }
 
+// deliverAtRoom is what the attribute deliverat adds to an event when it is due.
+const deliverAtRoom = 64
+
 // scheduled is the DDL of the events that are to be sent later.
 func (o MigrateOptions) scheduled() string {
-	return strings.ReplaceAll(scheduledSQL, "{{max_event}}", strconv.Itoa(o.maxEvent()))
+	return strings.ReplaceAll(scheduledSQL, "{{max_event}}", strconv.Itoa(o.maxEvent()-deliverAtRoom))
 }
 
 // grants is the least that the roles need.
@@ -128,7 +131,7 @@ func (o MigrateOptions) limit() []string {
 	const check = `CHECK (onewrite.valid(id, topic, key, type, content_type, headers, payload, payload_bytes, %d))`
 	return []string{
 		fmt.Sprintf(`ALTER TABLE onewrite.outbox DROP CONSTRAINT outbox_event_is_valid, ADD CONSTRAINT outbox_event_is_valid `+check, o.maxEvent()),
-		fmt.Sprintf(`ALTER TABLE IF EXISTS onewrite.scheduled DROP CONSTRAINT scheduled_event_is_valid, ADD CONSTRAINT scheduled_event_is_valid `+check, o.maxEvent()),
+		fmt.Sprintf(`ALTER TABLE IF EXISTS onewrite.scheduled DROP CONSTRAINT scheduled_event_is_valid, ADD CONSTRAINT scheduled_event_is_valid `+check, o.maxEvent()-deliverAtRoom),
 	}
 }
 

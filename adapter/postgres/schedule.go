@@ -41,7 +41,12 @@ const (
 const dueSQL = `SELECT (SELECT extract(epoch FROM min(deliver_at) - clock_timestamp())::float8 FROM onewrite.scheduled),
 	pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
 
-// promoteSQL moves what is due, as long as what goes before is less than $2 bytes. An
+// promoteSQL marks what it moves by the attribute deliverat. Its number is drawn here,
+// in a transaction of ours, which the application's locks on a key do not keep from
+// those of the key that are still open: an inbox that goes by the numbers has to know.
+// Headers that are as large as they may be stay as they are.
+//
+// It moves what is due, as long as what goes before is less than $2 bytes. An
 // event that somebody is about to cancel is passed over, so that nobody is waited for.
 // The moment is a value, not a function, so that it and the pairs of the join are
 // found by the index. Nothing is inserted when nothing could be locked: an INSERT of
@@ -53,8 +58,10 @@ const (
 			FROM onewrite.scheduled WHERE deliver_at <= (SELECT clock_timestamp()) ORDER BY deliver_at, n LIMIT $1 FOR UPDATE SKIP LOCKED) d) w
 		WHERE before < $2`
 	promoteSQL = `WITH gone AS (DELETE FROM onewrite.scheduled s USING unnest($1::timestamptz[], $2::bigint[]) AS due(deliver_at, n)
-			WHERE s.deliver_at = due.deliver_at AND s.n = due.n RETURNING s.*)
-		INSERT INTO onewrite.outbox (` + columns + `) SELECT ` + columns + ` FROM gone ORDER BY deliver_at, n`
+			WHERE s.deliver_at = due.deliver_at AND s.n = due.n RETURNING s.*),
+		marked AS (SELECT deliver_at, n, topic, key, payload, payload_bytes, id, type, content_type, CASE WHEN octet_length(headers::text) > 65000 THEN headers
+			ELSE jsonb_build_object('deliverat', to_char(deliver_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) || coalesce(headers, '{}') END AS headers FROM gone)
+		INSERT INTO onewrite.outbox (` + columns + `) SELECT ` + columns + ` FROM marked ORDER BY deliver_at, n`
 )
 
 // move moves one portion of what is due and says how many events that were.
