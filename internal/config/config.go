@@ -125,6 +125,9 @@ func (d *decoder) run(data []byte) *Config {
 		p, written := d.places[path]
 		return written && !p.broken
 	})
+	if _, written := d.places["bus.dir"]; !written && cfg.Bus.Dir != "" { // the default, too, starts at the file's folder
+		cfg.Bus.Dir = filepath.Join(d.dir, cfg.Bus.Dir)
+	}
 	check := &checker{cfg: cfg, file: d.file, places: d.places}
 	check.run()
 	d.problems = append(d.problems, check.problems...)
