@@ -50,7 +50,7 @@ var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string, err error) {
 	c := o.Capture
 	var there, level bool
-	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical'`).Scan(&there, &level)
+	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL, current_setting('wal_level') = 'logical'`).Scan(&there, &level)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -79,7 +79,7 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 		}
 		applied = append(applied, step...)
 	}
-	steps, damaged, err := publish(ctx, tx, c.Source, want)
+	steps, damaged, kept, err := publish(ctx, tx, c.Source, want)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +87,12 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if damaged {
 		c.Again = c.Tables
 	}
-	steps, err = register(ctx, tx, c, want)
-	return append(applied, steps...), err
+	if steps, err = register(ctx, tx, c, want, kept); err != nil {
+		return nil, err
+	}
+	// The log of the time without the publication cannot be decoded.
+	_, err = tx.Exec(ctx, `UPDATE onewrite.log SET publication = 0 WHERE source = $1 AND publication <> coalesce((SELECT oid FROM pg_publication WHERE pubname = $2), 0)`, c.Source, publicationOf(c.Source))
+	return append(applied, steps...), explain(err)
 }
 
 // findTables looks the patterns up. Partitions are captured by their root.
@@ -188,13 +192,13 @@ func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, er
 const publishAll = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
 
 // publish makes the publication, or takes tables in and out of it.
-// damaged: it left changes out.
-func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, damaged bool, err error) {
+// damaged: it left changes out; kept are the tables that it had.
+func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, damaged bool, kept map[uint32]bool, err error) {
 	name := pgx.Identifier{publicationOf(source)}.Sanitize()
 	var there, whole bool
 	err = tx.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_and(pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot), false) FROM pg_publication WHERE pubname = $1`, publicationOf(source)).Scan(&there, &whole)
 	if err != nil {
-		return nil, false, explain(err)
+		return nil, false, nil, explain(err)
 	}
 	if !there {
 		tables := make([]string, len(want))
@@ -206,20 +210,20 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 			sql += " FOR TABLE " + strings.Join(tables, ", ")
 		}
 		if _, err := tx.Exec(ctx, sql+" WITH "+publishAll); err != nil {
-			return nil, false, explain(err)
+			return nil, false, nil, explain(err)
 		}
-		return []string{"created the publication " + publicationOf(source)}, false, nil
+		return []string{"created the publication " + publicationOf(source)}, false, nil, nil
 	}
 	if !whole {
 		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" SET "+publishAll); err != nil {
-			return nil, false, explain(err)
+			return nil, false, nil, explain(err)
 		}
 		applied = append(applied, "made the publication "+publicationOf(source)+" whole again")
 	}
 	rows, err := tx.Query(ctx, `SELECT r.prrelid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), r.prqual IS NOT NULL OR r.prattrs IS NOT NULL
 		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, publicationOf(source))
 	if err != nil {
-		return nil, false, explain(err)
+		return nil, false, nil, explain(err)
 	}
 	has := map[uint32]bool{}
 	var drop []string
@@ -235,11 +239,11 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		return nil
 	})
 	if err != nil {
-		return nil, false, explain(err)
+		return nil, false, nil, explain(err)
 	}
 	for _, t := range drop {
 		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" DROP TABLE "+t); err != nil {
-			return nil, false, explain(err)
+			return nil, false, nil, explain(err)
 		}
 	}
 	for _, f := range want {
@@ -247,16 +251,17 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 			continue
 		}
 		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" ADD TABLE ONLY "+f.quoted()); err != nil {
-			return nil, false, explain(err)
+			return nil, false, nil, explain(err)
 		}
 	}
-	return applied, !whole, nil
+	return applied, !whole, has, nil
 }
 
-// register writes down what is captured. A table whose membership in the publication
-// is another than before has missed changes, and gets a snapshot whatever is
-// configured.
-func register(ctx context.Context, tx pgx.Tx, c Capture, want []found) (applied []string, err error) {
+// register writes down what is captured. A table has missed changes, and gets a snapshot
+// whatever is configured, if its membership in the publication is another than before,
+// or if it is another table of the name, or if nobody knows, as the registry was lost:
+// kept are the tables that were in the publication.
+func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[uint32]bool) (applied []string, err error) {
 	rels := make([]uint32, len(want))
 	for i, f := range want {
 		rels[i] = f.rel
@@ -272,52 +277,65 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found) (applied 
 	for _, name := range gone {
 		applied = append(applied, "row changes of "+name+" are captured no more")
 	}
-	again := map[uint32]bool{}
-	if len(c.Again) > 0 {
-		list, err := findTables(ctx, tx, c.Again)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range list {
-			if !slices.Contains(rels, f.rel) {
-				return nil, fmt.Errorf("%s is not captured; put it into the setting tables", f.full())
-			}
-			again[f.rel] = true
-		}
+	again, err := findAgain(ctx, tx, c.Again, rels)
+	if err != nil {
+		return nil, err
 	}
 	for _, f := range want {
 		var was *bool // whether its membership is as it was; nil: it is new
-		err := tx.QueryRow(ctx, `SELECT (SELECT c.member = r.oid FROM onewrite.captured c WHERE c.source = $1 AND c.rel = r.prrelid)
-			FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel).Scan(&was)
+		var read bool
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), (SELECT c.member = r.oid AND c.altered = p.xmin FROM onewrite.captured c WHERE c.source = $1 AND c.rel = r.prrelid)
+			FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel).Scan(&read, &was)
 		if err != nil {
 			return nil, explain(err)
 		}
 		step, snapshot := "", 0
 		switch {
+		case was == nil && (slices.Contains(gone, f.full()) || read && kept[f.rel]):
+			step, snapshot = f.full()+" is another table than before, or was not known any more: it gets a new snapshot", 1
 		case was == nil:
 			step = "row changes of " + f.full() + " are captured"
 			if c.Snapshot {
 				step, snapshot = step+", with a snapshot first", 1
 			}
 		case !*was:
-			step, snapshot = f.full()+" was out of the publication: it gets a new snapshot", 1
+			step, snapshot = f.full()+" was out of the publication, or the publication was altered: it gets a new snapshot", 1
 		case again[f.rel]:
 			step, snapshot = f.full()+" gets a new snapshot", 1
 		}
 		if step != "" {
 			applied = append(applied, step)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, identity, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, k.relreplident, $5 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, $5 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, identity = excluded.identity, wanted = greatest(c.wanted, c.finished) + $5
-			WHERE (c.name, c.member, c.identity) IS DISTINCT FROM (excluded.name, excluded.member, excluded.identity) OR $5 > 0`,
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, wanted = greatest(c.wanted, c.finished) + $5
+			WHERE (c.name, c.member, c.altered::text, c.identity) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity) OR $5 > 0`,
 			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot)
 		if err != nil {
 			return nil, explain(err)
 		}
 	}
 	return applied, nil
+}
+
+// findAgain looks up the tables that are to get another snapshot.
+func findAgain(ctx context.Context, tx pgx.Tx, patterns []string, rels []uint32) (map[uint32]bool, error) {
+	if len(patterns) == 0 {
+		return nil, nil
+	}
+	list, err := findTables(ctx, tx, patterns)
+	if err != nil {
+		return nil, err
+	}
+	again := map[uint32]bool{}
+	for _, f := range list {
+		if !slices.Contains(rels, f.rel) {
+			return nil, fmt.Errorf("%s is not captured; put it into the setting tables", f.full())
+		}
+		again[f.rel] = true
+	}
+	return again, nil
 }
 
 // release ends the capturing of a source: a slot that nobody reads keeps the log for

@@ -1,20 +1,23 @@
 -- The tables whose row changes are read from the log, and the slot that reads them.
-CREATE TABLE onewrite.captured (
+CREATE TABLE IF NOT EXISTS onewrite.captured (
     source   text   NOT NULL,
     rel      oid    NOT NULL,
     name     text   NOT NULL,          -- schema.table
     member   oid    NOT NULL,          -- of pg_publication_rel: another one after a table was taken out and put back
+    altered  xid    NOT NULL,          -- the version of the publication's row: another one after ALTER PUBLICATION
     identity "char" NOT NULL,          -- pg_class.relreplident
     wanted   int    NOT NULL DEFAULT 0, -- snapshots asked for
     finished int    NOT NULL DEFAULT 0, -- snapshots made
     PRIMARY KEY (source, rel)
 );
-CREATE TABLE onewrite.log (
+CREATE TABLE IF NOT EXISTS onewrite.log (
     source  text   PRIMARY KEY,
     slot    text   NOT NULL,
     began   pg_lsn NOT NULL,           -- where the slot was made
     idle    pg_lsn NOT NULL,           -- up to where the slot may have moved without an event
-    publication oid NOT NULL,
+    read    pg_lsn NOT NULL,           -- what the bus had when idle was written
+    publication oid NOT NULL,          -- 0: migrate made it anew, and so shall the slot be
+    gap     text   NOT NULL DEFAULT '', -- why the slot was made anew, as long as the bus has nothing of it
     system  bigint NOT NULL,
     bus_id  text   NOT NULL
 );

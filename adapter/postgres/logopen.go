@@ -25,6 +25,7 @@ type logState struct {
 }
 
 type slotState struct {
+	name      string
 	pid       uint32 // that reads it, 0: nobody
 	confirmed pgoutput.LSN
 	lost      string // why it cannot be read any more
@@ -34,11 +35,12 @@ type slotState struct {
 
 // logRecord is the row of onewrite.log.
 type logRecord struct {
-	slot        string
-	began, idle pgoutput.LSN
-	pub         uint32
-	system      uint64
-	bus         string
+	slot              string
+	began, idle, read pgoutput.LSN
+	pub               uint32
+	gap               string
+	system            uint64
+	bus               string
 }
 
 func lookAtLog(ctx context.Context, conn *pgx.Conn, source, slot string) (s logState, err error) {
@@ -53,17 +55,22 @@ func lookAtLog(ctx context.Context, conn *pgx.Conn, source, slot string) (s logS
 		return s, err
 	}
 	var r logRecord
-	var began, idle string
+	var began, idle, read string
 	var system int64
-	err = conn.QueryRow(ctx, `SELECT slot, began::text, idle::text, publication, system, bus_id FROM onewrite.log WHERE source = $1`, source).Scan(&r.slot, &began, &idle, &r.pub, &system, &r.bus)
+	err = conn.QueryRow(ctx, `SELECT slot, began::text, idle::text, read::text, publication, gap, system, bus_id FROM onewrite.log WHERE source = $1`, source).Scan(&r.slot, &began, &idle, &read, &r.pub, &r.gap, &system, &r.bus)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
+	case isCode(err, "42P01"):
+		return s, &onewrite.Gap{Reason: "row changes: the table onewrite.log is gone, and with it the record of the slot", From: "unknown", To: "now", Cure: cureMigrate}
 	case err != nil:
 		return s, explain(err)
 	default:
 		r.system = uint64(system)
 		if r.began, err = pgoutput.ParseLSN(began); err == nil {
 			r.idle, err = pgoutput.ParseLSN(idle)
+		}
+		if err == nil {
+			r.read, err = pgoutput.ParseLSN(read)
 		}
 		if err != nil {
 			return s, err
@@ -80,7 +87,7 @@ func lookAtSlot(ctx context.Context, conn *pgx.Conn, slot string, version int) (
 	if version >= 170000 {
 		reason = "invalidation_reason"
 	}
-	var s slotState
+	s := slotState{name: slot}
 	var confirmed, plugin, database, status, why *string
 	var pid *uint32
 	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, database::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
@@ -115,65 +122,121 @@ func lookAtSlot(ctx context.Context, conn *pgx.Conn, slot string, version int) (
 type missed struct {
 	reason   string
 	from, to string
+	agreed   bool // a person knows, and ran what the cure of another gap said
+	told     bool // the slot was made anew for it before, but the bus has nothing of it yet
+}
+
+// asked is what judgeLog is asked: the log as it is, and what the bus has of it.
+type asked struct {
+	logState
+	stored  *logPlace // nil: nothing
+	before  bool      // snapshots were finished: something was on a bus
+	broken  bool      // the outbox says that this is another history
+	system  uint64
+	busID   string
+	ended   func(line uint32) (pgoutput.LSN, error) // where a timeline did
+	history func(at pgoutput.LSN) (bool, error)     // whether a transaction ended there
 }
 
 // judgeLog decides where reading begins. fresh: the slot is made anew there, and every
 // table gets a new snapshot; with it comes why, unless it is the first time.
-func judgeLog(s logState, p *logPlace, system uint64, busID string, switched func(line uint32) (pgoutput.LSN, error)) (begin logPlace, fresh bool, why *missed, err error) {
-	rec := s.recorded
+//
+// That nothing is missing takes a proof: the slot is the one that the bus has read
+// from, it has not moved beyond what the bus has, and the server's history is the one
+// that was read.
+func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
+	rec, p := s.recorded, s.stored
 	since := func(format string, args ...any) (logPlace, bool, *missed, error) {
-		from := pgoutput.LSN(0)
-		if p != nil {
-			from = p.done
-		} else if rec != nil {
-			from = rec.began
-		}
-		return logPlace{}, true, &missed{reason: fmt.Sprintf(format, args...), from: from.String(), to: s.flushed.String()}, nil
+		return logPlace{}, true, s.missed(fmt.Sprintf(format, args...)), nil
 	}
 	if s.slot != nil && s.slot.foreign != "" {
-		return begin, false, nil, fmt.Errorf("postgres: a slot of the name that this source needs is there, and %s; drop it: SELECT pg_drop_replication_slot('%s')", s.slot.foreign, "NAME")
+		return begin, false, nil, fmt.Errorf("postgres: a slot of the name that this source needs is there, and %s; drop it: SELECT pg_drop_replication_slot('%s')", s.slot.foreign, s.slot.name)
 	}
-	if rec == nil && p == nil {
+	if rec == nil && p == nil && !s.before {
 		return logPlace{}, true, nil, nil
 	}
 	switch {
 	case rec == nil:
 		return since("the record of the slot is gone from onewrite.log: the outbox was made anew, or restored")
-	case rec.system != system:
-		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", system, rec.system)
+	case rec.system != s.system:
+		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", s.system, rec.system)
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
-		return since("the publication was dropped and made again")
+		begin, fresh, why, err = since("the publication was dropped and made again")
+		why.agreed = rec.pub == 0
+		return begin, fresh, why, err
 	case s.slot == nil:
 		return since("the slot %s is gone: it was dropped, or this server was promoted without it", rec.slot)
 	case s.slot.lost != "":
 		return since("the slot %s is of no more use: %s", rec.slot, s.slot.lost)
+	case s.broken:
+		return since("the database has another history than the one that was read")
 	}
 	fits := p != nil && p.slot == rec.began
-	allowed := max(rec.began, rec.idle)
+	allowed := rec.began
 	if fits {
 		allowed = max(allowed, p.done)
 	}
+	if allowed >= rec.read { // the bus has what it had when idle was written
+		allowed = max(allowed, rec.idle)
+	}
 	switch {
-	case !fits && (rec.bus != busID || s.slot.confirmed > allowed):
+	case !fits && (rec.bus != s.busID || s.slot.confirmed > allowed):
 		return since("the bus does not have what was read by the slot %s: its folder was lost, or it is another bus", rec.slot)
 	case s.slot.confirmed > allowed:
-		return since("the slot %s was moved by another than onewrite, or dropped and made again: it begins at %s", rec.slot, s.slot.confirmed)
+		return since("the slot %s was moved by another than onewrite, or dropped and made again, or an older copy of the bus was put back: it begins at %s", rec.slot, s.slot.confirmed)
 	case !fits:
-		return logPlace{slot: rec.began, line: s.line, done: s.slot.confirmed}, false, nil, nil
-	case p.done > s.flushed:
-		return since("the database went back in time (a backup was restored, or a failover lost commits): its log ends at %s", s.flushed)
-	case p.line != s.line:
-		at, err := switched(p.line)
-		if err != nil {
-			return begin, false, nil, err
+		if rec.gap != "" {
+			why = s.missed(rec.gap)
+			why.told, why.to = true, rec.began.String()
 		}
-		if p.done > at {
-			return since("a failover lost commits that were read already: timeline %d ended at %s", p.line, at)
-		}
+		return logPlace{slot: rec.began, line: s.line, done: s.slot.confirmed}, false, why, nil
+	}
+	lost, err := s.forked(p)
+	if err != nil {
+		return begin, false, nil, err
+	}
+	if lost != "" {
+		return since("%s", lost)
 	}
 	begin = *p
 	begin.line = s.line
 	return begin, false, nil, nil
+}
+
+// missed is a gap from what the bus has up to now.
+func (s *asked) missed(reason string) *missed {
+	from := pgoutput.LSN(0)
+	if s.stored != nil {
+		from = s.stored.done
+	} else if s.recorded != nil {
+		from = s.recorded.began
+	}
+	return &missed{reason: reason, from: from.String(), to: s.flushed.String()}
+}
+
+// forked says how the server's history differs from the one that led to a place; ""
+// is not at all. A slot that was confirmed up to the place is a proof; it is behind
+// after a crash, of the server or of the reader, but also in a backup that was
+// restored, where the log may be beyond the place again.
+func (s *asked) forked(p *logPlace) (string, error) {
+	if p.done > s.flushed {
+		return fmt.Sprintf("the database went back in time (a backup was restored, or a failover lost commits): its log ends at %s", s.flushed), nil
+	}
+	if p.line != s.line {
+		at, err := s.ended(p.line)
+		if err == nil && p.done > at {
+			return fmt.Sprintf("a failover lost commits that were read already: timeline %d ended at %s", p.line, at), nil
+		}
+		return "", err
+	}
+	if s.slot.confirmed >= p.done {
+		return "", nil
+	}
+	ok, err := s.history(p.done)
+	if err == nil && !ok {
+		return fmt.Sprintf("the database went back in time (a backup was restored): no transaction ends at %s, where one that was read did", p.done), nil
+	}
+	return "", err
 }
 
 // timelineEnd asks where a timeline ended on the way to the present one.
@@ -198,6 +261,15 @@ func timelineEnd(ctx context.Context, conn *pgx.Conn, url string, line uint32, n
 		}
 	}
 	return 0, nil // no ancestor: nothing of ours is in it
+}
+
+// endsThere asks whether a transaction of the publication ended at a place behind the
+// one that the slot is confirmed up to.
+func (r *logReader) endsThere(ctx context.Context, at pgoutput.LSN) (there bool, err error) {
+	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $3, 'messages', 'true')
+		WHERE lsn = $2::text::pg_lsn AND get_byte(data, 0) = 67)`, // 'C', a commit
+		r.slot, at.String(), pgx.Identifier{publicationOf(r.cfg.Name)}.Sanitize()).Scan(&there)
+	return there, explainSlot(err)
 }
 
 // openLog begins to read the log. ring has the lock that makes this the only reader;
@@ -226,45 +298,34 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 
 func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, broken bool) (*onewrite.Gap, error) {
 	conn := r.cat.conn
-	var there bool
-	err := conn.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL, current_database()`).Scan(&there, &r.database)
-	if err != nil {
-		return nil, explain(err)
-	}
-	if !there {
-		return nil, errors.New("postgres: tables: is set, but nothing captures them yet; run onewrite migrate")
-	}
-	list, err := registry(ctx, conn, r.cfg.Name)
+	list, state, err := r.look(ctx, stored)
 	if err != nil {
 		return nil, err
 	}
-	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
-		return nil, err
+	if state.slot != nil && state.slot.pid != 0 { // of a reader that is gone: this one has the lock
+		if err := r.evict(ctx, state.slot.pid); err != nil {
+			return nil, err
+		}
 	}
-	state, err := lookAtLog(ctx, conn, r.cfg.Name, r.slot)
-	if err != nil {
-		return nil, err
-	}
-	begin, fresh, why, err := judgeLog(state, stored, system, r.cfg.BusID, func(line uint32) (pgoutput.LSN, error) {
-		return timelineEnd(ctx, conn, r.cfg.URL, line, state.line)
+	begin, fresh, why, err := judgeLog(asked{logState: state, stored: stored, system: system, busID: r.cfg.BusID, broken: broken && stored != nil,
+		before:  slices.ContainsFunc(list, func(c captured) bool { return c.finished > 0 }),
+		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, conn, r.cfg.URL, line, state.line) },
+		history: func(at pgoutput.LSN) (bool, error) { return r.endsThere(ctx, at) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	if broken && !fresh && stored != nil {
-		fresh, why = true, &missed{reason: "the database has another history than the one that was read", from: stored.done.String(), to: state.flushed.String()}
-	}
 	var gap *onewrite.Gap
 	if why != nil {
 		gap = &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
-		if r.cfg.HoldGap {
+		if r.cfg.HoldGap && !why.agreed && !why.told {
 			gap.Cure = "rows have to be read again; set on_gap: snapshot for the source and restart onewrite"
 			return nil, gap
 		}
 		gap.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
 	}
 	if fresh {
-		if begin, err = r.renew(ctx, state, system, why != nil); err != nil {
+		if begin, err = r.renew(ctx, state, system, why); err != nil {
 			return nil, err
 		}
 		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
@@ -275,8 +336,11 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if err != nil || rec.recorded == nil {
 		return nil, errors.Join(errors.New("postgres: onewrite.log lost its row"), err)
 	}
-	r.noted = rec.recorded.idle
+	r.noted, r.opened = rec.recorded.idle, *rec.recorded
 	r.startAt(begin, list)
+	if stored != nil && stored.slot == begin.slot {
+		r.stored.done = begin.done
+	}
 	r.fill = newBackfill(r, r.cfg.URL, list)
 	if r.rep, err = connectReplication(ctx, r.cfg.URL, "onewrite log"); err != nil {
 		return nil, err
@@ -285,6 +349,53 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		r.wake()
 	}
 	return gap, r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done)
+}
+
+// look reads what the database has of the capturing. An error that is a Gap: it was
+// taken apart.
+func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured, s logState, err error) {
+	conn := r.cat.conn
+	var there bool
+	err = conn.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL, current_database()`).Scan(&there, &r.database)
+	if err != nil {
+		return nil, s, explain(err)
+	}
+	if there {
+		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
+			return nil, s, err
+		}
+	}
+	switch {
+	case len(list) == 0 && stored == nil && !there:
+		return nil, s, errors.New("postgres: tables: is set, but nothing captures them yet; run onewrite migrate")
+	case !there:
+		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
+	}
+	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
+		return nil, s, err
+	}
+	s, err = lookAtLog(ctx, conn, r.cfg.Name, r.slot)
+	return list, s, err
+}
+
+// evict ends the session that reads the slot.
+func (r *logReader) evict(ctx context.Context, pid uint32) error {
+	if _, err := r.cat.conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
+		return explain(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		var active bool
+		err := r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)`, r.slot).Scan(&active)
+		if err != nil || !active {
+			return explain(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil // whoever needs the slot says that it is taken
 }
 
 // startAt sets where reading begins, and takes over what the registry and the places
@@ -304,16 +415,11 @@ func (r *logReader) startAt(begin logPlace, list []captured) {
 }
 
 // renew makes the slot anew. Everything before it is in the tables only.
-func (r *logReader) renew(ctx context.Context, s logState, system uint64, again bool) (logPlace, error) {
+func (r *logReader) renew(ctx context.Context, s logState, system uint64, why *missed) (logPlace, error) {
 	conn := r.cat.conn
 	if s.slot != nil {
-		if s.slot.pid != 0 { // of a reader of ours that is gone: this one has the lock
-			if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, s.slot.pid); err != nil {
-				return logPlace{}, explain(err)
-			}
-		}
-		if err := r.dropSlot(ctx); err != nil {
-			return logPlace{}, err
+		if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot); err != nil {
+			return logPlace{}, explainSlot(err)
 		}
 	}
 	options := "false, false"
@@ -334,76 +440,18 @@ func (r *logReader) renew(ctx context.Context, s logState, system uint64, again 
 		return logPlace{}, explain(err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	_, err = tx.Exec(ctx, `INSERT INTO onewrite.log (source, slot, began, idle, publication, system, bus_id) VALUES ($1, $2, $3::text::pg_lsn, $3::text::pg_lsn, $4, $5, $6)
-		ON CONFLICT (source) DO UPDATE SET slot = excluded.slot, began = excluded.began, idle = excluded.idle, publication = excluded.publication, system = excluded.system, bus_id = excluded.bus_id`,
-		r.cfg.Name, r.slot, text, s.pub, int64(system), r.cfg.BusID)
-	if err == nil && again {
+	reason := ""
+	if why != nil {
+		reason = why.reason
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO onewrite.log (source, slot, began, idle, read, publication, gap, system, bus_id) VALUES ($1, $2, $3::text::pg_lsn, $3::text::pg_lsn, $3::text::pg_lsn, $4, $5, $6, $7)
+		ON CONFLICT (source) DO UPDATE SET slot = excluded.slot, began = excluded.began, idle = excluded.idle, read = excluded.read, publication = excluded.publication, gap = excluded.gap, system = excluded.system, bus_id = excluded.bus_id`,
+		r.cfg.Name, r.slot, text, s.pub, reason, int64(system), r.cfg.BusID)
+	if err == nil && why != nil {
 		_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET wanted = greatest(wanted, finished) + 1 WHERE source = $1`, r.cfg.Name)
 	}
 	if err == nil {
 		err = tx.Commit(ctx)
 	}
 	return logPlace{slot: began, line: s.line, done: began}, explain(err)
-}
-
-func (r *logReader) dropSlot(ctx context.Context) error {
-	for deadline := time.Now().Add(5 * time.Second); ; {
-		_, err := r.cat.conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot)
-		if !isCode(err, "55006") || time.Now().After(deadline) {
-			return explainSlot(err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// verifyCapture compares the publication with the registry.
-func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []captured) error {
-	if len(list) == 0 {
-		return nil
-	}
-	gap := func(format string, args ...any) error {
-		return &onewrite.Gap{Reason: "row changes: " + fmt.Sprintf(format, args...), From: "the change of the publication", To: "now", Cure: "run onewrite migrate: it puts the publication right, and reading goes on by itself, with a snapshot of what missed changes"}
-	}
-	rows, err := conn.Query(ctx, `SELECT r.prrelid, r.oid, r.prqual IS NOT NULL OR r.prattrs IS NOT NULL, c.relreplident::text,
-			p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot
-		FROM pg_publication p LEFT JOIN pg_publication_rel r ON p.oid = r.prpubid LEFT JOIN pg_class c ON c.oid = r.prrelid WHERE p.pubname = $1`, publicationOf(source))
-	if err != nil {
-		return explain(err)
-	}
-	type member struct {
-		rel, oid *uint32
-		partial  *bool
-		identity *string
-		whole    bool
-	}
-	members, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m member, err error) {
-		return m, row.Scan(&m.rel, &m.oid, &m.partial, &m.identity, &m.whole)
-	})
-	if err != nil {
-		return explain(err)
-	}
-	if len(members) == 0 {
-		return gap("the publication %s is gone", publicationOf(source))
-	}
-	if !members[0].whole {
-		return gap("the publication %s leaves out some kinds of changes, or tells partitions one by one", publicationOf(source))
-	}
-	for _, c := range list {
-		i := slices.IndexFunc(members, func(m member) bool { return m.rel != nil && *m.rel == c.rel })
-		switch {
-		case i < 0:
-			return gap("table %s is not in the publication %s any more", c.name, publicationOf(source))
-		case *members[i].partial:
-			return gap("the publication %s leaves out rows or columns of %s", publicationOf(source), c.name)
-		case *members[i].oid != c.member:
-			return gap("table %s was taken out of the publication %s and put back", c.name, publicationOf(source))
-		case *members[i].identity != c.identity:
-			return gap("the replica identity of %s was changed (%s, was %s)", c.name, *members[i].identity, c.identity)
-		}
-	}
-	return nil
 }

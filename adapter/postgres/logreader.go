@@ -22,6 +22,7 @@ type logReader struct {
 	log      *slog.Logger
 	database string
 	slot     string
+	opened   logRecord
 	rep      *replication
 	queue    *logQueue
 	env      *envelope
@@ -309,13 +310,14 @@ func (r *logReader) tend() {
 		if idle <= r.noted {
 			idle = 0
 		}
+		read := r.stored.done
 		var done []finished
 		for len(r.finish) > 0 && r.finish[0].n <= r.stored.n {
 			done = append(done, r.finish[0])
 			r.finish = r.finish[1:]
 		}
 		r.mu.Unlock()
-		err := r.write(idle, done)
+		err := r.write(idle, read, done)
 		if err != nil {
 			r.stop()
 			r.queue.fail(err)
@@ -329,11 +331,11 @@ func (r *logReader) tend() {
 	}
 }
 
-func (r *logReader) write(idle pgoutput.LSN, done []finished) error {
+func (r *logReader) write(idle, read pgoutput.LSN, done []finished) error {
 	r.side.Lock()
 	defer r.side.Unlock()
 	if idle > 0 {
-		if _, err := r.cat.conn.Exec(r.alive, `UPDATE onewrite.log SET idle = $2::text::pg_lsn WHERE source = $1`, r.cfg.Name, idle.String()); err != nil {
+		if _, err := r.cat.conn.Exec(r.alive, `UPDATE onewrite.log SET idle = $2::text::pg_lsn, read = greatest(read, $3::text::pg_lsn) WHERE source = $1`, r.cfg.Name, idle.String(), read.String()); err != nil {
 			return explain(err)
 		}
 	}

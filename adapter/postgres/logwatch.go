@@ -45,12 +45,21 @@ func (r *logReader) check() error {
 		return err
 	}
 	r.fill.set(list)
+	var same bool
+	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn)`,
+		r.cfg.Name, publicationOf(r.cfg.Name), r.opened.began.String()).Scan(&same)
+	if err != nil {
+		return explain(err)
+	}
+	if !same {
+		return errors.New("postgres: the record of the slot in onewrite.log is another one than at the start") // opening it again says why
+	}
 	s, err := lookAtSlot(ctx, r.cat.conn, r.slot, 150000)
 	if err != nil {
 		return err
 	}
 	if s == nil || s.foreign != "" || s.lost != "" || s.pid != r.rep.pid {
-		return errors.New("postgres: the slot is read by this process no more") // opening it again says why
+		return errors.New("postgres: the slot is read by this process no more") // likewise
 	}
 	return r.guard(ctx, s)
 }

@@ -239,6 +239,7 @@ type captured struct {
 	rel      uint32
 	name     string // schema.table
 	member   uint32 // the oid of its membership in the publication
+	altered  int64  // the version of the publication's row
 	identity string
 	wanted   int // snapshots asked for
 	finished int // and made
@@ -254,12 +255,12 @@ func (c captured) quoted() string {
 
 // registry reads the tables that a source captures, in the order of their names.
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
-	rows, err := conn.Query(ctx, `SELECT rel, name, member, identity::text, wanted, finished FROM onewrite.captured WHERE source = $1 ORDER BY name`, source)
+	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished FROM onewrite.captured WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.rel, &c.name, &c.member, &c.identity, &c.wanted, &c.finished)
+		err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished)
 		return c, err
 	})
 	return list, explain(err)

@@ -1,0 +1,65 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite"
+)
+
+// cureMigrate is the cure where the capturing itself was damaged.
+const cureMigrate = "run onewrite migrate: it puts the publication right, and reading goes on by itself, with a snapshot of what missed changes"
+
+// verifyCapture compares the publication with the registry.
+func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []captured) error {
+	gap := func(format string, args ...any) error {
+		return &onewrite.Gap{Reason: "row changes: " + fmt.Sprintf(format, args...), From: "the change of the publication", To: "now", Cure: cureMigrate}
+	}
+	rows, err := conn.Query(ctx, `SELECT r.prrelid, r.oid, r.prqual IS NOT NULL OR r.prattrs IS NOT NULL, c.relreplident::text,
+			p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot, p.xmin::text::bigint, n.nspname || '.' || c.relname
+		FROM pg_publication p LEFT JOIN pg_publication_rel r ON p.oid = r.prpubid LEFT JOIN pg_class c ON c.oid = r.prrelid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, publicationOf(source))
+	if err != nil {
+		return explain(err)
+	}
+	type member struct {
+		rel, oid *uint32
+		partial  *bool
+		identity *string
+		whole    bool
+		altered  int64
+		name     *string
+	}
+	members, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m member, err error) {
+		return m, row.Scan(&m.rel, &m.oid, &m.partial, &m.identity, &m.whole, &m.altered, &m.name)
+	})
+	if err != nil {
+		return explain(err)
+	}
+	if len(members) == 0 {
+		return gap("the publication %s is gone", publicationOf(source))
+	}
+	if !members[0].whole {
+		return gap("the publication %s leaves out some kinds of changes, or tells partitions one by one", publicationOf(source))
+	}
+	for _, c := range list {
+		i := slices.IndexFunc(members, func(m member) bool { return m.rel != nil && *m.rel == c.rel })
+		switch {
+		case i < 0:
+			return gap("table %s is not in the publication %s any more", c.name, publicationOf(source))
+		case *members[i].partial:
+			return gap("the publication %s leaves out rows or columns of %s", publicationOf(source), c.name)
+		case *members[i].oid != c.member:
+			return gap("table %s was taken out of the publication %s and put back", c.name, publicationOf(source))
+		case members[i].altered != c.altered: // and is whole again
+			return gap("the publication %s was altered: for some time it left out kinds of changes, or had another owner", publicationOf(source))
+		case *members[i].name != c.name:
+			return gap("table %s has another name now: %s", c.name, *members[i].name)
+		case *members[i].identity != c.identity:
+			return gap("the replica identity of %s was changed (%s, was %s)", c.name, *members[i].identity, c.identity)
+		}
+	}
+	return nil
+}
