@@ -49,8 +49,8 @@ var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 // capture brings the publication and the registry of a source to what is wanted.
 func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string, err error) {
 	c := o.Capture
-	var there, level bool
-	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL, current_setting('wal_level') = 'logical'`).Scan(&there, &level)
+	var there, lost, level bool
+	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL, to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical'`).Scan(&there, &lost, &level)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -66,6 +66,11 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if !there {
 		if _, err := tx.Exec(ctx, captureSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
 			return nil, explain(err)
+		}
+		if lost { // the record of what was read; a row that has no slot stands for it
+			if _, err := tx.Exec(ctx, `INSERT INTO onewrite.log SELECT DISTINCT source, '', pg_lsn '0/0', pg_lsn '0/0', pg_lsn '0/0', 0::oid, '', 0, '' FROM onewrite.captured`); err != nil {
+				return nil, explain(err)
+			}
 		}
 	}
 	want, err := findTables(ctx, tx, c.Tables)
@@ -257,6 +262,10 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 	return applied, !whole, has, nil
 }
 
+// snapshotNumber is one that no snapshot had before, also of a table that was captured
+// some time ago: a position may still say that it is finished.
+const snapshotNumber = `(pg_current_xact_id()::text::bigint & 1073741823)::int`
+
 // register writes down what is captured. A table has missed changes, and gets a snapshot
 // whatever is configured, if its membership in the publication is another than before,
 // or if it is another table of the name, or if nobody knows, as the registry was lost:
@@ -307,9 +316,9 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 			applied = append(applied, step)
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, $5 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, wanted = greatest(c.wanted, c.finished) + $5
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
 			WHERE (c.name, c.member, c.altered::text, c.identity) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity) OR $5 > 0`,
 			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot)
 		if err != nil {

@@ -6,8 +6,8 @@ CREATE TABLE IF NOT EXISTS onewrite.captured (
     member   oid    NOT NULL,          -- of pg_publication_rel: another one after a table was taken out and put back
     altered  xid    NOT NULL,          -- the version of the publication's row: another one after ALTER PUBLICATION
     identity "char" NOT NULL,          -- pg_class.relreplident
-    wanted   int    NOT NULL DEFAULT 0, -- snapshots asked for
-    finished int    NOT NULL DEFAULT 0, -- snapshots made
+    wanted   int    NOT NULL DEFAULT 0, -- the snapshot asked for; a number is not given twice
+    finished int    NOT NULL DEFAULT 0, -- and the one made last
     PRIMARY KEY (source, rel)
 );
 CREATE TABLE IF NOT EXISTS onewrite.log (

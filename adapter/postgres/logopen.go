@@ -147,7 +147,9 @@ type asked struct {
 func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 	rec, p := s.recorded, s.stored
 	since := func(format string, args ...any) (logPlace, bool, *missed, error) {
-		return logPlace{}, true, s.missed(fmt.Sprintf(format, args...)), nil
+		m := s.missed(fmt.Sprintf(format, args...))
+		m.agreed = rec != nil && rec.pub == 0
+		return logPlace{}, true, m, nil
 	}
 	if s.slot != nil && s.slot.foreign != "" {
 		return begin, false, nil, fmt.Errorf("postgres: a slot of the name that this source needs is there, and %s; drop it: SELECT pg_drop_replication_slot('%s')", s.slot.foreign, s.slot.name)
@@ -156,14 +158,12 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 		return logPlace{}, true, nil, nil
 	}
 	switch {
-	case rec == nil:
+	case rec == nil || rec.slot == "":
 		return since("the record of the slot is gone from onewrite.log: the outbox was made anew, or restored")
 	case rec.system != s.system:
 		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", s.system, rec.system)
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
-		begin, fresh, why, err = since("the publication was dropped and made again")
-		why.agreed = rec.pub == 0
-		return begin, fresh, why, err
+		return since("the publication was dropped and made again")
 	case s.slot == nil:
 		return since("the slot %s is gone: it was dropped, or this server was promoted without it", rec.slot)
 	case s.slot.lost != "":
@@ -448,7 +448,7 @@ func (r *logReader) renew(ctx context.Context, s logState, system uint64, why *m
 		ON CONFLICT (source) DO UPDATE SET slot = excluded.slot, began = excluded.began, idle = excluded.idle, read = excluded.read, publication = excluded.publication, gap = excluded.gap, system = excluded.system, bus_id = excluded.bus_id`,
 		r.cfg.Name, r.slot, text, s.pub, reason, int64(system), r.cfg.BusID)
 	if err == nil && why != nil {
-		_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET wanted = greatest(wanted, finished) + 1 WHERE source = $1`, r.cfg.Name)
+		_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET wanted = greatest(wanted, finished, `+snapshotNumber+`) + 1 WHERE source = $1`, r.cfg.Name)
 	}
 	if err == nil {
 		err = tx.Commit(ctx)
