@@ -100,10 +100,12 @@ func (f *follower) step() error {
 		return err
 	}
 	if b.Gap != nil {
-		if len(b.Events) == 0 && b.Gap.From == "" || b.Gap.To == "" || b.Gap.Reason == "" || b.Gap.Cure != "" {
+		if b.Gap.From == "" || b.Gap.To == "" || b.Gap.Reason == "" || b.Gap.Cure != "" {
 			f.t.Errorf("a gap that was healed: %+v", b.Gap)
 		}
-		f.gaps = append(f.gaps, b.Gap)
+		if strings.HasPrefix(b.Gap.Reason, "row changes: ") { // the outbox has its own word on it
+			f.gaps = append(f.gaps, b.Gap)
+		}
 	}
 	for _, e := range b.Events {
 		if f.ids[e.ID] {
@@ -159,7 +161,7 @@ func (f *follower) equal(lingering ...string) {
 		}
 		got := maps.Clone(f.state["public."+table])
 		for _, key := range lingering {
-			if table == "a" && want[key] == "" {
+			if want[key] == "" {
 				delete(got, key)
 			}
 		}
