@@ -130,3 +130,31 @@ func (f *follower) goesOn(d damage) {
 	f.noGap()
 	f.equal(old...)
 }
+
+// A reader that may do the least that it needs: what migrate makes anew it may read.
+func TestDamagedCaptureOfAPoorRole(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		f := newFollower(t, pg)
+		relay := pg.NewRole(t, "REPLICATION")
+		cure := func() {
+			t.Helper()
+			if _, err := Migrate(t.Context(), f.url, MigrateOptions{RelayRole: relay.Name, Capture: Capture{Source: "shop", Tables: f.tables}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cure()
+		f.cfg.URL, f.cfg.HoldGap = relay.URL(f.url), true
+		f.begin()
+		f.close()
+		sql(t, f.conn, `DROP TABLE a`, `CREATE TABLE a (id int PRIMARY KEY, n int)`, `INSERT INTO a SELECT i, 7 FROM generate_series(1, 45) i`)
+		f.held("public.a is not in the publication")
+		cure()
+		f.settle()
+		f.close()
+		sql(t, f.conn, `DROP TABLE onewrite.log`)
+		f.change(1)
+		f.held("onewrite.log is gone")
+		cure()
+		f.heals("the record of the slot is gone", f.lingering()...)
+	})
+}

@@ -209,10 +209,15 @@ func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string,
 		err := tx.QueryRow(ctx, sql, role).Scan(&has)
 		return !has, explain(err)
 	}
-	const appSQL = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
-	relaySQL := `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
-	if len(o.Capture.Tables) > 0 {
-		relaySQL += ` AND has_table_privilege($1, 'onewrite.captured', 'UPDATE') AND (SELECT coalesce(bool_and(has_table_privilege($1, rel, 'SELECT')), true) FROM onewrite.captured)`
+	const (
+		appSQL    = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
+		outboxSQL = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
+		logSQL    = ` AND has_table_privilege($1, 'onewrite.log', 'UPDATE') AND has_table_privilege($1, 'onewrite.captured', 'UPDATE')
+			AND NOT EXISTS (SELECT FROM onewrite.captured c JOIN pg_class k ON k.oid = c.rel WHERE NOT has_table_privilege($1, c.rel, 'SELECT'))`
+	)
+	relaySQL := outboxSQL
+	if len(o.Capture.Tables) > 0 { // one of them may have been made anew
+		relaySQL += logSQL
 	}
 	app, err := lacks(o.AppRole, appSQL)
 	if err != nil {
