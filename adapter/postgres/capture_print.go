@@ -37,7 +37,7 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 func (o MigrateOptions) captureScript(want []found) string {
 	var b strings.Builder
 	source, publication := quoteText(o.Capture.Source), publicationOf(o.Capture.Source)
-	fmt.Fprintf(&b, "\n-- Row changes, read from the log: needs wal_level = logical.\nDO $migrate$ BEGIN\nIF to_regclass('onewrite.captured') IS NULL THEN EXECUTE $layout$\n%s$layout$;\nEND IF;\nEND $migrate$;\n", captureSQL)
+	fmt.Fprintf(&b, "\n-- Row changes, read from the log: needs wal_level = logical.\n%s", captureSQL)
 	names := make([]string, len(want))
 	for i, f := range want {
 		names[i] = "ONLY " + f.quoted()
@@ -47,10 +47,11 @@ func (o MigrateOptions) captureScript(want []found) string {
 	}
 	fmt.Fprintf(&b, `DO $migrate$ BEGIN
 IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = %s) THEN
-    CREATE PUBLICATION %s;
+    CREATE PUBLICATION %s WITH %s;
+ELSIF NOT (SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot FROM pg_publication WHERE pubname = %[1]s) THEN
+    ALTER PUBLICATION %[2]s SET %[3]s;
 END IF;
 END $migrate$;
-ALTER PUBLICATION %[2]s SET %s;
 `, quoteText(publication), pgx.Identifier{publication}.Sanitize(), publishAll)
 	if len(names) > 0 {
 		fmt.Fprintf(&b, "ALTER PUBLICATION %s SET TABLE %s;\n", pgx.Identifier{publication}.Sanitize(), strings.Join(names, ", "))
@@ -61,13 +62,14 @@ ALTER PUBLICATION %[2]s SET %s;
 	}
 	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
     (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS c (source, rel, name, member, identity, wanted)
-SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, k.relreplident, %[3]d
+INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, wanted)
+SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, p.xmin, k.relreplident,
+    CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid JOIN pg_namespace n ON n.oid = k.relnamespace
 WHERE p.pubname = %[2]s
-ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, identity = excluded.identity,
-    wanted = CASE WHEN c.member = excluded.member THEN c.wanted ELSE greatest(c.wanted, c.finished) + 1 END;
-`, source, quoteText(publication), first)
+ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
+    wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
+`, source, quoteText(publication), first, snapshotNumber)
 	return b.String()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -64,4 +65,20 @@ func stale(ctx context.Context, conn *pgx.Conn, mine string) ([]string, error) {
 	}
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	return names, explain(err)
+}
+
+// dropSlot drops the slot of this reader, whose connection was closed: the server sees
+// that a moment later.
+func (r *logReader) dropSlot(ctx context.Context) error {
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		_, err := r.cat.conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot)
+		if !isCode(err, "55006") || time.Now().After(deadline) {
+			return explainSlot(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
