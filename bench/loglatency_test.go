@@ -59,6 +59,10 @@ func BenchmarkRowToBus(b *testing.B) {
 	ingest(b, rowsOf{watched{Bus: bus, trip: at}}, func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
 		return postgres.OpenSource(ctx, postgres.Config{Name: "shop", URL: url, BusID: bus.ID(), Tables: []string{"orders"}}, pos)
 	}, pipeline.Observer{})
+	await(b, time.Minute, "the log is read", func() bool { // what is committed before is not in it
+		var active bool
+		return db.QueryRow(`SELECT bool_or(active) FROM pg_replication_slots`).Scan(&active) == nil && active
+	})
 	insert, err := db.Prepare(`INSERT INTO orders VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET note = excluded.note`)
 	if err != nil {
 		b.Fatal(err)
