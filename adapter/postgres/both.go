@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/onewrite/onewrite"
 )
@@ -12,7 +14,7 @@ import (
 // position is a place in each. See [onewrite.Source].
 type Both struct {
 	ring *Source
-	log  *logReader
+	log  atomic.Pointer[logReader] // nil while it cannot be read yet
 
 	alive   context.Context
 	stop    context.CancelFunc
@@ -21,7 +23,7 @@ type Both struct {
 	logOut  chan logResult
 
 	// Of the goroutine that calls Read.
-	at  logPlace
+	at  *logPlace    // nil: nothing of the log was ever read
 	pos onewrite.Pos // in the ring
 	gap *onewrite.Gap
 }
@@ -32,9 +34,16 @@ type ringResult struct {
 }
 
 type logResult struct {
-	items []item
-	err   error
+	opened *logReader // the log can be read from now on
+	gap    *onewrite.Gap
+	items  []item
+	err    error
 }
+
+// soon is how long the opening of the log is waited for. A slot can be made only when
+// the transactions that are open have ended, which may take hours: the outbox does not
+// wait for that.
+const soon = 3 * time.Second
 
 // OpenSource opens a source that reads the outbox and, if tables are captured, the log.
 // The errors are those of [Open]; one that is a Gap: row changes are missing.
@@ -51,15 +60,44 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 		return ring, nil
 	}
 	broken := ring.gap != nil && ring.gap.From == "the oldest row"
-	log, gap, err := openLog(ctx, ring.cfg, ring, place, broken)
-	if err != nil {
-		return nil, errors.Join(err, ring.Close())
-	}
-	b := &Both{ring: ring, log: log, at: log.begin, pos: ring.at.pos(), gap: gap, ringOut: make(chan ringResult), logOut: make(chan logResult)}
+	b := &Both{ring: ring, at: place, pos: ring.at.pos(), ringOut: make(chan ringResult), logOut: make(chan logResult)}
 	b.alive, b.stop = context.WithCancel(context.WithoutCancel(ctx))
+	b.pumps.Go(func() { b.pumpLog(place, broken) })
+	select {
+	case r := <-b.logOut:
+		err = r.err
+		b.opened(r)
+	case <-time.After(soon):
+		b.trouble("row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1")
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
 	b.pumps.Go(b.pumpRing)
-	b.pumps.Go(b.pumpLog)
 	return b, nil
+}
+
+func (b *Both) trouble(problem string) {
+	if b.ring.cfg.Trouble != nil {
+		b.ring.cfg.Trouble("log", problem)
+	}
+}
+
+// opened takes over that the log can be read.
+func (b *Both) opened(r logResult) {
+	if r.opened != nil {
+		b.at, b.gap = &r.opened.begin, r.gap
+	}
+}
+
+// place is the position when the ring is read up to pos.
+func (b *Both) place(at *logPlace, pos onewrite.Pos) onewrite.Pos {
+	if at == nil {
+		return pos
+	}
+	return joinPlaces(*at, pos)
 }
 
 func (b *Both) pumpRing() {
@@ -77,10 +115,15 @@ func (b *Both) pumpRing() {
 	}
 }
 
-func (b *Both) pumpLog() {
+// pumpLog opens the log and reads it.
+func (b *Both) pumpLog(place *logPlace, broken bool) {
+	log, gap, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken)
+	r := logResult{opened: log, gap: gap, err: err}
+	if err == nil {
+		b.log.Store(log)
+		b.trouble("")
+	}
 	for {
-		var r logResult
-		r.items, r.err = b.log.Read(b.alive)
 		select {
 		case b.logOut <- r:
 		case <-b.alive.Done():
@@ -89,22 +132,29 @@ func (b *Both) pumpLog() {
 		if r.err != nil {
 			return
 		}
+		r = logResult{}
+		r.items, r.err = log.Read(b.alive)
 	}
 }
 
 // Read returns the next events of either. See [onewrite.Source].
 func (b *Both) Read(ctx context.Context) (onewrite.Batch, error) {
-	if g := b.gap; g != nil {
-		b.gap = nil
-		return onewrite.Batch{Pos: joinPlaces(b.at, b.pos), Gap: g}, nil
-	}
-	select {
-	case <-ctx.Done():
-		return onewrite.Batch{}, ctx.Err()
-	case r := <-b.ringOut:
-		return b.fromRing(r)
-	case r := <-b.logOut:
-		return b.fromLog(r)
+	for {
+		if g := b.gap; g != nil {
+			b.gap = nil
+			return onewrite.Batch{Pos: b.place(b.at, b.pos), Gap: g}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return onewrite.Batch{}, ctx.Err()
+		case r := <-b.ringOut:
+			return b.fromRing(r)
+		case r := <-b.logOut:
+			if r.opened == nil {
+				return b.fromLog(r)
+			}
+			b.opened(r)
+		}
 	}
 }
 
@@ -114,14 +164,14 @@ func (b *Both) fromRing(r ringResult) (onewrite.Batch, error) {
 	}
 	out, at, posAt := r.batch, b.at, r.batch.PosAt
 	b.pos = out.Pos
-	out.Pos = joinPlaces(at, b.pos)
+	out.Pos = b.place(at, b.pos)
 	if posAt != nil {
 		last := out.Pos
 		out.PosAt = func(i int) onewrite.Pos {
 			if i == len(out.Events)-1 {
 				return last
 			}
-			return joinPlaces(at, posAt(i))
+			return b.place(at, posAt(i))
 		}
 	}
 	return out, nil
@@ -131,20 +181,24 @@ func (b *Both) fromLog(r logResult) (onewrite.Batch, error) {
 	if r.err != nil {
 		return onewrite.Batch{}, r.err
 	}
-	b.at = r.items[len(r.items)-1].at
-	out := onewrite.Batch{Pos: joinPlaces(b.at, b.pos), Events: make([]onewrite.Event, len(r.items))}
-	for i := range r.items {
-		out.Events[i] = r.items[i].event
-	}
+	b.at = &r.items[len(r.items)-1].at
 	ring, items := b.pos, r.items
+	out := onewrite.Batch{Pos: joinPlaces(*b.at, ring), Events: make([]onewrite.Event, len(items))}
+	for i := range items {
+		out.Events[i] = items[i].event
+	}
 	out.PosAt = func(i int) onewrite.Pos { return joinPlaces(items[i].at, ring) }
-	b.log.hand(out.Pos, items)
+	b.log.Load().hand(out.Pos, items)
 	return out, nil
 }
 
 // Stored says that the bus holds all up to pos: the server may forget the log up to
 // there. The outbox waits for Ack.
-func (b *Both) Stored(pos onewrite.Pos) { b.log.Stored(pos) }
+func (b *Both) Stored(pos onewrite.Pos) {
+	if log := b.log.Load(); log != nil {
+		log.Stored(pos)
+	}
+}
 
 // Ack notes what of the outbox may be forgotten. See [onewrite.Source].
 func (b *Both) Ack(ctx context.Context, pos onewrite.Pos) error {
@@ -158,8 +212,9 @@ func (b *Both) Ack(ctx context.Context, pos onewrite.Pos) error {
 // Close ends both.
 func (b *Both) Close() error {
 	b.stop()
-	b.log.close()
-	err := b.ring.Close()
 	b.pumps.Wait()
-	return err
+	if log := b.log.Load(); log != nil {
+		log.close()
+	}
+	return b.ring.Close()
 }

@@ -145,3 +145,35 @@ func TestCaptureLeavesTheApplicationAlone(t *testing.T) {
 		sql(t, r.conn, "INSERT INTO odd VALUES (1)", "UPDATE odd SET n = 2", "DELETE FROM odd")
 	})
 }
+
+// A slot can be made only when the transactions that are open have ended. The outbox
+// does not wait for that, and it is said.
+func TestOutboxDoesNotWaitForTheSlot(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)`, "a")
+		said := make(chan string, 100)
+		r.cfg.Trouble = func(what, problem string) { said <- what + ": " + problem }
+		old := dial(t, r.url)
+		sql(t, old, `BEGIN`, `SELECT pg_current_xact_id()`)
+		r.open()
+		if text := <-said; !strings.HasPrefix(text, "log: row changes are not read yet") {
+			t.Errorf("it was said %q", text)
+		}
+		sql(t, r.conn, `INSERT INTO onewrite.outbox (topic) VALUES ('first')`)
+		if e := r.events(1)[0]; e.Topic != "first" {
+			t.Errorf("%s came", e.Topic)
+		}
+		r.open() // where nothing of the log was read, too
+		sql(t, r.conn, `INSERT INTO onewrite.outbox (topic) VALUES ('second')`)
+		if e := r.events(1)[0]; e.Topic != "second" {
+			t.Errorf("%s came", e.Topic)
+		}
+		sql(t, old, `COMMIT`)
+		if e := r.events(1)[0]; e.Topic != "public.a" || e.Type != "snapshot" {
+			t.Errorf("%s %s came", e.Type, e.Topic)
+		}
+		for text := ""; text != "log: "; {
+			text = <-said
+		}
+	})
+}
