@@ -48,8 +48,8 @@ type SinkConfig struct {
 	Logger *slog.Logger
 }
 
-// Sink publishes events to another NATS. The event's id and the destination make
-// the message id, so the stream drops a repeat within its duplicate window.
+// Sink publishes events to another NATS. The event's id, the destination and the
+// source make the message id, so the stream drops a repeat within its duplicate window.
 type Sink struct {
 	c      SinkConfig
 	link   *link
@@ -283,14 +283,11 @@ func (s *Sink) subject(e *onewrite.Event) string {
 
 func (s *Sink) message(enc *encoder, e *onewrite.Event) *natsgo.Msg {
 	m := enc.encode(s.subject(e), e)
-	id := e.ID
 	if sabotage.Bug == "no-msg-id" {
 		return m
 	}
-	if s.c.Destination != "" {
-		id += "@" + s.c.Destination
-	}
-	enc.set(natsgo.MsgIdHdr, cloudevents.Escape(id))
+	// The id alone is unique within its source only, and the stream may be shared.
+	enc.set(natsgo.MsgIdHdr, cloudevents.Escape(e.ID+"@"+s.c.Destination+"/"+e.Source))
 	return m
 }
 

@@ -201,7 +201,7 @@ func TestSinkCore(t *testing.T) {
 	for i := range events {
 		select {
 		case m := <-got:
-			if m.Subject != "to.order.placed" || m.Header.Get("ce-id") != events[i].ID || m.Header.Get("Nats-Msg-Id") != events[i].ID || string(m.Data) != string(events[i].Data) {
+			if m.Subject != "to.order.placed" || m.Header.Get("ce-id") != events[i].ID || m.Header.Get("Nats-Msg-Id") != events[i].ID+"@/shop" || string(m.Data) != string(events[i].Data) {
 				t.Errorf("got %s %v %s", m.Subject, m.Header, m.Data)
 			}
 		case <-time.After(patience):
@@ -231,6 +231,23 @@ func TestTwoDestinationsInOneStream(t *testing.T) {
 	}
 	if got := x.received(t); len(got) != 10 {
 		t.Errorf("the stream has %d events, want 5 of each", len(got))
+	}
+}
+
+// TestTwoSourcesInOneStream: an id is unique within its source, so the stream must
+// not take the event of one for a repeat of the other's.
+func TestTwoSourcesInOneStream(t *testing.T) {
+	x := newTarget(t, "to.>")
+	s := newSink(t, nats.SinkConfig{URL: x.url, Subject: "to.{topic}", Destination: "hook"})
+	for range 2 { // the second time they are repeats
+		events := slices.Concat(batch(1, 2).Events, batch(1, 2).Events)
+		events[2].Source, events[3].Source = "stock", "stock"
+		if n, err := s.Write(t.Context(), events); n != 4 || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	if got := x.received(t); len(got) != 4 {
+		t.Errorf("the stream has %d events, want 2 of each source", len(got))
 	}
 }
 
