@@ -68,7 +68,8 @@ func MaxBytes(n int64) HTTPOption { return func(h *endpoint) { h.maxBytes = n } 
 func Log(log *slog.Logger) HTTPOption { return func(h *endpoint) { h.log = log } }
 
 // HTTP returns a handler for the webhooks of onewrite, and of other senders of
-// CloudEvents: an event a request in the binary or the structured mode, or a batch.
+// CloudEvents: an event a request in the binary or the structured mode, or a batch. A
+// request with ce-id is one in the binary mode, of whatever type its data is.
 // The signature is that of Standard Webhooks, compared in constant time.
 //
 //	204  handled, or handled before: receive has committed
@@ -203,6 +204,8 @@ func parse(header http.Header, body []byte) (events []onewrite.Event, refused *a
 		media = ""
 	}
 	switch {
+	case header.Get("ce-id") != "" || header.Get("ce-specversion") != "":
+		// The binary mode: the body is data, even if it is data of the types below.
 	case media == "application/cloudevents-batch+json":
 		var raw []json.RawMessage
 		if err := json.Unmarshal(body, &raw); err != nil {
@@ -215,13 +218,13 @@ func parse(header http.Header, body []byte) (events []onewrite.Event, refused *a
 			}
 			events = append(events, e)
 		}
-		return events, nil
+		return own(header, events)
 	case media == "application/cloudevents+json":
 		e, err := cloudevents.ParseJSON(body)
 		if err != nil {
 			return nil, bad(http.StatusBadRequest, "%v", err)
 		}
-		return own(header, e)
+		return own(header, []onewrite.Event{e})
 	case strings.HasPrefix(media, "application/cloudevents"):
 		return nil, bad(http.StatusUnsupportedMediaType, "the form %s is not known here; send JSON or the binary mode", media)
 	}
@@ -229,16 +232,21 @@ func parse(header http.Header, body []byte) (events []onewrite.Event, refused *a
 	if err != nil {
 		return nil, bad(http.StatusBadRequest, "%v", err)
 	}
-	return own(header, e)
+	return own(header, []onewrite.Event{e})
 }
 
-// own refuses an event that does not have the signed id: a captured request could be
-// sent again as another event, or its payload as an event.
-func own(header http.Header, e onewrite.Event) ([]onewrite.Event, *answer) {
-	if id := header.Get("webhook-id"); id != "" && cloudevents.Unescape(id) != e.ID {
-		return nil, &answer{status: http.StatusBadRequest, text: "webhook-id and the event's id differ"}
+// own refuses an event that does not have the signed id, and a batch that does not
+// have that of its events: a captured request could be sent again as another event, or
+// its payload as an event or as many.
+func own(header http.Header, events []onewrite.Event) ([]onewrite.Event, *answer) {
+	id := header.Get("webhook-id")
+	switch {
+	case id == "" || len(events) == 0 || cloudevents.Unescape(id) == cloudevents.BatchID(events):
+		return events, nil
+	case len(events) > 1:
+		return nil, &answer{status: http.StatusBadRequest, text: "webhook-id is not the one that onewrite makes of the batch's events"}
 	}
-	return []onewrite.Event{e}, nil
+	return nil, &answer{status: http.StatusBadRequest, text: "webhook-id and the event's id differ"}
 }
 
 // binary reads an event in the binary mode. Headers that are neither attributes nor

@@ -21,6 +21,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/inbox"
+	"github.com/onewrite/onewrite/internal/cloudevents"
 )
 
 // secret makes one up.
@@ -104,6 +105,18 @@ func newDesk(t *testing.T, opts ...inbox.HTTPOption) *desk {
 	return d
 }
 
+// inBody makes a request one whose body holds the events and their attributes.
+func inBody(form string) func(*http.Request) {
+	return func(r *http.Request) {
+		for name := range r.Header {
+			if strings.HasPrefix(name, "Ce-") {
+				r.Header.Del(name)
+			}
+		}
+		r.Header.Set("Content-Type", form)
+	}
+}
+
 func (d *desk) effects(t *testing.T) int { return d.count(t, `SELECT count(*) FROM effect`) }
 
 func TestWebhook(t *testing.T) {
@@ -162,9 +175,13 @@ func TestRefused(t *testing.T) {
 		"too large":            {with(func(p *post) { p.body = strings.Repeat("x", 1001) }), 413},
 		"GET":                  {breaks(func(r *http.Request) { r.Method = http.MethodGet }), 405},
 		"compressed":           {breaks(func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }), 415},
-		"unknown form":         {breaks(func(r *http.Request) { r.Header.Set("Content-Type", "application/cloudevents+xml") }), 415},
-		"batch that is none":   {breaks(func(r *http.Request) { r.Header.Set("Content-Type", "application/cloudevents-batch+json") }), 400},
-		"structured, no event": {breaks(func(r *http.Request) { r.Header.Set("Content-Type", "application/cloudevents+json") }), 400},
+		"unknown form":         {breaks(inBody("application/cloudevents+xml")), 415},
+		"batch that is none":   {breaks(inBody("application/cloudevents-batch+json")), 400},
+		"structured, no event": {breaks(inBody("application/cloudevents+json")), 400},
+		"id with a dot":        {with(func(p *post) { p.id = "e.1" }), 401},
+		"no specversion, batch": {with(func(p *post) {
+			p.body, p.header, p.spoil = "[]", map[string]string{"Content-Type": "application/cloudevents-batch+json"}, func(r *http.Request) { r.Header.Del("ce-specversion") }
+		}), 400},
 		"seventeen signatures": {breaks(func(r *http.Request) {
 			r.Header.Set("webhook-signature", strings.Repeat(r.Header.Get("webhook-signature")+" ", 17))
 		}), 401},
@@ -242,29 +259,60 @@ func TestBatchRequest(t *testing.T) {
 	one := func(id string) string {
 		return `{"specversion":"1.0","id":"` + id + `","source":"/shop","type":"t","topic":"t","datacontenttype":"application/json","data":{"n":1}}`
 	}
+	const many, structured = "application/cloudevents-batch+json", "application/cloudevents+json"
+	named := func(ids ...string) string {
+		var events []onewrite.Event
+		for _, id := range ids {
+			events = append(events, onewrite.Event{ID: id, Source: "shop"})
+		}
+		return cloudevents.BatchID(events)
+	}
 	batch := func(id string, events ...string) int {
-		status, _ := post{secret: s, id: id, body: "[" + strings.Join(events, ",") + "]", header: map[string]string{"Content-Type": "application/cloudevents-batch+json"}}.send(t, d)
+		status, _ := post{secret: s, id: id, body: "[" + strings.Join(events, ",") + "]", spoil: inBody(many)}.send(t, d)
 		return status
 	}
-	if status := batch("batch-1", one("a"), one("b")); status != 204 || len(d.got) != 2 {
+	if status := batch(named("a", "b"), one("a"), one("b")); status != 204 || len(d.got) != 2 {
 		t.Fatalf("%d, %d effects", status, len(d.got))
 	}
 	// A repeat is cut otherwise.
-	if status := batch("batch-2", one("b"), one("c")); status != 204 || len(d.got) != 3 {
+	if status := batch(named("b", "c"), one("b"), one("c")); status != 204 || len(d.got) != 3 {
 		t.Fatalf("%d, %d effects", status, len(d.got))
 	}
 	if status := batch("batch-3"); status != 204 {
 		t.Error(status)
 	}
-	if status := batch("batch-4", one("d"), "{}"); status != 400 || len(d.got) != 3 {
+	if status := batch(named("d"), one("d"), "{}"); status != 400 || len(d.got) != 3 {
 		t.Errorf("%d, %d effects", status, len(d.got))
 	}
-	if status, _ := (post{secret: s, id: "x", body: one("e"), header: map[string]string{"Content-Type": "application/cloudevents+json"}}).send(t, d); status != 400 || len(d.got) != 3 {
+	// A payload that somebody signed as the data of event x is no batch, nor an event.
+	for _, body := range []string{"[" + one("e") + "]", "[" + one("e") + "," + one("f") + "]"} {
+		if status, _ := (post{secret: s, id: "x", body: body, spoil: inBody(many)}).send(t, d); status != 400 || len(d.got) != 3 {
+			t.Errorf("a payload was taken for a batch: %d", status)
+		}
+	}
+	if status, _ := (post{secret: s, id: "x", body: one("e"), spoil: inBody(structured)}).send(t, d); status != 400 || len(d.got) != 3 {
 		t.Errorf("a payload was taken for an event: %d", status)
 	}
-	status, text := post{secret: s, id: "e", body: one("e"), header: map[string]string{"Content-Type": "application/cloudevents+json; charset=utf-8"}}.send(t, d)
+	status, text := post{secret: s, id: "e", body: one("e"), spoil: inBody(structured + "; charset=utf-8")}.send(t, d)
 	if status != 204 || len(d.got) != 4 || d.got[3].ID != "e" {
 		t.Errorf("structured: %d %s", status, text)
+	}
+}
+
+// The data of an event may itself be an event, or many: what has ce-id is an event in
+// the binary mode, and its body is data.
+func TestEventsAsData(t *testing.T) {
+	s := secret(t)
+	d := newDesk(t, inbox.Secret(s), inbox.From("shop"))
+	const inner = `{"specversion":"1.0","id":"x-1","source":"/bank","type":"t"}`
+	for form, body := range map[string]string{
+		"application/cloudevents+json": inner, "application/cloudevents-batch+json": "[" + inner + "]", "application/cloudevents+xml": "<event/>",
+	} {
+		d.got = nil
+		status, text := post{secret: s, id: "e-" + form[len(form)-7:], body: body, header: map[string]string{"Content-Type": form}}.send(t, d)
+		if status != 204 || len(d.got) != 1 || d.got[0].Source != "shop" || string(d.got[0].Data) != body || d.got[0].ContentType != form {
+			t.Errorf("%s: %d %s, %+v", form, status, text, d.got)
+		}
 	}
 }
 

@@ -33,13 +33,17 @@ func signingKey(secret string) ([]byte, error) {
 const maxSignatures = 16
 
 // verify checks a request after Standard Webhooks: the signature of
-// <webhook-id>.<webhook-timestamp>.<body> with one of the keys, and the time. The
-// signature is looked at first, so that strangers learn nothing about the clock.
+// <webhook-id>.<webhook-timestamp>.<body> with one of the keys, and the time. An id
+// with a dot could hold the timestamp of another request, whose body then begins with
+// a number. The signature is looked at before the time, so that strangers learn nothing about the clock.
 func (h *endpoint) verify(header http.Header, body []byte) error {
 	id, stamp := header.Get("webhook-id"), header.Get("webhook-timestamp")
 	given := strings.Fields(header.Get("webhook-signature"))
 	if id == "" || stamp == "" || len(given) == 0 {
 		return errors.New("the signature is missing: set the destination's secret")
+	}
+	if strings.Contains(id, ".") {
+		return errors.New("webhook-id holds a dot, so that what is signed could be read in two ways: onewrite's ids have none")
 	}
 	if len(given) > maxSignatures {
 		return fmt.Errorf("there are more than %d signatures", maxSignatures)

@@ -6,7 +6,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -62,23 +61,8 @@ func (s *Sink) postBatch(ctx context.Context, events []onewrite.Event) error {
 	body = append(body, ']')
 	h := maps.Clone(s.header)
 	h["Content-Type"] = []string{"application/cloudevents-batch+json"}
-	s.sign(h, batchID(events), body)
+	s.sign(h, cloudevents.Escape(cloudevents.BatchID(events)), body)
 	return s.post(ctx, h, body, events)
-}
-
-// batchID is the webhook-id of a batch. All ids are in it: of two batches that
-// differ in the middle only, a receiver must not take the second for a repeat.
-func batchID(events []onewrite.Event) string {
-	if len(events) == 1 {
-		return cloudevents.Escape(events[0].ID)
-	}
-	sum := sha256.New()
-	for i := range events {
-		for _, part := range []string{events[i].Source, events[i].ID} {
-			_, _ = io.WriteString(sum, strconv.Itoa(len(part))+":"+part) // a hash cannot fail
-		}
-	}
-	return "batch-" + hex.EncodeToString(sum.Sum(nil)[:16])
 }
 
 // sign adds the headers of Standard Webhooks.

@@ -8,9 +8,12 @@ package cloudevents
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -299,6 +302,22 @@ func appendString(dst []byte, s string) []byte {
 	}
 	dst = append(dst, s[start:]...)
 	return append(dst, '"')
+}
+
+// BatchID names the events of one request: one by its id, more by a digest. All ids are
+// in it: of two batches that differ in the middle only, a receiver must not take the
+// second for a repeat.
+func BatchID(events []onewrite.Event) string {
+	if len(events) == 1 {
+		return events[0].ID
+	}
+	sum := sha256.New()
+	for i := range events {
+		for _, part := range []string{events[i].Source, events[i].ID} {
+			_, _ = io.WriteString(sum, strconv.Itoa(len(part))+":"+part) // a hash cannot fail
+		}
+	}
+	return "batch-" + hex.EncodeToString(sum.Sum(nil)[:16])
 }
 
 // ParseJSON reads one event in the JSON format, as AppendJSON writes it. The

@@ -427,3 +427,19 @@ func FuzzParseJSON(f *testing.F) {
 		}
 	})
 }
+
+// A NATS message is in the structured mode where nothing else names an event: what has
+// ce-id carries data, of whatever type.
+func TestNATSModes(t *testing.T) {
+	const inner = `{"specversion":"1.0","id":"x-1","source":"/bank","type":"t"}`
+	header := map[string][]string{"content-type": {Structured}}
+	if e, err := ParseNATS(header, []byte(inner)); err != nil || e.ID != "x-1" || e.Source != "bank" {
+		t.Errorf("structured: %+v, %v", e, err)
+	}
+	header["ce-id"], header["ce-source"], header["ce-type"], header["ce-datacontenttype"] = []string{"e-1"}, []string{"/shop"}, []string{"t"}, []string{Structured}
+	for _, body := range []string{inner, "[" + inner + "]"} {
+		if e, err := ParseNATS(header, []byte(body)); err != nil || e.ID != "e-1" || e.Source != "shop" || string(e.Data) != body {
+			t.Errorf("binary: %+v, %v", e, err)
+		}
+	}
+}
