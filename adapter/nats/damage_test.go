@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -188,6 +189,73 @@ func TestHarmless(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestForgetHalfDone: whoever dies while a destination is forgotten leaves a sound bus,
+// from which it can be forgotten, or to which it can come back.
+func TestForgetHalfDone(t *testing.T) {
+	for steps, all := 1, false; !all; steps++ {
+		for _, clean := range []bool{true, false} {
+			for _, back := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%d steps, clean %v, back %v", steps, clean, back), func(t *testing.T) {
+					all = forgetHalf(t, steps, clean, back)
+				})
+			}
+		}
+	}
+}
+
+func forgetHalf(t *testing.T, steps int, clean, back bool) (all bool) {
+	dir, id := storeWith(t)
+	b, err := nats.Open(t.Context(), nats.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Sole("shop", 40, 30, true); err != nil { // so damage would keep it from starting
+		t.Fatal(err)
+	}
+	if all, err = nats.ForgetUntil(t.Context(), b, "hook", steps); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !clean {
+		mustRemove(t, filepath.Join(dir, "seal"))
+	}
+	b, said := reopened(t, dir)
+	if b.ID() != id || len(said) > 0 {
+		t.Fatalf("the same identity: %v; said %q", b.ID() == id, said)
+	}
+	if names, err := b.Destinations(t.Context()); err != nil || slices.Contains(names, "hook") == all || !slices.Contains(names, "other") {
+		t.Errorf("places of %v, %v", names, err)
+	}
+	if !back {
+		if err := b.Forget(t.Context(), "hook"); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		sub := subscribe(t, b, onewrite.Interest{Name: "hook"})
+		list, err := sub.Parked(t.Context(), 0, 10, nil)
+		if c, _ := sub.Cursor(); err != nil || c.Parked > uint64(len(list)) {
+			t.Errorf("%d parked events, %d of them there, %v", c.Parked, len(list), err)
+		}
+		if err := sub.Commit(t.Context(), onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {Floor: 40}}}); err != nil {
+			t.Error(err)
+		}
+		if err := sub.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, said := reopened(t, dir)
+	names, err := again.Destinations(t.Context())
+	if again.ID() != id || len(said) > 0 || err != nil || slices.Contains(names, "hook") != back {
+		t.Errorf("in the end: the same identity %v, said %q, places of %v, %v", again.ID() == id, said, names, err)
+	}
+	return all
 }
 
 // TestDamageOfOnlyCopy: a folder that holds the only copy of something is not set

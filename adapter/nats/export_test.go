@@ -61,3 +61,15 @@ func ExamineStream(info *jetstream.StreamInfo) []diagnosis.Finding {
 	e.stream(info, 1)
 	return e.found
 }
+
+// ForgetUntil does the first steps of Forget, as one does that dies then; all says that
+// there are no more.
+func ForgetUntil(ctx context.Context, b *Bus, name string, steps int) (all bool, err error) {
+	list := b.forgetting(name)
+	for _, step := range list[:steps] {
+		if err := step(ctx); err != nil {
+			return false, err
+		}
+	}
+	return steps == len(list), nil
+}

@@ -37,6 +37,8 @@ type claim struct {
 	since time.Time
 }
 
+var errUnreadable = errors.New("it cannot be read")
+
 // load reads a destination's record; rev 0 means that there is none.
 func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err error) {
 	m, err := b.link.get(ctx, b.stateStream(), query{LastFor: b.cursorSubject(dest)})
@@ -47,7 +49,7 @@ func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err 
 		return r, 0, nil
 	}
 	if err := json.Unmarshal(m.Data, &r); err != nil {
-		return r, 0, fmt.Errorf("nats: cursor of destination %s: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, err, dest)
+		return r, 0, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, errUnreadable, err, dest)
 	}
 	if r.Cursor.Logs == nil {
 		r.Cursor.Logs = map[string]onewrite.LogCursor{}
@@ -299,27 +301,62 @@ func (b *Bus) Forget(ctx context.Context, name string) error {
 	if !validName(name) {
 		return fmt.Errorf("nats: destination name %q: use letters, digits, _ and - only", name)
 	}
-	js, err := b.link.jetStream()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	if err := b.name(name, false); err != nil {
-		return err
-	}
-	// The cursor goes last: while it is there, the destination is still listed
-	// and can be forgotten again.
-	for _, p := range [][2]string{{b.parkedStream(), b.parkedSubject(name) + ">"}, {b.stateStream(), b.cursorSubject(name)}} {
-		s, err := js.Stream(ctx, p[0])
-		if err == nil {
-			err = s.Purge(ctx, jetstream.WithPurgeSubject(p[1]))
-		}
-		if err != nil {
-			return fmt.Errorf("nats: forget destination %s: %w", name, err)
+	for _, step := range b.forgetting(name) {
+		if err := step(ctx); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// forgetting are the steps of Forget. After each of them the place is one that a start
+// takes for whole. The cursor goes last: while it is there, the destination is still
+// listed and can be forgotten again.
+func (b *Bus) forgetting(name string) []func(context.Context) error {
+	purge := func(stream, subject string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			js, err := b.link.jetStream()
+			if err != nil {
+				return err
+			}
+			s, err := js.Stream(ctx, stream)
+			if err == nil {
+				err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+			}
+			if err != nil {
+				return fmt.Errorf("nats: forget destination %s: %w", name, err)
+			}
+			return nil
+		}
+	}
+	return []func(context.Context) error{
+		func(context.Context) error { return b.name(name, false) },
+		func(ctx context.Context) error { return b.disown(ctx, name) },
+		purge(b.parkedStream(), b.parkedSubject(name)+">"),
+		purge(b.stateStream(), b.cursorSubject(name)),
+	}
+}
+
+// disown stores that a destination with parked events has none, so that nobody misses
+// them when they are gone, and fences the copy that delivers to it.
+func (b *Bus) disown(ctx context.Context, name string) error {
+	for {
+		r, rev, err := b.load(ctx, name)
+		if errors.Is(err, errUnreadable) || err == nil && r.Cursor.Parked == 0 {
+			return nil // nor does a full disk keep it from going
+		}
+		if err != nil {
+			return err
+		}
+		r.Cursor.Parked, r.Cursor.LastParked, r.Cursor.Settled = 0, 0, nil
+		r.Epoch++
+		r.Owner, r.Released = b.owner, true
+		if _, err = b.save(ctx, name, &r, rev); !errors.Is(err, onewrite.ErrFenced) || ctx.Err() != nil {
+			return err
+		} // it commits just now, and does not from then on
+	}
 }
 
 // rewound is a place from which everything behind floor is handed out again.
