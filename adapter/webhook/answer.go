@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,9 +34,9 @@ func (f *failure) Unwrap() error             { return f.cause }
 func (f *failure) Answered() bool            { return f.answered }
 func (f *failure) RetryAfter() time.Duration { return f.after }
 
-// refused makes the error of an answer that is not 2xx. body and events are what
+// refused makes the error of an answer that is not 2xx. h, body and events are what
 // was sent.
-func (s *Sink) refused(resp *http.Response, cancel context.CancelFunc, body []byte, events []onewrite.Event) error {
+func (s *Sink) refused(resp *http.Response, cancel context.CancelFunc, h http.Header, body []byte, events []onewrite.Event) error {
 	said := readBody(resp, cancel, make([]byte, 512))
 	f, cure := verdict(resp.StatusCode)
 	if len(events) > 1 && errors.Is(f.cause, onewrite.ErrRejected) {
@@ -54,7 +55,7 @@ func (s *Sink) refused(resp *http.Response, cancel context.CancelFunc, body []by
 		}
 	}
 	f.text = "webhook: " + s.url.Host + " answered " + status
-	if line := s.excerpt(said, body, events); line != "" {
+	if line := s.excerpt(said, h, body, events); line != "" {
 		f.text += ": " + line
 	}
 	f.text += "; " + cure
@@ -103,7 +104,7 @@ func retryAfter(text string, now time.Time) time.Duration {
 }
 
 // explain makes the error of a request without an answer.
-func (s *Sink) explain(err error, body []byte, events []onewrite.Event) error {
+func (s *Sink) explain(err error, h http.Header, body []byte, events []onewrite.Event) error {
 	cure := "check that the receiver runs and can be reached from here"
 	text := ""
 	var (
@@ -127,7 +128,7 @@ func (s *Sink) explain(err error, body []byte, events []onewrite.Event) error {
 	}
 	if text == "" {
 		// Such an error can repeat what the server sent.
-		if text = s.excerpt([]byte(err.Error()), body, events); text != "" {
+		if text = s.excerpt([]byte(err.Error()), h, body, events); text != "" {
 			text = text[1 : len(text)-1] // without the quotes
 		}
 	}
@@ -145,7 +146,7 @@ const (
 // repeats of the request's payload, headers and secrets. What names the event is
 // shown, as it is wherever else onewrite speaks of it: whoever reads a parked
 // event's reason looks for it.
-func (s *Sink) excerpt(said, body []byte, events []onewrite.Event) string {
+func (s *Sink) excerpt(said []byte, h http.Header, body []byte, events []onewrite.Event) string {
 	said = bytes.TrimSpace(said[:min(len(said), maxExcerpt+maskRun)])
 	if len(said) == 0 {
 		return ""
@@ -163,8 +164,9 @@ func (s *Sink) excerpt(said, body []byte, events []onewrite.Event) string {
 			show(hide, said, []byte(name))
 		}
 	}
-	for _, secret := range s.secrets {
+	for _, secret := range slices.Concat(s.secrets, strings.Fields(h.Get("Webhook-Signature"))) {
 		cover(hide, said, []byte(secret))
+		cover(hide, said, []byte(strings.ReplaceAll(secret, "/", `\/`))) // as some write it in JSON
 	}
 	var b []byte
 	for i := range said[:min(len(said), maxExcerpt)] {

@@ -140,9 +140,9 @@ func (e *examiner) unreached(ctx context.Context, s *Sink, err error) {
 	case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded):
 		e.add(diagnosis.Problem, "answer", fmt.Sprintf("curl -sS -I -m 60 %s", s.origin()), "%s does not answer in time", s.url.Host)
 	case errors.As(err, &cert), errors.As(err, &unknown), errors.As(err, &record):
-		e.failed("tls", s.explain(err, nil, nil))
+		e.failed("tls", s.explain(err, nil, nil, nil))
 	default:
-		e.failed("connection", s.explain(err, nil, nil))
+		e.failed("connection", s.explain(err, nil, nil, nil))
 		if f := &e.found[len(e.found)-1]; strings.HasPrefix(f.Cure, "check that") {
 			f.Cure = "curl -sS -I " + s.origin()
 		}

@@ -120,13 +120,13 @@ func (s *Sink) post(parent context.Context, h http.Header, body []byte, events [
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(ctx.Err(), context.DeadlineExceeded):
 			return &failure{cause: err, text: fmt.Sprintf("webhook: %s: no answer within %v; set a longer timeout, or make the receiver answer before it works", s.url.Host, s.timeout)}
 		}
-		return s.explain(err, body, events)
+		return s.explain(err, h, body, events)
 	}
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 || sabotage.Bug == "any-answer" {
 		readBody(resp, cancel, nil)
 		return sabotage.At("webhook.answered")
 	}
-	return s.refused(resp, cancel, body, events)
+	return s.refused(resp, cancel, h, body, events)
 }
 
 // readBody fills buf from the body, drops what follows, so that the connection

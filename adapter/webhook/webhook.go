@@ -108,8 +108,7 @@ func New(c Config) (*Sink, error) {
 	if s.header, err = baseHeader(c.Headers); err != nil {
 		return nil, err
 	}
-	s.secrets = append(slices.Clone(c.Secrets), slices.Collect(maps.Values(c.Headers))...)
-	s.secrets = append(s.secrets, u.RequestURI())
+	s.secrets = secretTexts(c.Secrets, s.keys, slices.Collect(maps.Values(c.Headers)), u)
 	s.closing, s.end = context.WithCancel(context.Background())
 	s.transport = s.newTransport(c)
 	return s, nil
