@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -150,6 +151,7 @@ const (
 func (i *importer) session(ctx context.Context) (err error) {
 	conn, _, err := connect(ctx, i.url)
 	if err != nil {
+		i.waits(-1)
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
@@ -354,9 +356,14 @@ func isTaken(err error) bool {
 	return errors.As(err, &pe) && (pe.Code == "55P03" || pe.Code == "40P01" || pe.Code == "40001")
 }
 
-// isData reports whether an error is about the values in a row: a rule of the outbox,
-// or a conversion.
+// notData are the classes of errors that are about the session, the server, or the
+// statement as a whole: connections, states, rights, names, resources, locks.
+var notData = []string{"03", "08", "0L", "0P", "24", "25", "26", "28", "2B", "2D", "34", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72", "F0"}
+
+// isData reports whether an error may be about the values in a row: a rule of the
+// outbox, a conversion, a limit, or what an expression, a function or a trigger makes of
+// them, which may raise any code.
 func isData(err error) bool {
 	var pe *pgconn.PgError
-	return errors.As(err, &pe) && (strings.HasPrefix(pe.Code, "22") || strings.HasPrefix(pe.Code, "23"))
+	return errors.As(err, &pe) && len(pe.Code) == 5 && !slices.Contains(notData, pe.Code[:2])
 }

@@ -269,6 +269,36 @@ func TestImportOnceNamesTheBadRow(t *testing.T) {
 	eventually(t, "no more trouble", func() bool { return trouble() == "" })
 }
 
+// Errors that a row's values cause have many codes; each is narrowed down to the row.
+func TestImportNamesTheRowOfAnyError(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	for code, topic := range map[string]string{
+		"21000": "(SELECT 't' FROM generate_series(1, n))",
+		"54000": "repeat('t', CASE WHEN n > 1 THEN 2000000000 ELSE 1 END)",
+		"P0001": "picky(n)",
+		"OW001": "own(n)",
+	} {
+		for _, keep := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s keep %v", code, keep), func(t *testing.T) {
+				url := newOutbox(t, pg, MigrateOptions{})
+				conn := dial(t, url)
+				sql(t, conn, `CREATE TABLE old (id bigserial PRIMARY KEY, n int); INSERT INTO old (n) VALUES (1), (1), (3), (1);
+					CREATE FUNCTION picky(n int) RETURNS text LANGUAGE plpgsql AS $$BEGIN IF n > 1 THEN RAISE 'too picky'; END IF; RETURN 't'; END$$;
+					CREATE FUNCTION own(n int) RETURNS text LANGUAGE plpgsql AS $$BEGIN IF n > 1 THEN RAISE 'own' USING ERRCODE = 'OW001'; END IF; RETURN 't'; END$$`)
+				s, trouble := importing(t, url, "", Import{Name: "old", Table: "old", Order: []string{"id"}, ID: "id", Topic: topic, Payload: "id", Keep: keep})
+				if !keep {
+					if events, _ := readN(t, s, 2); string(events[1].Data) != "2" {
+						t.Fatalf("%+v", events)
+					}
+				}
+				eventually(t, "the row that is no event", func() bool {
+					return strings.Contains(trouble(), "the row of old with id = '3' can be no event") && strings.Contains(trouble(), code)
+				})
+			})
+		}
+	}
+}
+
 // What waits in the table of an import is counted, while it waits.
 func TestImportCountsWhatWaits(t *testing.T) {
 	pg := servers.Postgres(t, 18)
