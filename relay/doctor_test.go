@@ -133,7 +133,7 @@ func TestDoctorWires(t *testing.T) {
 	bus, target := natsServer(t), natsServer(t)
 	cfg := parsed(t, fmt.Sprintf(`
 sources:
-  pg: {type: postgres, url: %q, roles: {app: no-such-role}}
+  pg: {type: postgres, url: %q, roles: {app: no-such-role}, import: {legacy: {table: none, columns: {topic: topic}, order: [id]}}}
   lite: {type: sqlite, path: lite.db, tables: [orders]}
 destinations:
   stream: {type: nats, url: %q, topics: ["order.>"]}
@@ -146,6 +146,7 @@ listen: off
 	found := doctor(t, cfg, "")
 	found.want(t, diagnosis.Problem, "source pg", "outbox", "onewrite migrate")
 	found.want(t, diagnosis.Problem, "source pg", "rights of roles.app", `CREATE ROLE "no-such-role"`)
+	found.want(t, diagnosis.Problem, "source pg", "import legacy", "import.legacy.table: relation \"none\" does not exist")
 	found.want(t, diagnosis.Problem, "source lite", "file", "onewrite migrate")
 	found.want(t, diagnosis.OK, "bus", "streams", "4 of 4 are to be made")
 	found.want(t, diagnosis.Warning, "bus", "max_payload", "")

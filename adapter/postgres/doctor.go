@@ -20,26 +20,29 @@ import (
 
 // Examine looks at the database of a source as onewrite run and the application
 // use it, and says what it finds; the caller adds the Subject. It only reads, in
-// short transactions, so it may run beside a reader, and before Migrate too.
-func Examine(ctx context.Context, url string, o MigrateOptions) []diagnosis.Finding {
-	e := &examiner{url: url, o: o, now: time.Now, old: 10 * time.Minute, large: 1 << 30}
+// short transactions, so it may run beside a reader, and before Migrate too. imports
+// are those of the source.
+func Examine(ctx context.Context, url string, o MigrateOptions, imports ...Import) []diagnosis.Finding {
+	e := &examiner{url: url, o: o, imports: imports, now: time.Now, old: 10 * time.Minute, large: 1 << 30}
 	e.run(ctx)
 	return e.found
 }
 
 // examiner is one examination.
 type examiner struct {
-	url   string
-	o     MigrateOptions
-	now   func() time.Time
-	old   time.Duration // transactions that last longer are named
-	large int64         // bytes of an outbox that is said to be large
-	found []diagnosis.Finding
+	url     string
+	o       MigrateOptions
+	imports []Import
+	now     func() time.Time
+	old     time.Duration // transactions that last longer are named
+	large   int64         // bytes of an outbox that is said to be large
+	found   []diagnosis.Finding
 
 	conn     *pgx.Conn
 	role     string // that the url names
 	database string
 	super    bool
+	pooled   bool            // a session is not the same from one transaction to the next
 	objects  map[string]bool // the tables and sequences in the schema
 }
 
@@ -107,6 +110,7 @@ func (e *examiner) run(ctx context.Context) {
 			return // the same would be said of all that follows
 		}
 	}
+	e.examineImports(ctx, e.imports)
 }
 
 var missing = regexp.MustCompile(`(role|database) "([^"]+)" does not exist`)
@@ -253,6 +257,7 @@ func (e *examiner) direct(ctx context.Context) {
 	first := seen[0][0]
 	switch {
 	case slices.Contains(seen[1], first), slices.ContainsFunc(seen[0], func(pid int) bool { return pid != first }):
+		e.pooled = true
 		e.problem("session", "write the server itself in the source's url: "+address,
 			"a pooler gives each transaction another session, and onewrite keeps a lock, notifications and snapshots in one")
 	case uint32(first) != e.conn.PgConn().PID():
