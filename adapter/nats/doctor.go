@@ -33,8 +33,9 @@ type examiner struct {
 	tls   *tls.Config
 	found []diagnosis.Finding
 
-	link *link
-	nc   *natsgo.Conn
+	link   *link
+	nc     *natsgo.Conn
+	denied denials // what the server says that the user may not do
 }
 
 func (e *examiner) bus(ctx context.Context, c Config, sources []string) {
@@ -79,7 +80,7 @@ func (e *examiner) connect(c *Config) bool {
 	if len(where) == 0 {
 		where = []string{"localhost:4222"}
 	}
-	e.link = &link{addr: c.URL, opts: opts}
+	e.link = &link{addr: c.URL, opts: append(opts, natsgo.ErrorHandler(e.denied.heard(c.Logger)))}
 	start := e.now()
 	if e.nc, err = e.link.conn(); err != nil {
 		text := strings.TrimPrefix(err.Error(), "nats: ")

@@ -28,6 +28,8 @@ func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis
 		return e.found
 	}
 	defer e.link.close()
+	w := e.denied.watch(ctx)
+	defer e.denied.forget(w)
 	e.ok("version", "nats-server %s", e.nc.ConnectedServerVersion())
 	wants, exact := subjectsOf(c.Subject, topics)
 	if e.reserved(c.Reserved, wants) {
@@ -38,12 +40,57 @@ func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis
 		e.ok("streams", "jetstream: false: what nobody listens to is lost, as configured")
 		return e.found
 	}
-	js, err := e.link.jetStream()
-	if err != nil || e.account(ctx, js) == nil {
-		return e.found
+	if js, err := e.link.jetStream(); err == nil && e.mayAsk(ctx, js, w, wants) && e.account(ctx, js) != nil {
+		e.listeners(ctx, js, wants, exact)
 	}
-	e.listeners(ctx, js, wants, exact)
 	return e.found
+}
+
+// mayAsk reports whether the user may ask for streams. To deliver it need not, and then
+// the first event tells what cannot be seen; but it has to hear what streams answer.
+func (e *examiner) mayAsk(ctx context.Context, js jetstream.JetStream, w *watch, wants []string) bool {
+	mute := w.refuses(ctx, "$JS.API.INFO", func(ctx context.Context) { _, _ = js.AccountInfo(ctx) }) ||
+		w.refuses(ctx, "$JS.API.STREAM.LIST", func(ctx context.Context) {
+			list := js.ListStreams(ctx, jetstream.WithStreamListSubject(wants[0]))
+			for range list.Info() { //nolint:revive // all that matters is whether it is answered
+			}
+		})
+	switch {
+	case w.deaf():
+		e.add(diagnosis.Problem, "permission", `permissions {subscribe {allow: ["_INBOX.>"]}} # of this user, in the server's configuration`,
+			"the user may not subscribe to _INBOX.>, so no stream's answer arrives: every event would wait")
+	case mute:
+		e.ok("streams", "the user may not ask for them, and need not: whether one listens on %s shows with the first event", strings.Join(wants, ", "))
+	default:
+		return true
+	}
+	return false
+}
+
+// refuses reports whether the server denies a subject that ask publishes to. The
+// denial of anything else ends ask too, which is then done again.
+func (w *watch) refuses(ctx context.Context, subject string, ask func(ctx context.Context)) bool {
+	for {
+		ask(w.wait)
+		if w.deaf() || w.denied(publishTo, subject) != nil {
+			return true
+		}
+		if !w.woken(ctx) {
+			return false
+		}
+	}
+}
+
+// deaf reports whether no answer can come.
+func (w *watch) deaf() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for what := range w.said {
+		if strings.HasPrefix(what, subscribeTo+`"_INBOX.`) {
+			return true
+		}
+	}
+	return false
 }
 
 // subjectsOf are the patterns of the subjects that topics become. Where that cannot

@@ -332,9 +332,9 @@ func TestExamineAccount(t *testing.T) {
 	}
 	examine(t, c).want(t, diagnosis.Warning, "jetstream", "nats stream report")
 
-	// A server says nothing to who may not ask.
-	for _, c := range []struct{ user, check, bus, sink string }{
-		{"b", "jetstream", "$JS.API.>", "$JS.API.>"}, {"c", "streams", "nats stream info onewrite-state", "nats stream ls"},
+	// A server says nothing to who may not ask. A bus has to, a destination has not.
+	for _, c := range []struct{ user, check, bus string }{
+		{"b", "jetstream", "$JS.API.>"}, {"c", "streams", "nats stream info onewrite-state"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
@@ -342,7 +342,7 @@ func TestExamineAccount(t *testing.T) {
 		whole(t, nats.Examine(ctx, nats.Config{URL: login}, nil)).want(t, diagnosis.Problem, c.check, c.bus)
 		ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		whole(t, nats.ExamineSink(ctx, nats.SinkConfig{URL: login}, nil)).want(t, diagnosis.Problem, c.check, c.sink)
+		whole(t, nats.ExamineSink(ctx, nats.SinkConfig{URL: login}, nil)).want(t, diagnosis.OK, "streams", "the user may not ask for them, and need not")
 	}
 }
 
@@ -371,6 +371,34 @@ func TestExamineSinkPermission(t *testing.T) {
 	}
 	if found := examineSink(t, nats.SinkConfig{URL: "nats://mute:mute@" + s.Addr().String(), Core: true}, "order.>"); len(found.bad()) > 0 {
 		t.Errorf("%v of a user who may publish, and not ask", found)
+	}
+}
+
+// TestExamineSinkLeastRights: with what docs/consumers.md gives the user all is well, and
+// at once; who cannot hear the streams' answers has a problem.
+func TestExamineSinkLeastRights(t *testing.T) {
+	user := func(name string, hears ...string) *server.User {
+		return &server.User{Username: name, Password: name, Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Allow: []string{"order.>"}}, Subscribe: &server.SubjectPermission{Allow: hears}}}
+	}
+	s := natsServer(t, t.TempDir(), func(o *server.Options) {
+		o.Users = []*server.User{user("least", "_INBOX.>"), user("deaf", "elsewhere")}
+	})
+	as := func(name string) nats.SinkConfig {
+		return nats.SinkConfig{URL: "nats://" + name + ":" + name + "@" + s.Addr().String()}
+	}
+	found := examineSink(t, as("least"), "order.>")
+	if found.want(t, diagnosis.OK, "streams", "order.> shows with the first event"); len(found.bad()) > 0 {
+		t.Errorf("%v of the rights that the page names", found.bad())
+	}
+	found = examineSink(t, as("deaf"), "order.>")
+	if found.want(t, diagnosis.Problem, "permission", `subscribe {allow: ["_INBOX.>"]}`); len(found.bad()) != 1 {
+		t.Errorf("%v", found.bad())
+	}
+	core := as("deaf")
+	core.Core = true
+	if found = examineSink(t, core, "order.>"); len(found.bad()) > 0 {
+		t.Errorf("%v of a user who needs no answer", found.bad())
 	}
 }
 
