@@ -281,10 +281,54 @@ func (c *checker) login(path, creds, nkey, user string, password Secret) {
 func (c *checker) natsDestination(path string, d Destination) {
 	c.natsURL(path+".url", d.URL, d.TLS)
 	c.login(path, d.Creds, d.NKey, d.User, d.Password)
+	c.ownBus(path+".url", d.URL.Reveal())
 	at := path + ".subject"
 	if sample := strings.ReplaceAll(d.Subject, "{topic}", "topic"); badTopic(sample) != "" || strings.ContainsAny(sample, "*>") {
 		c.bad(at, c.show(at, d.Subject)+" is not a subject", `write words with dots between; {topic} stands for the topic: "shop.{topic}"`)
 	}
+}
+
+// ownBus refuses to deliver to the embedded bus: whoever comes in there only reads.
+func (c *checker) ownBus(at, urls string) {
+	b := c.cfg.Bus
+	if b.Listen == "" || !b.URL.Empty() || c.broken("bus.listen") || c.broken(at) {
+		return
+	}
+	listen, listenPort, err := net.SplitHostPort(b.Listen)
+	if err != nil || listenPort == "0" {
+		return
+	}
+	for _, part := range strings.Split(urls, ",") {
+		u, err := url.Parse(strings.TrimSpace(part))
+		if err != nil {
+			continue
+		}
+		port := u.Port()
+		if port == "" {
+			port = "4222"
+		}
+		if port == listenPort && reaches(u.Hostname(), listen) {
+			c.bad(at, "is onewrite's own bus, at bus.listen, which nobody else can write to",
+				"write the url of another NATS server; or take this destination out, and read the stream "+b.Name+"-SOURCE there, as its consumer")
+			return
+		}
+	}
+}
+
+// reaches reports whether who calls a host comes to what listens on this machine.
+func reaches(host, listen string) bool {
+	if strings.EqualFold(host, listen) {
+		return true
+	}
+	if !loopback(host) {
+		return false
+	}
+	ip, err := netip.ParseAddr(listen)
+	if listen == "" || err == nil && ip.IsUnspecified() {
+		return true
+	}
+	named := strings.EqualFold(host, "localhost") || strings.EqualFold(listen, "localhost")
+	return named && loopback(listen)
 }
 
 func (c *checker) tls(path string, t *TLS) {

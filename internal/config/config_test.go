@@ -257,11 +257,15 @@ func TestValidate(t *testing.T) {
 		t.Errorf("again: %v", err)
 	}
 	for want, spoil := range map[string]func(*Config){
-		"sources: there is no source":          func(c *Config) { c.Sources = nil },
-		"sources.app.path: is missing":         func(c *Config) { c.Sources["app"] = Source{Type: SQLite} },
-		"sources.app.url: does not belong":     func(c *Config) { c.Sources["app"] = Source{Type: SQLite, Path: "x", URL: NewSecret("x")} },
-		"destinations.x.type: is missing":      func(c *Config) { c.Destinations["x"] = Destination{} },
-		"listen: can be reached":               func(c *Config) { c.Listen = "0.0.0.0:1" },
+		"sources: there is no source":      func(c *Config) { c.Sources = nil },
+		"sources.app.path: is missing":     func(c *Config) { c.Sources["app"] = Source{Type: SQLite} },
+		"sources.app.url: does not belong": func(c *Config) { c.Sources["app"] = Source{Type: SQLite, Path: "x", URL: NewSecret("x")} },
+		"destinations.x.type: is missing":  func(c *Config) { c.Destinations["x"] = Destination{} },
+		"listen: can be reached":           func(c *Config) { c.Listen = "0.0.0.0:1" },
+		"destinations.n.url: is onewrite's own bus": func(c *Config) {
+			c.Bus = Bus{Listen: "0.0.0.0:4222", User: "u", Password: NewSecret("p")}
+			c.Destinations["n"] = Destination{Type: NATS, URL: NewSecret("nats://elsewhere,nats://localhost")}
+		},
 		"bus.dir: does not go with url":        func(c *Config) { c.Bus = Bus{Dir: "x", URL: NewSecret("nats://localhost")} },
 		"max_event: -1B is out of range":       func(c *Config) { c.MaxEvent = -1 },
 		"bus.keep.age: 1s is out of range":     func(c *Config) { c.Bus.Keep.Age = time.Second },
