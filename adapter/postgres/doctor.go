@@ -43,6 +43,7 @@ type examiner struct {
 	database string
 	super    bool
 	pooled   bool            // a session is not the same from one transaction to the next
+	grant    string          // the SQL without which the role cannot read the outbox
 	objects  map[string]bool // the tables and sequences in the schema
 }
 

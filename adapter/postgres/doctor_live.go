@@ -181,6 +181,8 @@ func (e *examiner) reader(ctx context.Context, tx pgx.Tx) error {
 		e.ok("reader", "onewrite runs: session %s (%s) reads this outbox%s", pid, strings.TrimSpace(who), since)
 	case !errors.Is(err, pgx.ErrNoRows):
 		return err
+	case e.grant != "":
+		e.warn("reader", e.grant, "nobody reads this outbox: onewrite run cannot, as long as %s lacks its rights", e.role)
 	case used > 0:
 		e.warn("reader", "onewrite run", "nobody reads this outbox, and rows wait in it")
 	default:

@@ -260,6 +260,9 @@ func (e *examiner) relayRights(ctx context.Context, tx pgx.Tx) error {
 		} else {
 			e.ok(check, "%s has what it needs", role)
 		}
+		if i == 0 && slices.ContainsFunc(missing, keepsFromReading) {
+			e.grant = grants(role, missing)
+		}
 		temporary := []right{{aDatabase, e.database, "", "TEMPORARY"}}
 		if missing, err = lacks(ctx, tx, role, temporary); err != nil {
 			return err
@@ -269,6 +272,11 @@ func (e *examiner) relayRights(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	return nil
+}
+
+// keepsFromReading reports whether onewrite run cannot even read without a right.
+func keepsFromReading(r right) bool {
+	return r.object != "scheduled" && (r.privilege == "USAGE" && r.kind == aSchema || r.privilege == "SELECT")
 }
 
 const public = "PUBLIC"

@@ -396,6 +396,13 @@ func TestExamineLive(t *testing.T) {
 			t.Error("still prepared")
 		}
 
+		// A relay that has lost its rights runs, and reads nothing.
+		w.sql(`REVOKE USAGE ON SCHEMA onewrite FROM {{relay}}`)
+		grant := w.words(`GRANT USAGE ON SCHEMA onewrite TO "{{relay}}";`)
+		if f := w.examine().want(t, diagnosis.Warning, "reader", "lacks its rights"); f.Cure != grant {
+			t.Errorf("the cure: %s", f.Cure)
+		}
+		w.sql(grant)
 		w.examine().want(t, diagnosis.Warning, "reader", "onewrite run") // the rows that were rolled back
 		w.examine(func(e *examiner) { e.large = 1 }).want(t, diagnosis.Warning, "backlog", "onewrite status")
 		s := open(t, w.relay.URL(w.admin), "")
