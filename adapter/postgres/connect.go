@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,10 +54,20 @@ func connectWith(ctx context.Context, url string, with func(*pgx.ConnConfig)) (*
 		if errors.As(err, &pe) {
 			return nil, nil, withNamesOf(explain(pe), cfg)
 		}
-		return nil, nil, fmt.Errorf("postgres: cannot connect to %w; check that the server runs and that the url is right", unreachable(err, net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))))
+		cure := "check that the server runs and that the url is right"
+		if strings.Contains(err.Error(), noTLS) {
+			cure = turnOnTLS
+		}
+		return nil, nil, fmt.Errorf("postgres: cannot connect to %w; %s", unreachable(err, net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))), cure)
 	}
 	return conn, w, nil
 }
+
+const (
+	// noTLS is what the driver says of a server that has no TLS where the url wants it.
+	noTLS     = "server refused TLS connection"
+	turnOnTLS = "let the server encrypt (ssl = on, with server.crt and server.key, in postgresql.conf), or write sslmode=disable in the source's url where nobody is on the way"
+)
 
 // settings of the relay's session. Plans: the leaves have no statistics, an
 // index is always right, planning anew costs more than reading, and so does the

@@ -126,6 +126,8 @@ func unreached(text, cure string) string {
 		return "CREATE ROLE " + quoted(what[2]) + " LOGIN;"
 	case what != nil:
 		return "CREATE DATABASE " + quoted(what[2]) + ";"
+	case strings.Contains(text, noTLS):
+		return turnOnTLS
 	case strings.Contains(text, "certificate"):
 		return "add sslrootcert=ca.pem to the source's url"
 	case refused && i > 0:

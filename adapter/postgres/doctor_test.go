@@ -338,6 +338,7 @@ func TestExamineBefore(t *testing.T) {
 			strings.Replace(w.admin, "/onewrite_", "/nothing_", 1):                      `CREATE DATABASE "nothing_`,
 			servers.Role{Name: w.relay.Name, Password: "not-the-password"}.URL(w.admin): "check the user and password",
 			strings.Replace(w.relay.URL(w.admin), pg.Addr(), "127.0.0.1:1", 1):          "pg_isready -h 127.0.0.1 -p 1",
+			withQuery(w.relay.URL(w.admin), "sslmode=require"):                          "ssl = on",
 			"postgres://" + w.relay.Name + ":secret-word@[":                             "write postgres://user@host",
 		} {
 			found := examineURL(t, text, MigrateOptions{})
@@ -347,6 +348,12 @@ func TestExamineBefore(t *testing.T) {
 			found.want(t, diagnosis.Problem, "connection", holds)
 		}
 	})
+}
+
+func withQuery(text, query string) string {
+	u, _ := url.Parse(text)
+	u.RawQuery = query
+	return u.String()
 }
 
 // TestExamineLive is about what goes on in the database.
