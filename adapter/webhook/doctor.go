@@ -33,6 +33,7 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 
 type examiner struct {
 	c     Config
+	local bool // every address that may be called is this machine's
 	found []diagnosis.Finding
 }
 
@@ -57,7 +58,7 @@ func (e *examiner) run(ctx context.Context) {
 	}
 	defer func() { _ = s.Close() }()
 	if len(e.c.Secrets) == 0 {
-		e.add(diagnosis.Warning, "secret", "openssl rand -hex 32 > webhook.key # then secret: ${file:webhook.key}, and the receiver gets the same", "there is none: the receiver cannot tell who calls")
+		e.add(diagnosis.Warning, "secret", "(umask 077; openssl rand -hex 32 > webhook.key) # then secret: ${file:webhook.key}, and the receiver gets the same", "there is none: the receiver cannot tell who calls")
 	} else {
 		e.add(diagnosis.OK, "secret", "", "requests are signed")
 	}
@@ -106,6 +107,7 @@ func (e *examiner) addresses(ctx context.Context, s *Sink) bool {
 			return false
 		}
 	}
+	e.local = true
 	var open, shut []string
 	var why error
 	for _, ip := range ips {
@@ -113,6 +115,7 @@ func (e *examiner) addresses(ctx context.Context, s *Sink) bool {
 			shut, why = append(shut, ip.Unmap().String()), err
 		} else {
 			open = append(open, ip.Unmap().String())
+			e.local = e.local && ip.Unmap().IsLoopback()
 		}
 	}
 	cure, reason := "allow_private: true", "which is not called: it is on a private network"
@@ -154,6 +157,10 @@ func (s *Sink) origin() string { return s.url.Scheme + "://" + s.url.Host }
 
 // encryption looks at the certificate of the connection that was made.
 func (e *examiner) encryption(s *Sink, state *tls.ConnectionState) {
+	if state == nil && e.local {
+		e.add(diagnosis.OK, "tls", "", "none, and none needed: the receiver is on this machine")
+		return
+	}
 	if state == nil {
 		e.add(diagnosis.Warning, "tls", "url: https://"+s.url.Host+"/…", "none: whoever is on the way can read and change events")
 		return

@@ -185,12 +185,15 @@ func TestExamine(t *testing.T) {
 		}, diagnosis.Problem, "tls", "check the scheme and the port"},
 		{"plain http", func(t *testing.T) Config {
 			return Config{URL: "http://" + httptestHTTP(t, status(200)) + "/hook", AllowPrivate: true}
-		}, diagnosis.Warning, "tls", "url: https://127.0.0.1"},
+		}, diagnosis.OK, "tls", "none needed: the receiver is on this machine"},
+		{"plain http to another machine", func(t *testing.T) Config {
+			return Config{URL: "http://" + httptestAt(t, outside(t), status(200)) + "/hook", AllowPrivate: true}
+		}, diagnosis.Warning, "tls", "url: https://"},
 		{"no secret", func(t *testing.T) Config {
 			c := endpoint(t, month, status(200))
 			c.Secrets = nil
 			return c
-		}, diagnosis.Warning, "secret", "openssl rand -hex 32"},
+		}, diagnosis.Warning, "secret", "(umask 077; openssl rand -hex 32 > webhook.key)"},
 		{"a clock behind", func(t *testing.T) Config { return endpoint(t, month, dated(-2*time.Minute)) }, diagnosis.Warning, "clock", "behind this machine's"},
 		{"a clock ahead", func(t *testing.T) Config { return endpoint(t, month, dated(3*time.Minute)) }, diagnosis.Warning, "clock", "ahead of this machine's"},
 		{"a clock that is near", func(t *testing.T) Config { return endpoint(t, month, dated(-30*time.Second)) }, diagnosis.OK, "clock", "within a minute"},
@@ -212,9 +215,33 @@ func port(addr string) string {
 
 // httptestHTTP is a server without TLS.
 func httptestHTTP(t *testing.T, answer http.HandlerFunc) string {
-	s := httptest.NewServer(answer)
+	return httptestAt(t, "127.0.0.1", answer)
+}
+
+func httptestAt(t *testing.T, host string, answer http.HandlerFunc) string {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: answer}}
+	s.Start()
 	t.Cleanup(s.Close)
-	return s.Listener.Addr().String()
+	return l.Addr().String()
+}
+
+// outside is an address of this machine that is not the loopback.
+func outside(t *testing.T) string {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() && !n.IP.IsLinkLocalUnicast() {
+			return n.IP.String()
+		}
+	}
+	t.Skip("this machine has no address but the loopback")
+	return ""
 }
 
 // TestExamineSlow: a receiver that keeps silent does not hold it up.
