@@ -179,7 +179,7 @@ func (d *decoder) reference(n *yaml.Node, path, inner string) (string, bool) {
 	case scheme == "env" && has && envName.MatchString(arg):
 		value, set := os.LookupEnv(arg)
 		if !set {
-			d.bad(n, path, "environment variable "+arg+" is not set", "export "+arg+"=...")
+			d.bad(n, path, "environment variable "+arg+" is not set", "export "+arg+"=... (onewrite run takes it only at a restart), or write ${file:path}, which reload reads again")
 		} else if value == "" {
 			d.bad(n, path, "environment variable "+arg+" is empty", "export "+arg+"=...")
 		}
