@@ -44,6 +44,9 @@ func TestCuresNameTheSession(t *testing.T) {
 	admin := dial(t, url)
 	as := role.URL(url)
 	_, err := Migrate(t.Context(), as, MigrateOptions{})
+	if first, second := strings.Index(errText(err), "onewrite migrate --print"), strings.Index(errText(err), "GRANT CREATE"); first < 0 || first > second {
+		t.Errorf("the administrator's way is not the first: %v", err)
+	}
 	grant := regexp.MustCompile(`GRANT CREATE ON DATABASE "[^"]+" TO "[^"]+"`).FindString(errText(err))
 	db := one[string](t, admin, `SELECT current_database()`)
 	if grant == "" || !strings.Contains(errText(err), "onewrite migrate --print --relay-role "+disk.Quote(role.Name)+" | psql -v ON_ERROR_STOP=1 "+disk.Quote(db)) {
