@@ -4,11 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/inbox"
+	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/outbox"
 )
 
@@ -78,6 +81,35 @@ func TestChain(t *testing.T) {
 	}
 	if want[2] != nil {
 		t.Error("events are missing")
+	}
+}
+
+// A consumer's role that may handle events may not yet publish any; the error says how
+// it may.
+func TestChainWithoutRights(t *testing.T) {
+	pg := servers.Postgres(t, 18)
+	url, role := pg.NewDatabase(t), pg.NewRole(t)
+	if _, err := postgres.Migrate(t.Context(), url, postgres.MigrateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := postgres.MigrateInbox(t.Context(), url, role.Name); err != nil {
+		t.Fatal(err)
+	}
+	db, in, events := open(t, "pgx", role.URL(url)), inbox.New(inbox.Postgres, "c"), outbox.New(outbox.Postgres)
+	handle := func() error {
+		_, err := in.Apply(t.Context(), db, message(1, "a"), func(ctx context.Context, tx *sql.Tx) error {
+			return events.Publish(ctx, tx, outbox.Event{Topic: "follows"})
+		})
+		return err
+	}
+	if err := handle(); err == nil || !strings.Contains(err.Error(), "permission denied") || !strings.Contains(err.Error(), "`onewrite migrate --app-role ROLE`") {
+		t.Errorf("%v", err)
+	}
+	if _, err := postgres.Migrate(t.Context(), url, postgres.MigrateOptions{AppRole: role.Name}); err != nil {
+		t.Fatal(err)
+	}
+	if err := handle(); err != nil {
+		t.Error(err)
 	}
 }
 

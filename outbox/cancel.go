@@ -37,7 +37,7 @@ func (p *Publisher) Cancel(ctx context.Context, tx RowQueryer, id string) (bool,
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("outbox: cancel: %w (roll the transaction back; missing tables are made by `onewrite migrate`)", err)
+		return false, fmt.Errorf("outbox: cancel: %w (roll the transaction back; %s)", err, cure(err))
 	}
 	return was, nil
 }

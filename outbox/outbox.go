@@ -61,7 +61,7 @@ func (p *Publisher) Prepare(ctx context.Context, db *sql.DB) (*Publisher, error)
 	}
 	stmt, err := db.PrepareContext(ctx, p.layout.insert(p.layout.table, columns[:], 1))
 	if err != nil {
-		return nil, fmt.Errorf("outbox: prepare the insert into %s: %w (a missing table is made by `onewrite migrate`)", p.layout.table, err)
+		return nil, fmt.Errorf("outbox: prepare the insert into %s: %w (%s)", p.layout.table, err, cure(err))
 	}
 	prepared := *p
 	prepared.single = stmt
@@ -106,11 +106,19 @@ func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) err
 	}
 	for _, s := range statements {
 		if err := p.exec(ctx, tx, s, len(events)); err != nil {
-			return fmt.Errorf("outbox: insert into %s: %w (roll the transaction back; "+
-				"a missing table is made by `onewrite migrate`)", s.Table, err)
+			return fmt.Errorf("outbox: insert into %s: %w (roll the transaction back; %s)", s.Table, err, cure(err))
 		}
 	}
 	return nil
+}
+
+// cure is what helps against an error of the database, as far as its driver lets tell.
+func cure(err error) string {
+	var coded interface{ SQLState() string }
+	if errors.As(err, &coded) && coded.SQLState() == "42501" {
+		return "the role's rights are given by `onewrite migrate --app-role ROLE`"
+	}
+	return "a missing table is made by `onewrite migrate`"
 }
 
 // pool is a *sql.DB, or what embeds one.

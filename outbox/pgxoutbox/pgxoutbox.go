@@ -23,6 +23,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/onewrite/onewrite/outbox"
 )
@@ -147,6 +148,10 @@ func (p *Publisher) Cancel(ctx context.Context, tx pgx.Tx, id string) (was bool,
 }
 
 func failed(what string, err error) error {
-	return fmt.Errorf("pgxoutbox: %s: %w (roll the transaction back; "+
-		"a missing table is made by `onewrite migrate`)", what, err)
+	cure := "a missing table is made by `onewrite migrate`"
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "42501" {
+		cure = "the role's rights are given by `onewrite migrate --app-role ROLE`"
+	}
+	return fmt.Errorf("pgxoutbox: %s: %w (roll the transaction back; %s)", what, err, cure)
 }

@@ -365,3 +365,19 @@ func TestDeliverAt(t *testing.T) {
 		}
 	}
 }
+
+// Who has no rights is told how they are given.
+func TestWithoutRights(t *testing.T) {
+	pg := servers.Postgres(t, 15)
+	base := pg.NewDatabase(t)
+	if _, err := postgres.Migrate(t.Context(), base, postgres.MigrateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := connect(t, pg.NewRole(t).URL(base)).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pgxoutbox.Publish(t.Context(), tx, outbox.Event{Topic: "a"}); err == nil || !strings.Contains(err.Error(), "`onewrite migrate --app-role ROLE`") {
+		t.Errorf("%v", err)
+	}
+}
