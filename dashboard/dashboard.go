@@ -109,12 +109,17 @@ func (a *api) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	fmt.Fprint(w, `onewrite
 
-/healthz                     the process answers
-/readyz                      what is not ready
-/metrics                     for Prometheus
-/api/status                  sources, destinations, bus
-/api/tail?topic=order.>      events as they pass, a JSON line each
-/api/parked/DESTINATION      events that were set aside
+GET   /healthz                               the process answers
+GET   /readyz                                what is not ready
+GET   /metrics                               for Prometheus
+GET   /api/status                            sources, destinations, bus, warnings
+GET   /api/tail?topic=order.>                events as they pass, a JSON line each
+GET   /api/parked/NAME                       the events of a destination that were set aside
+POST  /api/parked/NAME/retry?ref=REF         deliver one again, or without ref all
+POST  /api/parked/NAME/skip?ref=REF          give one up
+POST  /api/replay/NAME?from=beginning        deliver again what the bus still keeps
+POST  /api/reload                            read the configuration again
+GET   /                                      this list
 `)
 }
 
