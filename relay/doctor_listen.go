@@ -43,12 +43,12 @@ func examineListen(ctx context.Context, cfg *Config, file string) []Finding {
 			which = "a token, and the file has none"
 		}
 		return []Finding{{Severity: diagnosis.Warning, Check: "token", Text: "onewrite runs here with " + which + ": the commands that talk to it are refused", Cure: "restart onewrite, or write its token into the file"}}
-	case code != http.StatusOK || s.PID == 0 || s.Version == "":
+	case code != http.StatusOK || s.PID == 0 || s.Started.IsZero():
 		return []Finding{taken("address", cfg.Listen, "listen")}
 	case !sameFile(file, s.Config):
 		return []Finding{{Severity: diagnosis.Problem, Check: "address", Text: fmt.Sprintf("another onewrite has %s: process %d, with %s", cfg.Listen, s.PID, s.Config), Cure: "listen: 127.0.0.1:" + next(cfg.Listen)}}
 	}
-	return []Finding{{Check: "address", Text: fmt.Sprintf("onewrite %s runs here: process %d, up %v", s.Version, s.PID, max(time.Since(s.Started), 0).Round(time.Second))}}
+	return []Finding{{Check: "address", Text: fmt.Sprintf("onewrite %s runs here: process %d, up %v", cmp.Or(s.Version, "(embedded)"), s.PID, max(time.Since(s.Started), 0).Round(time.Second))}}
 }
 
 // examineBusListen looks at who answers where the embedded bus is to be open.

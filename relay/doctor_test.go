@@ -272,6 +272,13 @@ func TestDoctorListen(t *testing.T) {
 	bus = "bus: {listen: \"" + closed(t) + "\", user: u, password: p, max_size: 16MiB}\n"
 	at("off", bus).want(t, diagnosis.OK, "bus", "listen", "is free")
 
+	// A program that embeds onewrite need not have a version.
+	embedded := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, `{"pid": 7, "started": "2026-11-29T08:13:53Z"}`)
+	}))
+	defer embedded.Close()
+	at(embedded.Listener.Addr().String(), "").want(t, diagnosis.OK, "listen", "address", "onewrite (embedded) runs here: process 7")
+
 	// A running instance with a token and an open bus.
 	g := newRig(t, ", max_size: 16MiB, user: u, password: p, listen: \""+closed(t)+"\"")
 	g.head += "token: right\n"
