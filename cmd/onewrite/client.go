@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -173,12 +175,13 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	if s.Bus.Embedded {
 		kind = "embedded"
 	}
-	fmt.Fprintf(w, "onewrite %s, pid %d, up %s\n", s.Version, s.PID, time.Since(s.Started).Round(time.Second))
+	fmt.Fprintf(w, "onewrite %s, pid %d, up %s\n", cmp.Or(s.Version, "(embedded)"), s.PID, time.Since(s.Started).Round(time.Second))
 	if s.Config != "" {
 		fmt.Fprintf(w, "config: %s\n", s.Config)
 	}
 	fmt.Fprintf(w, "bus: %s, %s kept, %s of %s\n\n", kind, count(int(s.Bus.Messages), "event"), size(s.Bus.Bytes), size(s.Bus.MaxBytes))
-	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
+	var table strings.Builder
+	t := tabwriter.NewWriter(&table, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "SOURCE\tSTATE\tEVENTS\tLAG")
 	for _, name := range sortedKeys(s.Sources) {
 		v := s.Sources[name]
@@ -190,6 +193,9 @@ func printStatus(w io.Writer, s dashboard.Status) {
 		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%s\n", name, v.State, v.Delivered, v.Pending, v.Parked, seconds(v.LagSeconds))
 	}
 	t.Flush()
+	for line := range strings.Lines(table.String()) {
+		fmt.Fprintln(w, strings.TrimRight(line, " \n")) // the columns go through an empty line too
+	}
 	for _, name := range sortedKeys(s.Sources) {
 		if v := s.Sources[name]; v.Gap != nil {
 			fmt.Fprintf(w, "\nsource %s: gap: %s\n", name, *v.Gap)
