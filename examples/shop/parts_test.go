@@ -240,6 +240,17 @@ func TestReceiver(t *testing.T) {
 	}
 }
 
+// TestProgress: one is one.
+func TestProgress(t *testing.T) {
+	for kills, want := range map[int]string{0: "0 processes killed", 1: "1 process killed", 2: "2 processes killed"} {
+		var b strings.Builder
+		newScreen(&b, false).progress(true, 4, 4, map[string]int{"service": kills})
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q, want %q", b.String(), want)
+		}
+	}
+}
+
 // TestJudge: each floor and each sort of damage is a problem.
 func TestJudge(t *testing.T) {
 	good := func() Report {

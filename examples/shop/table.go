@@ -52,7 +52,11 @@ func (s *screen) progress(naive bool, served, total int, kills map[string]int) {
 	for _, n := range kills {
 		killed += n
 	}
-	text := fmt.Sprintf("%s: %s of %s buyers served, %d processes killed", title(naive), thousands(served), thousands(total), killed)
+	processes := "processes"
+	if killed == 1 {
+		processes = "process"
+	}
+	text := fmt.Sprintf("%s: %s of %s buyers served, %d %s killed", title(naive), thousands(served), thousands(total), killed, processes)
 	if s.terminal {
 		s.line(text)
 		return
