@@ -397,6 +397,6 @@ func (c *checker) listen() {
 	}
 	host, ok := c.address("listen", c.cfg.Listen)
 	if ok && !loopback(host) && c.cfg.Token.Empty() && !c.broken("token") {
-		c.bad("listen", "can be reached from other machines and needs token", "write token: ${file:onewrite.token} (make it with: openssl rand -hex 32), or listen on 127.0.0.1")
+		c.bad("listen", "can be reached from other machines and needs token", "write token: ${file:onewrite.token} (make it with: (umask 077; openssl rand -hex 32 > onewrite.token)), or listen on 127.0.0.1")
 	}
 }
