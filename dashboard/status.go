@@ -66,6 +66,8 @@ type Reload struct {
 	Changed []string `json:"changed"`
 	// Started names the destinations that had stopped and were started again.
 	Started []string `json:"started"`
+	// Forgotten names those that were out of the file before, and were forgotten now.
+	Forgotten []string `json:"forgotten"`
 	// Restart names the settings that changed but need a restart.
 	Restart  []string `json:"restart_needed"`
 	Warnings []string `json:"warnings"`

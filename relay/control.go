@@ -201,6 +201,13 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	if err := r.mayGo(diff.Removed, forget); err != nil {
 		return dashboard.Reload{}, err
 	}
+	r.mu.Lock()
+	for _, name := range forget {
+		if r.orphans[name] != nil {
+			report.Forgotten = append(report.Forgotten, name)
+		}
+	}
+	r.mu.Unlock()
 	report.Started = r.stopped(slices.Concat(diff.Removed, diff.Changed))
 	for _, name := range slices.Concat(diff.Removed, diff.Changed, report.Started) {
 		if d, err := r.destination(name); err == nil {

@@ -238,6 +238,9 @@ func (b *Bus) countParked(ctx context.Context, name string, ref uint64) (n uint6
 // those whose store was set aside: their events wait for them, configured or not,
 // and one that was to begin with what is new begins with what is left.
 func (b *Bus) remember(ctx context.Context) error {
+	if err := b.finishForgetting(ctx); err != nil {
+		return err
+	}
 	again := filepath.Join(b.cfg.Dir, againFile)
 	var names []string
 	if _, err := os.Stat(again); err == nil && readChecked(filepath.Join(b.cfg.Dir, placesFile), &names) {

@@ -26,6 +26,9 @@ type record struct {
 	Owner string `json:"owner"`
 	// Released: the owner has given up, anyone may take over at once.
 	Released bool `json:"released,omitempty"`
+	// Forgotten: the place is given up. The record stays and says so: one that the
+	// embedded server removes comes back, as it was before, when the process is killed.
+	Forgotten bool `json:"forgotten,omitempty"`
 	// Rewinds counts the replays.
 	Rewinds uint64 `json:"rewinds,omitempty"`
 }
@@ -49,7 +52,7 @@ func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err 
 		return r, 0, nil
 	}
 	if err := json.Unmarshal(m.Data, &r); err != nil {
-		return r, 0, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, errUnreadable, err, dest)
+		return record{}, m.Seq, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, errUnreadable, err, dest)
 	}
 	if r.Cursor.Logs == nil {
 		r.Cursor.Logs = map[string]onewrite.LogCursor{}
@@ -104,7 +107,14 @@ func (b *Bus) Destinations(ctx context.Context) ([]string, error) {
 	}
 	var names []string
 	for _, subject := range slices.Sorted(maps.Keys(info.State.Subjects)) {
-		names = append(names, strings.TrimPrefix(subject, prefix))
+		name := strings.TrimPrefix(subject, prefix)
+		r, _, err := b.load(ctx, name)
+		if err != nil && !errors.Is(err, errUnreadable) {
+			return nil, err
+		}
+		if !r.Forgotten {
+			names = append(names, name)
+		}
 	}
 	return names, nil
 }
@@ -152,7 +162,8 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r record, rev, fe
 	if r, rev, err = b.load(ctx, in.Name); err != nil {
 		return r, 0, 0, err
 	}
-	if rev == 0 {
+	if rev == 0 || r.Forgotten {
+		r.Cursor, r.Forgotten = onewrite.Cursor{}, false
 		if r.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From); err != nil {
 			return r, 0, 0, err
 		}
@@ -266,7 +277,7 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	if err != nil {
 		return err
 	}
-	if rev == 0 {
+	if rev == 0 || r.Forgotten {
 		return fmt.Errorf("nats: destination %s has no place on the bus yet; start it first", name)
 	}
 	if err := b.mayTake(name, r, rev); err != nil {
@@ -312,51 +323,92 @@ func (b *Bus) Forget(ctx context.Context, name string) error {
 }
 
 // forgetting are the steps of Forget. After each of them the place is one that a start
-// takes for whole. The cursor goes last: while it is there, the destination is still
-// listed and can be forgotten again.
+// takes for whole.
 func (b *Bus) forgetting(name string) []func(context.Context) error {
-	purge := func(stream, subject string) func(context.Context) error {
-		return func(ctx context.Context) error {
-			js, err := b.link.jetStream()
-			if err != nil {
-				return err
-			}
-			s, err := js.Stream(ctx, stream)
-			if err == nil {
-				err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
-			}
-			if err != nil {
-				return fmt.Errorf("nats: forget destination %s: %w", name, err)
-			}
-			return nil
-		}
-	}
 	return []func(context.Context) error{
 		func(context.Context) error { return b.name(name, false) },
 		func(ctx context.Context) error { return b.disown(ctx, name) },
-		purge(b.parkedStream(), b.parkedSubject(name)+">"),
-		purge(b.stateStream(), b.cursorSubject(name)),
+		func(ctx context.Context) error {
+			return b.purge(ctx, name, b.parkedStream(), b.parkedSubject(name)+">")
+		},
 	}
 }
 
-// disown stores that a destination with parked events has none, so that nobody misses
-// them when they are gone, and fences the copy that delivers to it.
+func (b *Bus) purge(ctx context.Context, name, stream, subject string) error {
+	js, err := b.link.jetStream()
+	if err != nil {
+		return err
+	}
+	s, err := js.Stream(ctx, stream)
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	}
+	if err != nil {
+		return fmt.Errorf("nats: forget destination %s: %w", name, err)
+	}
+	return nil
+}
+
+// disown stores that the place is given up and nothing is parked, and fences the copy
+// that delivers to it. Where nothing is parked a full disk does not keep it from going:
+// it is removed, and comes back if the process is killed.
 func (b *Bus) disown(ctx context.Context, name string) error {
 	for {
 		r, rev, err := b.load(ctx, name)
-		if errors.Is(err, errUnreadable) || err == nil && r.Cursor.Parked == 0 {
-			return nil // nor does a full disk keep it from going
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errUnreadable) {
 			return err
 		}
-		r.Cursor.Parked, r.Cursor.LastParked, r.Cursor.Settled = 0, 0, nil
-		r.Epoch++
-		r.Owner, r.Released = b.owner, true
-		if _, err = b.save(ctx, name, &r, rev); !errors.Is(err, onewrite.ErrFenced) || ctx.Err() != nil {
-			return err
-		} // it commits just now, and does not from then on
+		if rev == 0 || r.Forgotten {
+			return nil
+		}
+		parked := r.Cursor.Parked
+		r = record{Epoch: r.Epoch + 1, Owner: b.owner, Released: true, Forgotten: true}
+		_, err = b.save(ctx, name, &r, rev)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, onewrite.ErrFenced) && ctx.Err() == nil:
+			continue // it commits just now, and does not from then on
+		case parked == 0 && ctx.Err() == nil:
+			return b.purge(ctx, name, b.stateStream(), b.cursorSubject(name))
+		}
+		return err
 	}
+}
+
+// finishForgetting removes what a crash has left of the parked events of places that
+// were given up.
+func (b *Bus) finishForgetting(ctx context.Context) error {
+	js, err := b.link.jetStream()
+	if err != nil {
+		return err
+	}
+	s, err := js.Stream(ctx, b.parkedStream())
+	if err != nil {
+		return fmt.Errorf("nats: parked events: %w", err)
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(b.parkedStream()+".>"))
+	if err != nil {
+		return fmt.Errorf("nats: parked events: %w", err)
+	}
+	seen := map[string]bool{}
+	for subject := range info.State.Subjects {
+		name, _, _ := strings.Cut(strings.TrimPrefix(subject, b.parkedStream()+"."), ".")
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		r, _, err := b.load(ctx, name)
+		if err != nil && !errors.Is(err, errUnreadable) {
+			return err
+		}
+		if r.Forgotten {
+			if err := b.purge(ctx, name, b.parkedStream(), b.parkedSubject(name)+">"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // rewound is a place from which everything behind floor is handed out again.

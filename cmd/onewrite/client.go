@@ -311,7 +311,7 @@ destination with pending or parked events goes only with --forget.`,
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
 			out := cmd.OutOrStdout()
-			for what, names := range map[string][]string{"added": r.Added, "removed": r.Removed, "changed": r.Changed, "started again": r.Started} {
+			for what, names := range map[string][]string{"added": r.Added, "removed": r.Removed, "changed": r.Changed, "started again": r.Started, "forgot": r.Forgotten} {
 				for _, n := range names {
 					fmt.Fprintln(out, what, n)
 				}
@@ -319,7 +319,7 @@ destination with pending or parked events goes only with --forget.`,
 			for _, s := range r.Restart {
 				fmt.Fprintf(out, "%s changed: restart onewrite to apply it\n", s)
 			}
-			if len(r.Added)+len(r.Removed)+len(r.Changed)+len(r.Started)+len(r.Restart) == 0 {
+			if len(r.Added)+len(r.Removed)+len(r.Changed)+len(r.Started)+len(r.Forgotten)+len(r.Restart) == 0 {
 				fmt.Fprintln(out, "nothing changed")
 			}
 			return nil
