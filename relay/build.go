@@ -50,7 +50,7 @@ func openSource(ctx context.Context, name string, c config.Source, busID string,
 	case "postgres":
 		return postgres.OpenSource(ctx, postgres.Config{
 			Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing,
-			Tables: c.Tables, Toast: c.Toast, HoldGap: c.OnGap == "stop", MaxRetained: int64(c.MaxKept),
+			Tables: c.Tables, Toast: c.Toast, HoldGap: c.OnGap == "stop", MaxRetained: int64(c.MaxRetained),
 		}, pos)
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))

@@ -54,15 +54,15 @@ const (
 
 // Source is a database whose committed events are read.
 type Source struct {
-	Type     string   `yaml:"type" need:"*" enum:"postgres|sqlite" doc:"The kind of database."`
-	URL      Secret   `yaml:"url" for:"postgres" need:"postgres" example:"${env:SHOP_DATABASE_URL}" doc:"Connection string: postgres://user:password@host/database?sslmode=verify-full, or host=... user=... words."`
-	Path     string   `yaml:"path" for:"sqlite" need:"sqlite" kind:"path" example:"app.db" doc:"The database file."`
-	Tables   []string `yaml:"tables" example:"[orders]" doc:"Tables whose row changes are events too; for postgres with their schema: public.orders, or billing.* for all of one. Run onewrite migrate after changing it."`
-	Snapshot string   `yaml:"snapshot" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`
-	OnGap    string   `yaml:"on_gap" for:"postgres" default:"snapshot" enum:"snapshot|stop" doc:"What becomes of row changes that are missing, for instance after a lost slot: the tables are read again, or the source stops for a person to decide. Both are said aloud."`
-	MaxKept  Size     `yaml:"max_retained" for:"postgres" range:"64MiB..1PiB" example:"50GB" doc:"How much of the server's log the slot may keep before it is dropped and the tables are read again: a full disk stops the application. Off by default; the server has its own limit, max_slot_wal_keep_size."`
-	Toast    string   `yaml:"toast" for:"postgres" default:"omit" enum:"omit|debezium" doc:"What stands for a large value that an update did not touch, and that the log does not carry: nothing, its column being named in source.unchanged, or Debezium's placeholder."`
-	Roles    Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
+	Type        string   `yaml:"type" need:"*" enum:"postgres|sqlite" doc:"The kind of database."`
+	URL         Secret   `yaml:"url" for:"postgres" need:"postgres" example:"${env:SHOP_DATABASE_URL}" doc:"Connection string: postgres://user:password@host/database?sslmode=verify-full, or host=... user=... words."`
+	Path        string   `yaml:"path" for:"sqlite" need:"sqlite" kind:"path" example:"app.db" doc:"The database file."`
+	Tables      []string `yaml:"tables" example:"[orders]" doc:"Tables whose row changes are events too; for postgres with their schema: public.orders, or billing.* for all of one. Run onewrite migrate after changing it."`
+	Snapshot    string   `yaml:"snapshot" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`
+	OnGap       string   `yaml:"on_gap" for:"postgres" default:"snapshot" enum:"snapshot|stop" doc:"What becomes of row changes that are missing, for instance after a lost slot: the tables are read again, or the source stops for a person to decide. Both are said aloud."`
+	MaxRetained Size     `yaml:"max_retained" for:"postgres" range:"64MiB..1PiB" example:"50GB" doc:"How much of the server's log the slot may keep before it is dropped and the tables are read again: a full disk stops the application. Off by default; the server has its own limit, max_slot_wal_keep_size."`
+	Toast       string   `yaml:"toast" for:"postgres" default:"omit" enum:"omit|debezium" doc:"What stands for a large value that an update did not touch, and that the log does not carry: nothing, its column being named in source.unchanged, or Debezium's placeholder."`
+	Roles       Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
 
 	Import map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
 }
