@@ -31,7 +31,7 @@ type Source struct {
 	Gap       *string `json:"gap"`
 	LastError string  `json:"last_error"`
 	// Importing counts the rows that wait in the tables of import:, up to 10,000 of
-	// each; absent without imports.
+	// each; absent without imports, and while the number is not known.
 	Importing *uint64 `json:"importing,omitempty"`
 }
 

@@ -31,12 +31,7 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		if st.Gap != "" {
 			src.Gap = &st.Gap
 		}
-		for _, rows := range in.importing {
-			if src.Importing == nil {
-				src.Importing = new(uint64)
-			}
-			*src.Importing += uint64(max(rows, 0))
-		}
+		src.Importing = waiting(in.importing)
 		s.Sources[name] = src
 	}
 	for name, d := range r.destinations {
@@ -51,6 +46,22 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		s.Destinations[name] = dashboard.Destination{State: pipeline.Stopped, LastError: "not in the configuration; its events are kept: put it back, or onewrite reload --forget " + name}
 	}
 	return s
+}
+
+// waiting is the sum of the rows that wait, by import; nil without imports, and while
+// one of the numbers is not known: a sum without it would look like the end.
+func waiting(importing map[string]int) *uint64 {
+	var sum uint64
+	for _, rows := range importing {
+		if rows < 0 {
+			return nil
+		}
+		sum += uint64(rows)
+	}
+	if len(importing) == 0 {
+		return nil
+	}
+	return &sum
 }
 
 // absolute is the path as a program with another working directory knows it.

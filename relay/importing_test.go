@@ -59,6 +59,10 @@ func TestStatusCountsWhatIsToBeImported(t *testing.T) {
 	})
 	exec(`UPDATE old SET topic = 'good' WHERE id = 2`)
 	until(t, "nothing waits", func() bool { return importing() == 0 && len(r.Status(ctx).Warnings) == 0 })
+	exec(`ALTER TABLE old RENAME TO older`) // what waits in a table that is not there, nobody knows
+	until(t, "nothing is said of the rows", func() bool { return importing() == -1 })
+	exec(`ALTER TABLE older RENAME TO old`)
+	until(t, "nothing waits again", func() bool { return importing() == 0 })
 	until(t, "all are delivered", func() bool { return r.Status(ctx).Destinations["archive"].Delivered == 4 })
 	cancel()
 	if err := <-done; err != nil {
