@@ -42,8 +42,8 @@ type Delivery struct {
 	// and 32 MiB.
 	Window      int
 	WindowBytes int
-	// Attempts is how often a poison event is tried before it is parked;
-	// default 10.
+	// Attempts is how often a poison event is tried before it is parked, default 10;
+	// 1 means 2, as the first failure counts once a second one is held against it.
 	Attempts int
 	// OnReject says what becomes of a poison event; default ParkKey.
 	OnReject OnReject
