@@ -209,7 +209,8 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 		report.Warnings = append(report.Warnings, w.String())
 	}
 	report.Warnings = append(report.Warnings, r.nothingToForget(fresh, diff.Removed, forget)...)
-	if err := r.mayGo(diff.Removed, forget); err != nil {
+	left := r.elsewhere(diff.Removed, forget)
+	if err := r.mayGo(diff.Removed, slices.Concat(forget, left)); err != nil {
 		return dashboard.Reload{}, err
 	}
 	r.mu.Lock()
@@ -225,7 +226,8 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 			d.halt()
 		}
 	}
-	if err := r.forgetAll(diff.Removed, forget); err != nil {
+	gone, err := r.forgetAll(diff.Removed, forget, left)
+	if err != nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, name := range slices.Concat(diff.Removed, diff.Changed, report.Started) {
@@ -238,6 +240,10 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	for _, name := range diff.Removed {
 		delete(r.destinations, name)
 	}
+	for _, name := range left {
+		r.orphans[name] = map[string]uint64{}
+	}
+	report.Warnings = append(report.Warnings, r.tellOthers(gone, left)...)
 	for _, name := range slices.Concat(diff.Changed, diff.Added, report.Started) {
 		r.startDestination(name, fresh.Destinations[name])
 	}
@@ -279,6 +285,31 @@ func (r *Relay) nothingToForget(fresh *config.Config, removed, forget []string) 
 	return warnings
 }
 
+// elsewhere returns the destinations that are taken out of the file of this copy alone,
+// as far as it knows: another one on the same bus may deliver to them, so that their
+// places are not this one's to drop unless it is told to.
+func (r *Relay) elsewhere(removed, forget []string) (names []string) {
+	for _, name := range removed {
+		if d, err := r.destination(name); err == nil && r.bus.Durable() && !slices.Contains(forget, name) && d.Status().Epoch == 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// tellOthers returns what is to be done on the other copies of an external bus.
+func (r *Relay) tellOthers(gone, left []string) (warnings []string) {
+	for _, name := range left {
+		warnings = append(warnings, fmt.Sprintf("destination %s keeps its place on the bus, as this copy does not deliver to it; when no copy has it in its file any more, run on the one that delivers: onewrite reload --forget %s", name, name))
+	}
+	for _, name := range gone {
+		if r.bus.Durable() {
+			warnings = append(warnings, fmt.Sprintf("destination %s is forgotten; a copy on this bus that still has it takes it up as a new one and delivers everything again: reload the standbys with the changed file before the copy that delivers", name))
+		}
+	}
+	return warnings
+}
+
 // mayGo refuses to remove a destination that still has something to deliver.
 func (r *Relay) mayGo(removed, forget []string) error {
 	var errs []error
@@ -295,10 +326,15 @@ func (r *Relay) mayGo(removed, forget []string) error {
 	return errors.Join(errs...)
 }
 
-// forgetAll drops the place on the bus of destinations that are gone.
-func (r *Relay) forgetAll(removed, forget []string) error {
+// forgetAll drops the place on the bus of destinations that are gone, but those that
+// are left.
+func (r *Relay) forgetAll(removed, forget, left []string) (gone []string, err error) {
 	r.mu.Lock()
-	gone := slices.Clone(removed)
+	for _, name := range removed {
+		if !slices.Contains(left, name) {
+			gone = append(gone, name)
+		}
+	}
 	for _, name := range forget {
 		if r.orphans[name] != nil {
 			gone = append(gone, name)
@@ -310,11 +346,11 @@ func (r *Relay) forgetAll(removed, forget []string) error {
 		err := r.bus.Forget(ctx, name)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("forget destination %s: %w", name, err)
+			return nil, fmt.Errorf("forget destination %s: %w", name, err)
 		}
 		r.mu.Lock()
 		delete(r.orphans, name)
 		r.mu.Unlock()
 	}
-	return nil
+	return gone, nil
 }

@@ -293,7 +293,8 @@ func (a *app) reload() *cobra.Command {
 		Use: "reload", Short: "Make the running instance read its file again", Args: cobra.NoArgs,
 		Long: `Destinations come, go and change. A bad file leaves the old configuration
 running and says why. A change of source, bus or listen needs a restart. A
-destination with pending or parked events goes only with --forget.`,
+destination with pending or parked events goes only with --forget. To remove one
+on an external bus, reload the standbys before the copy that delivers.`,
 		Example: "  onewrite reload\n  onewrite reload --forget old-webhook",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := a.client()
