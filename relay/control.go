@@ -213,13 +213,6 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	if err := r.mayGo(diff.Removed, slices.Concat(forget, left)); err != nil {
 		return dashboard.Reload{}, err
 	}
-	r.mu.Lock()
-	for _, name := range forget {
-		if r.orphans[name] != nil {
-			report.Forgotten = append(report.Forgotten, name)
-		}
-	}
-	r.mu.Unlock()
 	report.Started = r.stopped(slices.Concat(diff.Removed, diff.Changed))
 	for _, name := range slices.Concat(diff.Removed, diff.Changed, report.Started) {
 		if d, err := r.destination(name); err == nil {
@@ -244,6 +237,7 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 		r.orphans[name] = map[string]uint64{}
 	}
 	report.Warnings = append(report.Warnings, r.tellOthers(gone, left)...)
+	report.Forgotten = slices.DeleteFunc(slices.Clone(gone), func(name string) bool { return slices.Contains(diff.Removed, name) })
 	for _, name := range slices.Concat(diff.Changed, diff.Added, report.Started) {
 		r.startDestination(name, fresh.Destinations[name])
 	}
