@@ -177,6 +177,9 @@ var (
 	headerReserved = regexp.MustCompile(`(?i)^(ce-.*|webhook-(id|timestamp|signature)|content-(type|length|encoding)|host|connection|transfer-encoding|te|trailer|upgrade|keep-alive|proxy-.*)$`)
 )
 
+// shortestSecret is what Standard Webhooks asks for, in bytes.
+const shortestSecret = 24
+
 func (c *checker) webhook(path string, d Destination) {
 	c.webhookURL(path, d)
 	if len(d.Secret) == 0 && !c.broken(path+".secret") {
@@ -187,10 +190,16 @@ func (c *checker) webhook(path string, d Destination) {
 		if _, ok := c.places[fmt.Sprintf("%s[%d]", at, i)]; ok {
 			at = fmt.Sprintf("%s[%d]", at, i)
 		}
+		bytes := []byte(s.Reveal())
 		if key, ok := strings.CutPrefix(s.Reveal(), "whsec_"); ok {
-			if _, err := base64.StdEncoding.DecodeString(key); err != nil {
+			var err error
+			if bytes, err = base64.StdEncoding.DecodeString(key); err != nil {
 				c.bad(at, "begins with whsec_, but no base64 follows", "make one with: openssl rand -base64 32, and write whsec_ before it")
+				continue
 			}
+		}
+		if len(bytes) < shortestSecret && len(bytes) > 0 {
+			c.warn(at, "is shorter than 24 bytes: who has seen one request may find it by trying", "make one with: (umask 077; openssl rand -hex 32 > webhook.key), and give the receiver the same")
 		}
 	}
 	for _, name := range sorted(d.Headers) {

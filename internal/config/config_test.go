@@ -19,7 +19,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files and the generated pages")
 
 // canary is a secret that must never be seen.
-const canary = "canary-7c1f"
+const canary = "canary-7c1f-e0a94b5d2c86"
 
 // stage sets the environment that the files under testdata expect, and the
 // secret files, and returns their folder.
@@ -28,7 +28,7 @@ func stage(t testing.TB) string {
 	t.Setenv("FOUR", "4")
 	t.Setenv("TYPE", "sqlite")
 	t.Setenv("EMPTY", "")
-	t.Setenv("BASE64", "AAECAwQFBgcICQoLDA0ODw==")
+	t.Setenv("BASE64", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYX")
 	dir := t.TempDir()
 	for name, text := range map[string]string{"secret.key": canary + "\n", "empty.key": "\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -168,7 +168,7 @@ func TestTemplate(t *testing.T) {
 	// Its variants work too, once the comment signs are gone.
 	t.Setenv("SHOP_DATABASE_URL", "postgres://localhost/shop")
 	for _, name := range []string{"warehouse.key", "stream.creds"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(canary), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -242,7 +242,7 @@ func TestSchemaAgreesOnEverySetting(t *testing.T) {
 				"pg": map[string]any{"type": "postgres", "url": "postgres://localhost/x", "roles": map[string]any{}},
 				"sl": map[string]any{"type": "sqlite", "path": "a.db"}},
 			"destinations": map[string]any{
-				"wh": map[string]any{"type": "webhook", "url": "https://a.example/", "secret": "${env:FOUR}", "retry": map[string]any{}, "batch": map[string]any{}, "tls": map[string]any{}},
+				"wh": map[string]any{"type": "webhook", "url": "https://a.example/", "secret": "${env:CANARY}", "retry": map[string]any{}, "batch": map[string]any{}, "tls": map[string]any{}},
 				"fi": map[string]any{"type": "file", "path": "-"},
 				"na": map[string]any{"type": "nats", "url": "nats://localhost"}},
 			"bus": map[string]any{"keep": map[string]any{}}, "log": map[string]any{}}
