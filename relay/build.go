@@ -15,6 +15,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/pipeline"
 )
 
@@ -48,9 +49,13 @@ func openSource(ctx context.Context, name string, c config.Source, busID string,
 	trouble func(name, problem string), importing func(name string, rows int)) (onewrite.Source, error) {
 	switch c.Type {
 	case "postgres":
+		masks, err := masking.Parse(c.Columns)
+		if err != nil {
+			return nil, fmt.Errorf("source %s: columns: %w", name, err)
+		}
 		return postgres.OpenSource(ctx, postgres.Config{
 			Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing,
-			Tables: c.Tables, Toast: c.Toast, HoldGap: c.OnGap == "stop", MaxRetained: int64(c.MaxRetained),
+			Tables: c.Tables, Toast: c.Toast, HoldGap: c.OnGap == "stop", Masks: masks, MaskKey: c.MaskKey.Reveal(), MaxRetained: int64(c.MaxRetained),
 		}, pos)
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))

@@ -221,6 +221,9 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 		key[n] = parts[n].name
 	}
 	ch.table = newTable(ch.of.rel, f.r.database, schema, name, columns, key)
+	if err := ch.table.mask(f.r.cat.rules); err != nil {
+		return err
+	}
 	if len(ch.table.key) == 0 {
 		return nil // one lane
 	}

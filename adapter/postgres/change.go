@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
@@ -29,13 +30,17 @@ type envelope struct {
 	name   string // of the source
 	seed   []byte // what the ids of this log's events have in common
 	toast  string
+	hasher *masking.Hasher
+	masked columnFunc // column, made once
 	buf    []byte
 	keybuf []byte
 }
 
-func newEnvelope(name string, system uint64, toast string) *envelope {
+func newEnvelope(cfg Config, system uint64) *envelope {
 	seed := binary.BigEndian.AppendUint64([]byte("onewrite/postgres/"), system)
-	return &envelope{name: name, seed: append(seed, name...), toast: toast}
+	v := &envelope{name: cfg.Name, seed: append(seed, cfg.Name...), toast: cfg.Toast, hasher: masking.NewHasher(cfg.MaskKey)}
+	v.masked = v.column
+	return v
 }
 
 // change is one row change on its way to an event.
@@ -65,7 +70,7 @@ func (v *envelope) event(c *change) onewrite.Event {
 		row = c.before
 	}
 	words := v.words(c)
-	words = c.table.appendKey(words, row)
+	words = v.key(words, c.table, row)
 	all := string(words)
 	e := onewrite.Event{
 		ID: all[:36], Seq: all[36 : 36+seqLen], Key: all[36+seqLen:],
@@ -143,16 +148,29 @@ func (v *envelope) row(b []byte, t *table, row pgoutput.Tuple, keyOnly bool) []b
 			continue
 		}
 		c := &row[i]
-		if c.Kind == pgoutput.ColumnUnchanged && v.toast != ToastDebezium {
+		if t.columns[i].mask.Kind == masking.Drop || c.Kind == pgoutput.ColumnUnchanged && v.toast != ToastDebezium {
 			continue
 		}
 		if n++; n > 1 {
 			b = append(b, ',')
 		}
 		b = append(b, t.columns[i].json...)
-		b = appendColumn(b, c, t.columns[i].typ)
+		b = v.column(b, c, &t.columns[i])
 	}
 	return append(b, '}')
+}
+
+// column appends a value as its mask lets it be seen.
+func (v *envelope) column(b []byte, c *pgoutput.Column, col *tableColumn) []byte {
+	if c.Kind == pgoutput.ColumnText {
+		switch col.mask.Kind {
+		case masking.Hash:
+			return appendQuoted(b, v.hasher.Sum(c.Data))
+		case masking.Truncate:
+			return appendQuoted(b, masking.First(c.Data, col.mask.Chars))
+		}
+	}
+	return appendColumn(b, c, col.typ)
 }
 
 func appendColumn(b []byte, c *pgoutput.Column, t valueType) []byte {
@@ -169,7 +187,7 @@ func appendColumn(b []byte, c *pgoutput.Column, t valueType) []byte {
 func unchanged(b []byte, t *table, row pgoutput.Tuple) []byte {
 	n := 0
 	for i := range row {
-		if row[i].Kind != pgoutput.ColumnUnchanged {
+		if row[i].Kind != pgoutput.ColumnUnchanged || t.columns[i].mask.Kind == masking.Drop {
 			continue
 		}
 		if n++; n == 1 {
@@ -190,9 +208,22 @@ func (t *table) inOld(i int) bool {
 	return slices.Contains(t.old, i)
 }
 
-// appendKey appends the event's key: the key's columns as JSON in the order of their
-// names, or the table's name, one lane, where there are none.
+// key appends the event's key, as masks let it be seen.
+func (v *envelope) key(b []byte, t *table, row pgoutput.Tuple) []byte {
+	return t.keyBy(b, row, v.masked)
+}
+
+// appendKey appends the key without masks, by which rows are told apart.
 func (t *table) appendKey(b []byte, row pgoutput.Tuple) []byte {
+	return t.keyBy(b, row, func(b []byte, c *pgoutput.Column, col *tableColumn) []byte { return appendColumn(b, c, col.typ) })
+}
+
+// columnFunc appends the value of a column.
+type columnFunc func(b []byte, c *pgoutput.Column, col *tableColumn) []byte
+
+// keyBy appends a key: its columns as JSON in the order of their names, or the table's
+// name, one lane, where there are none.
+func (t *table) keyBy(b []byte, row pgoutput.Tuple, column columnFunc) []byte {
 	if len(t.key) == 0 || row == nil {
 		return append(b, t.topic...)
 	}
@@ -202,7 +233,7 @@ func (t *table) appendKey(b []byte, row pgoutput.Tuple) []byte {
 			b = append(b, ',')
 		}
 		b = append(b, t.columns[i].json...)
-		b = appendColumn(b, &row[i], t.columns[i].typ)
+		b = column(b, &row[i], &t.columns[i])
 	}
 	return append(b, '}')
 }

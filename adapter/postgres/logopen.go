@@ -280,7 +280,7 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, nil, err
 	}
 	r := &logReader{cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
-		env: newEnvelope(cfg.Name, ring.id.system, cfg.Toast), cat: catalog{conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}}
+		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}}
 	gap, err := r.open(ctx, ring.id.system, stored, broken)
 	if err != nil {
 		if r.rep != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
@@ -30,6 +31,7 @@ type tableColumn struct {
 	json []byte // `"name":`
 	typ  valueType
 	oid  uint32
+	mask masking.Mask
 }
 
 // newTable describes a table by its columns; key names the columns of its key.
@@ -57,6 +59,17 @@ func newTable(rel uint32, database, schema, name string, columns []tableColumn, 
 	return t
 }
 
+// mask looks up what becomes of the columns. One of the key cannot be left out.
+func (t *table) mask(rules masking.Rules) error {
+	for i := range t.columns {
+		c := &t.columns[i]
+		if c.mask = rules.Of(t.schema, t.name, c.name); c.mask.Kind == masking.Drop && slices.Contains(t.key, i) {
+			return fmt.Errorf("postgres: the column %s of %s is in its key and cannot be left out of events; write hash in place of drop in columns:", c.name, t.topic)
+		}
+	}
+	return nil
+}
+
 // sameColumns reports whether two descriptions have the same columns.
 func (t *table) sameColumns(o *table) bool {
 	return slices.EqualFunc(t.columns, o.columns, func(a, b tableColumn) bool { return a.name == b.name && a.typ == b.typ }) && slices.Equal(t.key, o.key)
@@ -64,6 +77,7 @@ func (t *table) sameColumns(o *table) bool {
 
 // catalog answers from the system catalogs, over a session of its own.
 type catalog struct {
+	rules masking.Rules
 	conn  *pgx.Conn
 	types map[uint32]valueType
 }
@@ -231,7 +245,8 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 			key = append(key, p.name)
 		}
 	}
-	return newTable(r.ID, database, r.Namespace, r.Name, columns, key), nil
+	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
+	return t, t.mask(c.rules)
 }
 
 // captured is a table as the registry has it.

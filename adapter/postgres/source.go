@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/internal/sabotage"
 	"github.com/onewrite/onewrite/outbox"
 )
@@ -34,6 +35,10 @@ type Config struct {
 	// Toast says what becomes of large values that an update did not touch: ToastOmit,
 	// the default, or ToastDebezium.
 	Toast string
+	// Masks say which columns are left out of events or shown in another form; MaskKey is
+	// the key of the hashes.
+	Masks   masking.Rules
+	MaskKey string
 	// HoldGap stops at a gap in the row changes, for a person to decide. Otherwise the
 	// captured tables are read again.
 	HoldGap bool

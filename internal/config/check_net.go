@@ -31,6 +31,7 @@ func (c *checker) source(path string, s Source) {
 			c.postgres(path+".url", s.URL.Reveal())
 		}
 		c.captured(path, s.Tables)
+		c.masks(path, s)
 		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "") {
 			c.bad(path+".tables", "is missing: on_gap and toast are about row changes", "write tables: [public.orders], or take the two out")
 		}
@@ -66,6 +67,21 @@ func (c *checker) sqlite(path string, s Source) {
 
 // tableName is a table's name with its schema or without, or all of a schema.
 var tableName = regexp.MustCompile(`^([A-Za-z0-9_-]+\.)?([A-Za-z0-9_-]+|\*)$`)
+
+// maskRule is the form of a rule of columns; package masking reads it.
+var maskRule = regexp.MustCompile(`^\s*((\*|[^.\s]+\.[^.\s]+)\.[^.\s]+ +(drop|hash|truncate +[0-9]+)|[^.*\s]+\.[^.*\s]+ +only +[^,\s]+( *, *[^,\s]+)*)\s*$`)
+
+// masks checks the rules of columns.
+func (c *checker) masks(path string, s Source) {
+	for i, line := range s.Columns {
+		at := fmt.Sprintf("%s.columns[%d]", path, i)
+		if !maskRule.MatchString(line) {
+			c.bad(at, "is no rule", "write schema.table.column (or *.column) and then drop, hash or truncate 20; or schema.table only a, b")
+		} else if strings.HasSuffix(strings.TrimSpace(line), " hash") && s.MaskKey.Empty() && !c.broken(path+".mask_key") {
+			c.bad(at, "hashes without a key, so that everybody could try values out", "write mask_key: ${file:mask.key}, made with: (umask 077; openssl rand -hex 32 > mask.key)")
+		}
+	}
+}
 
 // captured checks the tables of a PostgreSQL source.
 func (c *checker) captured(path string, tables []string) {
