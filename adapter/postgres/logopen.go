@@ -90,9 +90,9 @@ func lookAtSlot(ctx context.Context, conn *pgx.Conn, slot string, version int) (
 	s := slotState{name: slot}
 	var confirmed, plugin, database, status, why *string
 	var pid *uint32
-	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, database::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
 		CASE WHEN database = current_database() THEN NULL ELSE database::text END FROM pg_replication_slots WHERE slot_name = $1`, slot).
-		Scan(&pid, &confirmed, &plugin, new(*string), &status, &why, &s.retained, &database)
+		Scan(&pid, &confirmed, &plugin, &status, &why, &s.retained, &database)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

@@ -64,7 +64,7 @@ func (t *table) mask(rules masking.Rules) error {
 	for i := range t.columns {
 		c := &t.columns[i]
 		if c.mask = rules.Of(t.schema, t.name, c.name); c.mask.Kind == masking.Drop && slices.Contains(t.key, i) {
-			return fmt.Errorf("postgres: the column %s of %s is in its key and cannot be left out of events; write hash in place of drop in columns:", c.name, t.topic)
+			return fmt.Errorf("postgres: the column %s of %s is in its key and cannot be left out of events; write hash in place of drop in the setting columns", c.name, t.topic)
 		}
 	}
 	return nil
