@@ -50,7 +50,9 @@ var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string, err error) {
 	c := o.Capture
 	var there, lost, level bool
-	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL, to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical'`).Scan(&there, &lost, &level)
+	var version int
+	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL, to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
+		Scan(&there, &lost, &level, &version)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -59,6 +61,9 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 			return nil, nil
 		}
 		return release(ctx, tx, c.Source)
+	}
+	if version < 150000 {
+		return nil, fmt.Errorf("postgres: the server has version %d, row changes need 15 or newer; take the setting tables out", version/10000)
 	}
 	if !level {
 		return nil, errors.New("postgres: row changes are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
