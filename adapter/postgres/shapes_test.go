@@ -73,6 +73,9 @@ func TestNamesThatAreNoTopic(t *testing.T) {
 // snapshot as well.
 func TestGeneratedKey(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
+		if pg.Version >= 18 {
+			return // migrate refuses it: the server would refuse to update it
+		}
 		r := newRig(t, pg, `CREATE TABLE g (id int, n int, h int GENERATED ALWAYS AS (n % 2) STORED, PRIMARY KEY (h, id)); INSERT INTO g VALUES (1, 1), (1, 2)`, "public.g")
 		r.open()
 		r.expect(`g snapshot g null {"id":1,"n":1}`, `g snapshot g null {"id":1,"n":2}`)

@@ -27,7 +27,7 @@ func Example() {
 	bus := &onewritetest.MemoryBus{}
 	var events []onewrite.Event
 	for i, key := range []string{"alice", "bob", "alice", "bob", "carol"} {
-		events = append(events, onewrite.Event{ID: fmt.Sprint("e-", i+1), Source: "shop", Topic: "order.placed", Key: key})
+		events = append(events, onewrite.Event{ID: fmt.Sprint("e-", i+1), Source: "shop", Topic: "order.placed", Type: "order.placed", Key: key})
 	}
 	if _, err := bus.Append(ctx, "shop", "", onewrite.Batch{Events: events, Pos: "5"}); err != nil {
 		log.Fatal(err)
