@@ -140,7 +140,7 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 			continue
 		}
 		var may bool
-		if err := tx.QueryRow(ctx, `SELECT has_table_privilege($1, 'SELECT')`, f.rel).Scan(&may); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT has_table_privilege($1::oid, 'SELECT')`, f.rel).Scan(&may); err != nil {
 			return err
 		}
 		if !may {

@@ -1,0 +1,57 @@
+package postgres
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// What keeps row changes from being read is said with its cure, and the cure works.
+func TestExamineLog(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		w := newWard(t, pg)
+		w.sql(`CREATE TABLE orders (id int PRIMARY KEY, n int); CREATE TABLE stock (id int PRIMARY KEY)`)
+		w.o.Capture = Capture{Source: "shop", Tables: []string{"orders"}}
+		said := func(check, text string) diagnosis.Finding {
+			t.Helper()
+			for _, f := range w.examine() {
+				if f.Check == check && f.Severity != diagnosis.OK && strings.Contains(f.Text, text) {
+					return f
+				}
+			}
+			t.Fatalf("nobody said %q of %s: %v", text, check, w.examine())
+			return diagnosis.Finding{}
+		}
+		cured := func(f diagnosis.Finding) {
+			t.Helper()
+			w.sql(f.Cure)
+			for _, g := range w.examine() {
+				if g.Check == f.Check && g.Text == f.Text {
+					t.Errorf("after %q it is said again: %s", f.Cure, g.Text)
+				}
+			}
+		}
+		if f := said("tables", "nothing captures"); f.Cure != "onewrite migrate" {
+			t.Error(f)
+		}
+		cured(said("log", "may not read the log"))
+		w.migrate()
+		w.o.Capture.Tables = []string{"orders", "stock"}
+		said("tables", "public.stock is in tables: and not captured yet")
+		w.o.Capture.Tables = []string{"orders"}
+		w.sql(`REVOKE SELECT ON orders FROM {{relay}}`)
+		cured(said("tables", "may not read public.orders"))
+		w.sql(`ALTER PUBLICATION onewrite_shop SET (publish = 'insert')`)
+		said("tables", "leaves out")
+		w.migrate()
+		w.sql(`SELECT pg_create_logical_replication_slot('onewrite_left_' || oid, 'pgoutput') FROM pg_database WHERE datname = current_database()`)
+		cured(said("slot", "is read by nobody"))
+		for _, f := range w.examine() {
+			if (f.Check == "log" || f.Check == "tables") && f.Severity != diagnosis.OK {
+				t.Errorf("all is well, and yet: %+v", f)
+			}
+		}
+	})
+}
