@@ -128,7 +128,7 @@ type Destination struct {
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.
 type Retry struct {
-	Attempts int           `yaml:"attempts" default:"10" range:"2..1000" doc:"Tries of an event that is refused while others pass, before on_reject decides. The first refusal counts with the second, so 2 is the least. An outage costs none."`
+	Attempts int           `yaml:"attempts" default:"10" range:"1..1000" doc:"Tries of an event that is refused while others pass, before on_reject decides. The first refusal counts with the second, so 1 means 2. An outage costs none."`
 	First    time.Duration `yaml:"first" default:"200ms" range:"1ms..1m" doc:"Pause before the first retry."`
 	Max      time.Duration `yaml:"max" default:"30s" range:"1ms..1h" doc:"Longest pause."`
 }
