@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/cloudevents"
 	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -85,7 +86,7 @@ func (v *envelope) event(c *change) onewrite.Event {
 	b = v.row(b, c.table, c.after, false)
 	ms := c.at.UnixMilli()
 	b = append(b, `,"source":{"version":"1","connector":"postgresql","name":`...)
-	b = appendQuoted(b, v.name)
+	b = cloudevents.AppendString(b, v.name)
 	b = append(b, `,"ts_ms":`...)
 	b = strconv.AppendInt(b, ms, 10)
 	b = append(b, `,"snapshot":"`...)
@@ -165,9 +166,9 @@ func (v *envelope) column(b []byte, c *pgoutput.Column, col *tableColumn) []byte
 	if c.Kind == pgoutput.ColumnText {
 		switch col.mask.Kind {
 		case masking.Hash:
-			return appendQuoted(b, v.hasher.Sum(c.Data))
+			return cloudevents.AppendString(b, v.hasher.Sum(c.Data))
 		case masking.Truncate:
-			return appendQuoted(b, masking.First(c.Data, col.mask.Chars))
+			return cloudevents.AppendString(b, masking.First(c.Data, col.mask.Chars))
 		}
 	}
 	return appendColumn(b, c, col.typ)
@@ -195,7 +196,7 @@ func unchanged(b []byte, t *table, row pgoutput.Tuple) []byte {
 		} else {
 			b = append(b, ',')
 		}
-		b = appendQuoted(b, t.columns[i].name)
+		b = cloudevents.AppendString(b, t.columns[i].name)
 	}
 	if n > 0 {
 		b = append(b, ']')

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/cloudevents"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
@@ -112,7 +113,7 @@ func keyedRow(t *testing.T, c keyCase, e onewrite.Event) (n int) {
 	}
 	parts := make([]string, len(c.key))
 	for i, k := range c.key {
-		parts[i] = string(appendQuoted(nil, k)) + ":" + string(row[k])
+		parts[i] = string(cloudevents.AppendString(nil, k)) + ":" + string(row[k])
 	}
 	if key := "{" + strings.Join(parts, ",") + "}"; e.Key != key || !json.Valid([]byte(key)) {
 		t.Errorf("%s: key %s, want %s", c.name, e.Key, key)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onewrite/onewrite/internal/cloudevents"
 	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -39,7 +40,7 @@ func newTable(rel uint32, database, schema, name string, columns []tableColumn, 
 	t := &table{rel: rel, schema: schema, name: name, topic: schema + "." + name, columns: columns}
 	for i := range t.columns {
 		c := &t.columns[i]
-		c.json = append(appendQuoted(nil, c.name), ':')
+		c.json = append(cloudevents.AppendString(nil, c.name), ':')
 	}
 	key = slices.Sorted(slices.Values(key))
 	for _, k := range key {
@@ -51,11 +52,11 @@ func newTable(rel uint32, database, schema, name string, columns []tableColumn, 
 		t.key = t.old
 	}
 	t.source = append(t.source, `,"db":`...)
-	t.source = appendQuoted(t.source, database)
+	t.source = cloudevents.AppendString(t.source, database)
 	t.source = append(t.source, `,"schema":`...)
-	t.source = appendQuoted(t.source, schema)
+	t.source = cloudevents.AppendString(t.source, schema)
 	t.source = append(t.source, `,"table":`...)
-	t.source = appendQuoted(t.source, name)
+	t.source = cloudevents.AppendString(t.source, name)
 	return t
 }
 

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
-	"fmt"
-	"unicode/utf8"
+
+	"github.com/onewrite/onewrite/internal/cloudevents"
 )
 
 // form is how values of a type become JSON. All values come in PostgreSQL's text
@@ -54,7 +54,7 @@ func appendValue(b, text []byte, t valueType) []byte {
 		if out, ok := appendArray(b, text, t); ok {
 			return out
 		}
-		return appendQuoted(b, text)
+		return cloudevents.AppendString(b, text)
 	default:
 		return appendScalar(b, text, t.form)
 	}
@@ -85,7 +85,7 @@ func appendScalar(b, text []byte, f form) []byte {
 			}
 		}
 	}
-	return appendQuoted(b, text)
+	return cloudevents.AppendString(b, text)
 }
 
 // isNumber reports whether a text is a number of JSON. NaN and the infinities are not.
@@ -130,7 +130,7 @@ func appendTime(b, text []byte, instant bool) []byte {
 		clock, ok = bytes.CutSuffix(clock, []byte("+00"))
 	}
 	if !ok || len(bytes.Trim(day, "0123456789-")) > 0 || len(bytes.Trim(clock, "0123456789:.")) > 0 { // BC is a word after the clock
-		return appendQuoted(b, text)
+		return cloudevents.AppendString(b, text)
 	}
 	b = append(b, '"')
 	b = append(b, day...)
@@ -219,47 +219,4 @@ func quotedElement(text []byte) (cell []byte, n int) {
 		}
 	}
 	return nil, 0
-}
-
-const hexDigits = "0123456789abcdef"
-
-// appendQuoted appends a JSON string. Characters beyond ASCII stay as they are; what
-// is not UTF-8, which a server with client_encoding UTF8 never sends, becomes U+FFFD.
-func appendQuoted[T []byte | string](b []byte, s T) []byte {
-	b = append(b, '"')
-	start := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c < utf8.RuneSelf {
-			if c >= ' ' && c != '"' && c != '\\' {
-				i++
-				continue
-			}
-			b = append(b, s[start:i]...)
-			switch c {
-			case '"', '\\':
-				b = append(b, '\\', c)
-			case '\n':
-				b = append(b, '\\', 'n')
-			case '\r':
-				b = append(b, '\\', 'r')
-			case '\t':
-				b = append(b, '\\', 't')
-			default:
-				b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-			}
-			i++
-			start = i
-			continue
-		}
-		r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
-		if r == utf8.RuneError && n == 1 {
-			b = append(b, s[start:i]...)
-			b = fmt.Append(b, "\ufffd")
-			start = i + 1
-		}
-		i += n
-	}
-	b = append(b, s[start:]...)
-	return append(b, '"')
 }

@@ -21,8 +21,8 @@ var scalars = []struct {
 	{formText, "a\"b\\c/d", `"a\"b\\c/d"`},
 	{formText, "\x01\b\t\n\v\f\r\x1f\x7f", "\"\\u0001\\u0008\\t\\n\\u000b\\u000c\\r\\u001f\x7f\""},
 	{formText, "é€😀\u2028<&>", "\"é€😀\u2028<&>\""},
-	{formText, "a\xffb\xc3", "\"a\ufffdb\ufffd\""},
-	{formText, "\xed\xa0\x80", "\"\ufffd\ufffd\ufffd\""}, // half of a surrogate pair
+	{formText, "a\xffb\xc3", "\"a\\ufffdb\\ufffd\""},
+	{formText, "\xed\xa0\x80", "\"\\ufffd\\ufffd\\ufffd\""}, // half of a surrogate pair
 	{formText, "\ufffd", "\"\ufffd\""},
 	{formText, `{"a": 1,  "a":2}`, `"{\"a\": 1,  \"a\":2}"`},
 	{formText, `NULL`, `"NULL"`},

@@ -219,13 +219,13 @@ func AppendJSON(dst []byte, e *onewrite.Event) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendString(dst, a.Name)
+		dst = AppendString(dst, a.Name)
 		dst = append(dst, ':')
 		switch a.Name {
 		case "txindex", "txlast": // the JSON format has integers and booleans
 			dst = append(dst, a.Value...)
 		default:
-			dst = appendString(dst, a.Value)
+			dst = AppendString(dst, a.Value)
 		}
 	}
 	if hs := Headers(nil, e); len(hs) > 0 {
@@ -235,7 +235,7 @@ func AppendJSON(dst []byte, e *onewrite.Event) []byte {
 		}
 		text, _ := json.Marshal(m) // a map of strings cannot fail
 		dst = append(dst, `,"`+HeadersAttr+`":`...)
-		dst = appendString(dst, string(text))
+		dst = AppendString(dst, string(text))
 	}
 	if e.Data != nil {
 		dst = appendData(dst, e)
@@ -255,23 +255,23 @@ func appendData(dst []byte, e *onewrite.Event) []byte {
 	}
 	if isText(e.ContentType) && utf8.Valid(e.Data) {
 		dst = append(dst, `,"data":`...)
-		return appendString(dst, string(e.Data))
+		return AppendString(dst, string(e.Data))
 	}
 	dst = append(dst, `,"data_base64":"`...)
 	dst = base64.StdEncoding.AppendEncode(dst, e.Data)
 	return append(dst, '"')
 }
 
-// appendString appends s as a JSON string without escaping HTML's characters,
-// so that what a person greps for is there.
-func appendString(dst []byte, s string) []byte {
+// AppendString appends s as a JSON string without escaping HTML's characters,
+// so that what a person greps for is there. What is not UTF-8 becomes U+FFFD.
+func AppendString[T []byte | string](dst []byte, s T) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
 	start := 0
 	for i := 0; i < len(s); {
 		c := s[i]
 		if c >= utf8.RuneSelf {
-			r, size := utf8.DecodeRuneInString(s[i:])
+			r, size := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
 			if r == utf8.RuneError && size == 1 {
 				dst = append(dst, s[start:i]...)
 				dst = append(dst, `\ufffd`...)
