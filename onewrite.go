@@ -136,6 +136,10 @@ func (g *Gap) Is(target error) bool { return target == ErrGap }
 // Source reads one database's committed events. A source is opened at a [Pos]
 // by its adapter. Read is called by one goroutine; Ack may be called at the
 // same time by another.
+//
+// A source with a method Stored(Pos) is told as soon as the bus holds all up to
+// a position that it handed out, which may be long before Ack: a log that can be
+// trimmed by then need not wait for the destinations.
 type Source interface {
 	// Read blocks until there is something to hand over and returns it.
 	//   - a batch: every event is committed; nothing between the previous
