@@ -28,6 +28,8 @@ type logBacklog struct {
 	db   *sql.DB
 	slot string
 	end  string // the place behind the last row
+
+	stream bool // the backlog is not read in slices
 }
 
 // newLogBacklog writes n rows of about 200 bytes in transactions of perTx.
@@ -99,7 +101,7 @@ func (l *logBacklog) renew(slot string) {
 }
 
 func (l *logBacklog) open(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
-	return postgres.OpenSource(ctx, postgres.Config{Name: "shop", URL: l.url, BusID: "bench", Tables: []string{"public.orders"}}, pos)
+	return postgres.OpenSource(ctx, postgres.Config{Name: "shop", URL: l.url, BusID: "bench", Tables: []string{"public.orders"}, Stream: l.stream}, pos)
 }
 
 // floor reads the rows with pg_recvlogical into nothing and returns rows/s.
@@ -114,12 +116,18 @@ func (l *logBacklog) floor() float64 {
 	return logRows / time.Since(start).Seconds()
 }
 
-// BenchmarkLogDrain reads a million rows from the log into nothing. The yardstick,
-// pg_recvlogical, writes the same messages to /dev/null.
-func BenchmarkLogDrain(b *testing.B) {
+// BenchmarkLogDrain reads a million rows from the log into nothing, by streaming alone.
+// The yardstick, pg_recvlogical, writes the same messages to /dev/null.
+func BenchmarkLogDrain(b *testing.B) { benchmarkDrain(b, true) }
+
+// BenchmarkLogSlices reads the same rows in slices.
+func BenchmarkLogSlices(b *testing.B) { benchmarkDrain(b, false) }
+
+func benchmarkDrain(b *testing.B, stream bool) {
 	for _, perTx := range []int{1, 1000} {
 		b.Run(fmt.Sprint(perTx), func(b *testing.B) {
 			l := newLogBacklog(b, logRows, perTx)
+			l.stream = stream
 			got := samples{}
 			for range runs {
 				l.renew(l.slot)

@@ -266,9 +266,9 @@ func timelineEnd(ctx context.Context, conn *pgx.Conn, url string, line uint32, n
 // endsThere asks whether a transaction of the publication ended at a place behind the
 // one that the slot is confirmed up to.
 func (r *logReader) endsThere(ctx context.Context, at pgoutput.LSN) (there bool, err error) {
-	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $3, 'messages', 'true')
+	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, `+r.options()+`)
 		WHERE lsn = $2::text::pg_lsn AND get_byte(data, 0) = 67)`, // 'C', a commit
-		r.slot, at.String(), pgx.Identifier{publicationOf(r.cfg.Name)}.Sanitize()).Scan(&there)
+		r.slot, at.String()).Scan(&there)
 	return there, explainSlot(err)
 }
 
@@ -348,7 +348,11 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if len(r.finish) > 0 {
 		r.wake()
 	}
-	return gap, r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done)
+	r.rep.confirm(begin.done)
+	if r.late = r.far(rec.flushed - begin.done); r.late {
+		return gap, nil
+	}
+	return gap, r.stream(ctx, begin.done)
 }
 
 // look reads what the database has of the capturing. An error that is a Gap: it was

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
@@ -24,12 +27,15 @@ type logReader struct {
 	slot     string
 	opened   logRecord
 	rep      *replication
+	late     bool // a backlog is read in slices before the log is streamed
 	queue    *logQueue
 	env      *envelope
 	fill     *backfill
 	alive    context.Context
 	stop     context.CancelFunc
 	work     sync.WaitGroup
+
+	streams atomic.Bool // rep has the slot
 
 	side sync.Mutex // guards cat and its session
 	cat  catalog
@@ -58,6 +64,7 @@ type logReader struct {
 // transaction is the one that is being received.
 type transaction struct {
 	open  bool
+	old   bool         // it was handed over before
 	lsn   pgoutput.LSN // of its commit
 	xid   uint32
 	at    time.Time
@@ -82,6 +89,15 @@ func (r *logReader) receive() {
 }
 
 func (r *logReader) loop() error {
+	if r.late {
+		from, err := r.catchUp(r.begin.done)
+		if err == nil {
+			err = r.stream(r.alive, from)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	for {
 		data, err := r.rep.next()
 		if err != nil {
@@ -93,10 +109,7 @@ func (r *logReader) loop() error {
 			if err != nil {
 				return err
 			}
-			if err := r.dec.Decode(x.Data, &r.msg); err != nil {
-				return fmt.Errorf("postgres: the log holds what onewrite cannot read: %w; install a newer onewrite", err)
-			}
-			if err := r.handle(&r.msg); err != nil {
+			if err := r.decode(x.Data); err != nil {
 				return err
 			}
 		case pgoutput.FrameKeepalive:
@@ -132,21 +145,48 @@ func (r *logReader) push(i *item) {
 	r.size += i.event.Size()
 }
 
+func (r *logReader) decode(data []byte) error {
+	if err := r.dec.Decode(data, &r.msg); err != nil {
+		return fmt.Errorf("postgres: the log holds what onewrite cannot read: %w; install a newer onewrite", err)
+	}
+	return r.handle(&r.msg)
+}
+
+// stream begins to stream the log from a place on.
+func (r *logReader) stream(ctx context.Context, from pgoutput.LSN) error {
+	if err := r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), from); err != nil {
+		return err
+	}
+	r.streams.Store(true)
+	return nil
+}
+
+// options are pgoutput's, for the functions that read a slot by a query.
+func (r *logReader) options() string {
+	return "'proto_version', '1', 'publication_names', " + quoteText(pgx.Identifier{publicationOf(r.cfg.Name)}.Sanitize()) + ", 'messages', 'true'"
+}
+
 // handle acts on one message.
 func (r *logReader) handle(m *pgoutput.Message) error {
 	switch m.Kind {
 	case pgoutput.KindBegin:
-		r.tx = transaction{open: true, lsn: m.FinalLSN, xid: m.XID, at: m.CommitTime.Time()}
+		r.tx = transaction{open: true, lsn: m.FinalLSN, xid: m.XID, at: m.CommitTime.Time(), old: m.FinalLSN < r.at.done}
 	case pgoutput.KindCommit:
 		return r.commit(m)
 	case pgoutput.KindRelation:
 		return r.relation(m.Relation)
 	case pgoutput.KindInsert, pgoutput.KindUpdate, pgoutput.KindDelete:
+		if r.tx.old {
+			return nil
+		}
 		return r.row(m)
 	case pgoutput.KindTruncate:
+		if r.tx.old {
+			return nil
+		}
 		return r.truncate(m)
 	case pgoutput.KindMessage:
-		if !m.Transactional {
+		if !m.Transactional || r.tx.old {
 			return nil
 		}
 		r.tx.index++
@@ -164,6 +204,10 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	if m.CommitLSN != r.tx.lsn {
 		return fmt.Errorf("postgres: the transaction that began for %s is committed at %s", r.tx.lsn, m.CommitLSN)
 	}
+	r.tx.open = false
+	if r.tx.old {
+		return nil
+	}
 	r.at.done, r.at.tx, r.at.index, r.at.sub = m.EndLSN, 0, 0, 0
 	if r.held != nil {
 		r.held.event.Tx.Last = true
@@ -171,7 +215,6 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 		r.push(r.held)
 		r.held = nil
 	}
-	r.tx.open = false
 	r.rep.received.Store(uint64(m.EndLSN))
 	return nil
 }
@@ -229,9 +272,6 @@ func (r *logReader) tableOf(rel uint32) (*table, error) {
 // skipped reports whether an event of the change at hand was handed over before.
 func (r *logReader) skipped(sub uint8) bool {
 	b := &r.begin
-	if r.tx.lsn < b.done {
-		return true
-	}
 	return b.tx == r.tx.lsn && (r.tx.index < b.index || r.tx.index == b.index && sub < b.sub)
 }
 

@@ -58,7 +58,7 @@ func (r *logReader) check() error {
 	if err != nil {
 		return err
 	}
-	if s == nil || s.foreign != "" || s.lost != "" || s.pid != r.rep.pid {
+	if s == nil || s.foreign != "" || s.lost != "" || r.streams.Load() && s.pid != r.rep.pid {
 		return errors.New("postgres: the slot is read by this process no more") // likewise
 	}
 	return r.guard(ctx, s)

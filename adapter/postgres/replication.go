@@ -118,7 +118,6 @@ func (r *replication) start(ctx context.Context, slot, publication string, from 
 	if !release() {
 		return ctx.Err()
 	}
-	r.confirmed.Store(uint64(from))
 	r.heard.Store(time.Now().UnixNano())
 	r.done.Go(r.report)
 	return nil

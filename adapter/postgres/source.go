@@ -54,7 +54,12 @@ type Config struct {
 	// means that or more, and -1 that it is not known; nil: nobody is.
 	Importing func(name string, rows int)
 
-	chunk int // rows of a chunk of a snapshot, for tests; 0: as many as it takes
+	// Stream reads a backlog of the log by streaming alone. Otherwise a large one is read
+	// in slices, by queries.
+	Stream bool
+
+	slices *sliceSizes // for tests; nil: sliceDefaults
+	chunk  int         // rows of a chunk of a snapshot, for tests; 0: as many as it takes
 }
 
 // Source is the reader of one outbox. See [onewrite.Source].

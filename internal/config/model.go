@@ -63,6 +63,7 @@ type Source struct {
 	Columns     []string `yaml:"columns" for:"postgres" example:"[public.customers.password drop]" doc:"What becomes of columns before an event leaves the reader, a rule a line: schema.table.column drop, hash or truncate N; *.column for all tables; schema.table only a, b. The last rule for a column counts."`
 	MaskKey     Secret   `yaml:"mask_key" for:"postgres" example:"${file:mask.key}" doc:"The key of the hashes that columns asks for."`
 	MaxRetained Size     `yaml:"max_retained" for:"postgres" range:"64MiB..1PiB" example:"50GB" doc:"How much of the server's log the slot may keep before it is dropped and the tables are read again: a full disk stops the application. Off by default; the server has its own limit, max_slot_wal_keep_size."`
+	CatchUp     string   `yaml:"catch_up" for:"postgres" default:"slices" enum:"slices|stream" doc:"How a large backlog of row changes is read: in slices, by queries, which spares the server most of the work and needs two free replication slots and up to 1 GB for temporary files; or streamed from its beginning to its end. What the server has no room for is streamed anyway."`
 	Toast       string   `yaml:"toast" for:"postgres" default:"omit" enum:"omit|debezium" doc:"What stands for a large value that an update did not touch, and that the log does not carry: nothing, its column being named in source.unchanged, or Debezium's placeholder."`
 	Roles       Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
 
