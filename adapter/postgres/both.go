@@ -26,6 +26,8 @@ type Both struct {
 	at  *logPlace    // nil: nothing of the log was ever read
 	pos onewrite.Pos // in the ring
 	gap *onewrite.Gap
+
+	pushed *pushed // nil unless the outbox is read from the log too
 }
 
 type ringResult struct {
@@ -56,7 +58,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Tables) == 0 {
+	if len(cfg.Tables) == 0 && !cfg.Pushed {
 		return ring, nil
 	}
 	broken := ring.gap != nil && ring.gap.From == "the oldest row"
@@ -68,6 +70,9 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 		err = r.err
 		b.opened(r)
 	case <-time.After(soon):
+		if b.fallsBack() {
+			break // what is wrong was said
+		}
 		b.trouble("row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1")
 	case <-ctx.Done():
 		err = ctx.Err()
@@ -75,9 +80,16 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
+	if cfg.Pushed {
+		b.pushed = newPushed()
+		return b, nil
+	}
 	b.pumps.Go(b.pumpRing)
 	return b, nil
 }
+
+// fallsBack reports whether the ring alone has all that is to be read.
+func (b *Both) fallsBack() bool { return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 }
 
 func (b *Both) trouble(problem string) {
 	if b.ring.cfg.Trouble != nil {
@@ -118,6 +130,15 @@ func (b *Both) pumpRing() {
 // pumpLog opens the log and reads it.
 func (b *Both) pumpLog(place *logPlace, broken bool) {
 	log, gap, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken)
+	for err != nil && b.fallsBack() {
+		b.trouble("the outbox is read from its ring alone: " + err.Error())
+		select {
+		case <-b.alive.Done():
+			return
+		case <-time.After(watchEvery):
+		}
+		log, gap, err = openLog(b.alive, b.ring.cfg, b.ring, place, broken)
+	}
 	r := logResult{opened: log, gap: gap, err: err}
 	if err == nil {
 		b.log.Store(log)
@@ -139,6 +160,9 @@ func (b *Both) pumpLog(place *logPlace, broken bool) {
 
 // Read returns the next events of either. See [onewrite.Source].
 func (b *Both) Read(ctx context.Context) (onewrite.Batch, error) {
+	if b.pushed != nil {
+		return b.readPushed(ctx)
+	}
 	for {
 		if g := b.gap; g != nil {
 			b.gap = nil
@@ -188,7 +212,7 @@ func (b *Both) fromLog(r logResult) (onewrite.Batch, error) {
 		out.Events[i] = items[i].event
 	}
 	out.PosAt = func(i int) onewrite.Pos { return joinPlaces(items[i].at, ring) }
-	b.log.Load().hand(out.Pos, items)
+	b.log.Load().hand(out.Pos, b.at.done, len(items))
 	return out, nil
 }
 

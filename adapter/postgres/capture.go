@@ -27,7 +27,12 @@ type Capture struct {
 	Snapshot bool
 	// Again asks for a snapshot of these tables, or patterns, once more.
 	Again []string
+	// Pushed lets the log tell what is inserted into the outbox.
+	Pushed bool
 }
+
+// on reports whether the log is read at all.
+func (c Capture) on() bool { return len(c.Tables) > 0 || c.Pushed }
 
 // found is a table that is to be captured.
 type found struct {
@@ -56,7 +61,7 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if err != nil {
 		return nil, explain(err)
 	}
-	if len(c.Tables) == 0 {
+	if !c.on() {
 		if !there {
 			return nil, nil
 		}
@@ -89,7 +94,15 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 		}
 		applied = append(applied, step...)
 	}
-	steps, damaged, kept, err := publish(ctx, tx, c.Source, want)
+	published := want
+	if c.Pushed {
+		o, err := findOutbox(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		published = append(slices.Clip(want), o)
+	}
+	steps, damaged, kept, err := publish(ctx, tx, c.Source, published)
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +116,13 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	// The log of the time without the publication cannot be decoded.
 	_, err = tx.Exec(ctx, `UPDATE onewrite.log SET publication = 0 WHERE source = $1 AND publication <> coalesce((SELECT oid FROM pg_publication WHERE pubname = $2), 0)`, c.Source, publicationOf(c.Source))
 	return append(applied, steps...), explain(err)
+}
+
+// findOutbox is the outbox as a table of the publication.
+func findOutbox(ctx context.Context, tx pgx.Tx) (f found, err error) {
+	f = found{schema: "onewrite", name: "outbox"}
+	err = tx.QueryRow(ctx, `SELECT 'onewrite.outbox'::regclass::oid`).Scan(&f.rel)
+	return f, explain(err)
 }
 
 // findTables looks the patterns up. Partitions are captured by their root.

@@ -11,7 +11,7 @@ import (
 // SchemaWithCapture is [Schema] with what captures row changes. It asks the database at
 // url, as any role, what the tables are; it changes nothing.
 func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (string, error) {
-	if len(o.Capture.Tables) == 0 {
+	if !o.Capture.on() {
 		return Schema(o), nil
 	}
 	conn, _, err := connect(ctx, url)
@@ -45,6 +45,9 @@ func (o MigrateOptions) captureScript(want []found) string {
 			fmt.Fprintf(&b, "ALTER TABLE %s REPLICA IDENTITY %s; -- it logs no old rows, and could not be updated once it is published\n", f.quoted(), identity)
 		}
 	}
+	if o.Capture.Pushed {
+		names = append(names, "ONLY onewrite.outbox")
+	}
 	fmt.Fprintf(&b, `DO $migrate$ BEGIN
 IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = %s) THEN
     CREATE PUBLICATION %s WITH %s;
@@ -66,7 +69,7 @@ INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity
 SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, p.xmin, k.relreplident,
     CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid JOIN pg_namespace n ON n.oid = k.relnamespace
-WHERE p.pubname = %[2]s
+WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
     wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
 `, source, quoteText(publication), first, snapshotNumber)
@@ -75,7 +78,7 @@ ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.
 
 // grantsOfCapture is what the relay's role needs to read the log and the tables.
 func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format string, args ...any)) {
-	if len(o.Capture.Tables) == 0 {
+	if !o.Capture.on() {
 		return
 	}
 	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.captured, onewrite.log FROM %s;", relay)
@@ -102,7 +105,7 @@ func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format str
 // needsReplication says so where the relay's role may not read the log: only a
 // superuser can give it that.
 func (o MigrateOptions) needsReplication(ctx context.Context, tx pgx.Tx) (note []string, err error) {
-	if o.RelayRole == "" || len(o.Capture.Tables) == 0 {
+	if o.RelayRole == "" || !o.Capture.on() {
 		return nil, nil
 	}
 	var may bool

@@ -13,7 +13,7 @@ import (
 
 // log looks at what the server needs for row changes to be read.
 func (e *examiner) log(ctx context.Context, tx pgx.Tx) error {
-	if len(e.o.Capture.Tables) == 0 {
+	if !e.o.Capture.on() {
 		return nil
 	}
 	var level string
@@ -77,7 +77,7 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	for _, slot := range left {
 		e.warn("slot", dropped(slot)+";", "slot %s is read by nobody and keeps the server's log; another copy of onewrite that is stopped may want it", slot)
 	}
-	if len(e.o.Capture.Tables) == 0 {
+	if !e.o.Capture.on() {
 		return nil
 	}
 	if keep < 0 {
@@ -105,7 +105,7 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 
 // tables looks at what is captured.
 func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
-	if len(e.o.Capture.Tables) == 0 {
+	if !e.o.Capture.on() {
 		return nil
 	}
 	if !e.objects["captured"] {

@@ -316,7 +316,9 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		return nil, err
 	}
 	var gap *onewrite.Gap
-	if why != nil {
+	if why != nil && len(r.cfg.Tables) == 0 { // the outbox has it all in its ring
+		r.log.Warn("the slot is made anew; the ring of the outbox has what the log lost", "reason", why.reason)
+	} else if why != nil {
 		gap = &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
 		if r.cfg.HoldGap && !why.agreed && !why.told {
 			gap.Cure = "rows have to be read again; set on_gap: snapshot for the source and restart onewrite"
@@ -348,6 +350,11 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if len(r.finish) > 0 {
 		r.wake()
 	}
+	if r.cfg.Pushed {
+		if err := r.lookAtOutbox(ctx); err != nil {
+			return nil, err
+		}
+	}
 	r.rep.confirm(begin.done)
 	if r.late = r.far(rec.flushed - begin.done); r.late {
 		return gap, nil
@@ -371,7 +378,7 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	}
 	switch {
 	case len(list) == 0 && stored == nil && !there:
-		return nil, s, errors.New("postgres: tables: is set, but nothing captures them yet; run onewrite migrate")
+		return nil, s, errors.New("postgres: the log is to be read, but nothing is published yet; run onewrite migrate")
 	case !there:
 		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
 	}

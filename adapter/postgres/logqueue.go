@@ -18,6 +18,8 @@ const (
 type item struct {
 	event onewrite.Event
 	at    logPlace
+	xid   uint64 // of a transaction that has written the outbox until here; 0: it has not
+	seq   int64  // of an event of the outbox; 0: it is a row change
 }
 
 // logQueue is between the goroutine that receives the log and the one that calls

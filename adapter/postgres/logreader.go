@@ -41,15 +41,19 @@ type logReader struct {
 	cat  catalog
 
 	// Of the goroutine that receives.
-	dec    pgoutput.Decoder
-	msg    pgoutput.Message
-	tables map[uint32]*table
-	at     logPlace // after the last whole transaction; its snaps are the newest
-	begin  logPlace // where reading began
-	tx     transaction
-	held   *item // the newest event of tx: is it the last?
-	run    []item
-	size   int // of run, in bytes
+	dec      pgoutput.Decoder
+	msg      pgoutput.Message
+	tables   map[uint32]*table
+	at       logPlace // after the last whole transaction; its snaps are the newest
+	begin    logPlace // where reading began
+	tx       transaction
+	held     *item // the newest row change of tx: is it the last?
+	outbox   outboxRows
+	member   *uint32 // the outbox\'s entry in the publication at the start, 0: it has none; nil: it is not known yet
+	tail     []item  // events of the outbox behind held
+	tailSize int
+	run      []item
+	size     int // of run, in bytes
 
 	mu      sync.Mutex
 	snaps   *snapPlaces // as at.snaps
@@ -63,13 +67,14 @@ type logReader struct {
 
 // transaction is the one that is being received.
 type transaction struct {
-	open  bool
-	old   bool         // it was handed over before
-	lsn   pgoutput.LSN // of its commit
-	xid   uint32
-	at    time.Time
-	index uint32 // the change that comes next
-	order int    // the event that comes next
+	open   bool
+	old    bool         // it was handed over before
+	lsn    pgoutput.LSN // of its commit
+	xid    uint32
+	at     time.Time
+	index  uint32 // the change that comes next
+	order  int    // the event that comes next
+	outbox uint64 // its number, if it has written the outbox
 }
 
 // finished is a snapshot whose last event is number n.
@@ -179,6 +184,9 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 		if r.tx.old {
 			return nil
 		}
+		if m.RelationID == r.outbox.rel && m.RelationID != 0 {
+			return r.outboxRow(m)
+		}
 		return r.row(m)
 	case pgoutput.KindTruncate:
 		if r.tx.old {
@@ -211,10 +219,13 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	r.at.done, r.at.tx, r.at.index, r.at.sub = m.EndLSN, 0, 0, 0
 	if r.held != nil {
 		r.held.event.Tx.Last = true
-		r.held.at = r.at
-		r.push(r.held)
-		r.held = nil
 	}
+	if n := len(r.tail); n > 0 {
+		r.tail[n-1].at, r.tail[n-1].xid = r.at, r.tx.outbox
+	} else if r.held != nil {
+		r.held.at, r.held.xid = r.at, r.tx.outbox
+	}
+	r.pushHeld()
 	r.rep.received.Store(uint64(m.EndLSN))
 	return nil
 }
@@ -242,6 +253,9 @@ func (r *logReader) keepalive(k pgoutput.Keepalive) {
 const idleStep = 16 << 20
 
 func (r *logReader) relation(rel *pgoutput.Relation) error {
+	if rel.Namespace == "onewrite" && rel.Name == "outbox" {
+		return r.outbox.describe(rel)
+	}
 	r.side.Lock()
 	defer r.side.Unlock()
 	t, err := r.cat.describe(r.alive, r.database, rel, func() error { return r.untilVisible(r.tx.xid) })
@@ -290,12 +304,8 @@ func (r *logReader) emit(c *change, last bool) {
 	if r.fill != nil && r.fill.saw(r, c) {
 		return
 	}
-	if r.held != nil {
-		r.push(r.held)
-	} else {
-		r.held = new(item)
-	}
-	*r.held = item{event: r.env.event(c), at: p}
+	r.pushHeld()
+	r.held = &item{event: r.env.event(c), at: p, xid: r.tx.outbox}
 }
 
 // Read returns the next items.
@@ -303,15 +313,27 @@ func (r *logReader) Read(ctx context.Context) ([]item, error) {
 	return r.queue.take(ctx, r.cfg.MaxBatchBytes)
 }
 
-// hand notes a batch that is about to be stored.
-func (r *logReader) hand(pos onewrite.Pos, items []item) {
+// hand notes a batch that is about to be stored, which ends at done. With it go n items,
+// some of which may have been left out of it.
+func (r *logReader) hand(pos onewrite.Pos, done pgoutput.LSN, items int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.stored.n
 	if len(r.handed) > 0 {
 		n = r.handed[len(r.handed)-1].n
 	}
-	r.handed = append(r.handed, handed{pos: pos, done: items[len(items)-1].at.done, n: n + uint64(len(items))})
+	r.handed = append(r.handed, handed{pos: pos, done: done, n: n + uint64(items)})
+}
+
+// pass notes items of which none is to be stored.
+func (r *logReader) pass(items int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.handed); n > 0 {
+		r.handed[n-1].n += uint64(items)
+		return
+	}
+	r.stored.n += uint64(items)
 }
 
 // Stored says that the bus has all up to a position: the server may forget it.

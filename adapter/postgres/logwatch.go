@@ -61,7 +61,19 @@ func (r *logReader) check() error {
 	if s == nil || s.foreign != "" || s.lost != "" || r.streams.Load() && s.pid != r.rep.pid {
 		return errors.New("postgres: the slot is read by this process no more") // likewise
 	}
+	if r.cfg.Pushed {
+		if err := r.lookAtOutbox(ctx); err != nil {
+			return err
+		}
+	}
 	return r.guard(ctx, s)
+}
+
+// say tells what is wrong beside the reading of the outbox; "" is nothing.
+func (r *logReader) say(name, problem string) {
+	if r.cfg.Trouble != nil {
+		r.cfg.Trouble(name, problem)
+	}
 }
 
 func isCode(err error, code string) bool {

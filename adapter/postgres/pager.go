@@ -94,7 +94,7 @@ func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
 	if p.last >= p.to {
 		p.to = 0
 		if p.found == 0 {
-			s.at.from, s.at.to, s.at.seq = s.at.to, snapshot{}, 0
+			s.at.from, s.at.to, s.at.seq = s.at.to.join(s.at.from), snapshot{}, 0
 		}
 		return p.found > 0, nil
 	}

@@ -42,6 +42,52 @@ func (s snapshot) meet(t snapshot) snapshot {
 	return of(xmax, xip[:n])
 }
 
+// has reports whether s saw a transaction.
+func (s snapshot) has(xid uint64) bool {
+	if xid >= s.xmax {
+		return false
+	}
+	_, running := slices.BinarySearch(s.xip, xid)
+	return !running
+}
+
+// add returns the snapshot that saw one transaction more. Those between are in
+// progress.
+func (s snapshot) add(xid uint64) snapshot {
+	if xid < s.xmax {
+		i, running := slices.BinarySearch(s.xip, xid)
+		if !running {
+			return s
+		}
+		return of(s.xmax, slices.Delete(slices.Clone(s.xip), i, i+1))
+	}
+	xip := slices.Clone(s.xip)
+	for x := s.xmax; x < xid; x++ {
+		xip = append(xip, x)
+	}
+	return of(xid+1, xip)
+}
+
+// join returns the snapshot that saw what either saw.
+func (s snapshot) join(t snapshot) snapshot {
+	xmax := max(s.xmax, t.xmax)
+	var xip []uint64
+	for _, x := range s.xip {
+		if !t.has(x) {
+			xip = append(xip, x)
+		}
+	}
+	if xmax == s.xmax && len(xip) == len(s.xip) {
+		return s
+	}
+	for x := s.xmax; x < xmax; x++ {
+		if !t.has(x) {
+			xip = append(xip, x)
+		}
+	}
+	return of(xmax, xip)
+}
+
 // of is the snapshot with that end and those transactions in progress.
 func of(xmax uint64, xip []uint64) snapshot {
 	s := snapshot{xmin: xmax, xmax: xmax, xip: xip}

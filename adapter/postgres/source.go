@@ -54,6 +54,8 @@ type Config struct {
 	// means that or more, and -1 that it is not known; nil: nobody is.
 	Importing func(name string, rows int)
 
+	// Pushed reads the outbox from the log as well, which tells its rows at their commit.
+	Pushed bool
 	// Stream reads a backlog of the log by streaming alone. Otherwise a large one is read
 	// in slices, by queries.
 	Stream bool
@@ -85,6 +87,9 @@ type Source struct {
 	pages pager
 	nap   nap
 	ring  ring
+
+	looks  int
+	pushed bool // the log told rows since the last look; see Both
 
 	schedule schedule
 	troubled map[string]string // what was said last, by subject
@@ -235,45 +240,76 @@ func (s *Source) heartbeat() {
 // Read returns the next committed events. See [onewrite.Source].
 func (s *Source) Read(ctx context.Context) (_ onewrite.Batch, err error) {
 	defer func() { err = withNames(err, s.conn) }()
-	if s.queue.len() > 0 {
-		return s.batch(), nil
-	}
-	if s.pages.ahead != nil { // it has the session, or will have it next
-		if found, err := s.pages.next(ctx, s); err != nil {
-			return onewrite.Batch{}, err
-		} else if found {
-			return s.batch(), nil
-		}
+	if b, ok, err := s.ready(ctx); ok || err != nil {
+		return b, err
 	}
 	s.session.Lock()
 	defer s.session.Unlock()
 	for {
+		if b, ok, err := s.find(ctx); ok || err != nil {
+			return b, err
+		}
+		if err := s.rest(ctx); err != nil {
+			return onewrite.Batch{}, err
+		}
+	}
+}
+
+// sweep is Read without the wait: it returns false when nothing is there to be read.
+func (s *Source) sweep(ctx context.Context) (_ onewrite.Batch, ok bool, err error) {
+	defer func() { err = withNames(err, s.conn) }()
+	if b, ok, err := s.ready(ctx); ok || err != nil {
+		return b, ok, err
+	}
+	s.session.Lock()
+	defer s.session.Unlock()
+	return s.find(ctx)
+}
+
+// swept reports whether all that the last look saw is handed over.
+func (s *Source) swept() bool { return s.queue.len() == 0 && s.pages.ahead == nil && !s.pages.on() }
+
+// ready hands over what was read already.
+func (s *Source) ready(ctx context.Context) (b onewrite.Batch, ok bool, err error) {
+	if s.queue.len() > 0 {
+		return s.batch(), true, nil
+	}
+	if s.pages.ahead != nil { // it has the session, or will have it next
+		if found, err := s.pages.next(ctx, s); err != nil {
+			return onewrite.Batch{}, false, err
+		} else if found {
+			return s.batch(), true, nil
+		}
+	}
+	return onewrite.Batch{}, false, nil
+}
+
+// find looks for rows until some are found or there are none. The session is held.
+func (s *Source) find(ctx context.Context) (b onewrite.Batch, ok bool, err error) {
+	for {
 		if s.queue.len() > 0 {
-			return s.batch(), nil
+			return s.batch(), true, nil
 		}
 		if err := s.reclaim(ctx); err != nil {
-			return onewrite.Batch{}, err
+			return onewrite.Batch{}, false, err
 		}
 		s.nap.bell = outbox.Bell()
 		if err := s.promote(ctx); err != nil {
-			return onewrite.Batch{}, err
+			return onewrite.Batch{}, false, err
 		}
 		found, err := s.look(ctx)
 		if err != nil {
-			return onewrite.Batch{}, err
+			return onewrite.Batch{}, false, err
 		}
 		if found {
 			continue
 		}
 		if g := s.gap; g != nil {
 			s.gap = nil
-			return onewrite.Batch{Pos: s.at.pos(), Gap: g}, nil
+			return onewrite.Batch{Pos: s.at.pos(), Gap: g}, true, nil
 		}
-		if s.pages.on() {
-			continue // a page without rows of ours; the next one
-		}
-		if err := s.rest(ctx); err != nil {
-			return onewrite.Batch{}, err
+		if !s.pages.on() { // otherwise it was a page without rows of ours
+			return onewrite.Batch{}, false, nil
 		}
 	}
 }
@@ -295,6 +331,7 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		return false, err
 	}
 	s.nap.saw(snap)
+	s.looks++
 	if res.given != s.ring.given { // rows were inserted, if only to be rolled back
 		s.ring.given, s.ring.dirty = res.given, true
 	}
@@ -304,8 +341,12 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 		}
 	}
 	if res.len() == 0 {
-		s.at.from = snap
-		return false, nil
+		if s.pushed {
+			s.pushed = false
+			err = s.settle(ctx, snap, res.lsn, false)
+		}
+		s.at.from = snap.join(s.at.from)
+		return false, err
 	}
 	if err := s.settle(ctx, snap, res.lsn, res.more); err != nil {
 		return false, err
@@ -352,7 +393,7 @@ func (s *Source) batch() onewrite.Batch {
 	start := s.at
 	s.at.seq = head.last()
 	if s.queue.len() == 0 && !s.pages.on() { // all of the difference is read
-		s.at.from, s.at.to, s.at.seq = s.at.to, snapshot{}, 0
+		s.at.from, s.at.to, s.at.seq = s.at.to.join(s.at.from), snapshot{}, 0
 	}
 	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), Gap: s.gap}
 	s.gap = nil

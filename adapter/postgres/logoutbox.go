@@ -1,0 +1,189 @@
+package postgres
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/pgoutput"
+	"github.com/onewrite/onewrite/outbox"
+)
+
+// outboxRows reads rows of the outbox from the log. They become the same events, byte
+// for byte, as when they are read from the ring.
+type outboxRows struct {
+	rel   uint32
+	at    [len(outboxColumns)]int // where each column is
+	texts texts
+}
+
+// outboxColumns are what an event is made of.
+var outboxColumns = [...]string{"seq", "xid", "created", "id", "topic", "key", "type", "content_type", "headers", "payload", "payload_bytes"}
+
+const (
+	colSeq = iota
+	colXID
+	colCreated
+	colID
+	colTopic
+	colKey
+	colType
+	colContentType
+	colHeaders
+	colPayload
+	colPayloadBytes
+)
+
+var errOutboxForm = errors.New("postgres: a row of the outbox has an unexpected form; was the table altered? Compare it with onewrite migrate --print")
+
+// describe takes the outbox's columns.
+func (o *outboxRows) describe(rel *pgoutput.Relation) error {
+	o.rel, o.texts = rel.ID, texts{}
+	for i, name := range outboxColumns {
+		o.at[i] = -1
+		for j, c := range rel.Columns {
+			if c.Name == name {
+				o.at[i] = j
+			}
+		}
+		if o.at[i] < 0 {
+			return errOutboxForm
+		}
+	}
+	return nil
+}
+
+// outboxRow is what the log has of an event.
+type outboxRow struct {
+	event onewrite.Event
+	seq   int64
+	xid   uint64
+}
+
+// row makes an event of a row.
+func (o *outboxRows) row(source string, t pgoutput.Tuple) (r outboxRow, err error) {
+	var v [len(outboxColumns)][]byte
+	for i, at := range o.at {
+		switch c := t[at]; c.Kind {
+		case pgoutput.ColumnText:
+			v[i] = c.Data
+		case pgoutput.ColumnNull:
+		default:
+			return r, errOutboxForm
+		}
+	}
+	e := &r.event
+	if r.seq, err = strconv.ParseInt(string(v[colSeq]), 10, 64); err != nil {
+		return r, errOutboxForm
+	}
+	if r.xid, err = strconv.ParseUint(string(v[colXID]), 10, 64); err != nil {
+		return r, errOutboxForm
+	}
+	if e.Time, err = time.Parse("2006-01-02 15:04:05.999999-07", string(v[colCreated])); err != nil {
+		return r, errOutboxForm
+	}
+	e.Time = e.Time.UTC()
+	var number [20]byte
+	putSeq(number[:], r.seq)
+	e.ID, e.Seq, e.Key, e.Source = string(v[colID]), string(number[:]), string(v[colKey]), source
+	e.Topic = o.texts.of(v[colTopic])
+	e.Type = e.Topic
+	if v[colType] != nil {
+		e.Type = o.texts.of(v[colType])
+	}
+	if v[colHeaders] != nil {
+		if err := json.Unmarshal(v[colHeaders], &e.Header); err != nil {
+			return r, fmt.Errorf("postgres: headers of event %s: not an object of strings", e.ID)
+		}
+	}
+	switch b := v[colPayloadBytes]; {
+	case v[colPayload] != nil:
+		e.Data = append(make([]byte, 0, len(v[colPayload])), v[colPayload]...)
+	case b != nil:
+		if len(b) < 2 || b[0] != '\\' || b[1] != 'x' {
+			return r, errOutboxForm
+		}
+		e.Data = make([]byte, hex.DecodedLen(len(b)-2))
+		if _, err := hex.Decode(e.Data, b[2:]); err != nil {
+			return r, errOutboxForm
+		}
+	default:
+		return r, nil
+	}
+	if v[colContentType] != nil {
+		e.ContentType = o.texts.of(v[colContentType])
+	} else {
+		e.ContentType = outbox.DefaultContentType(e.Data, v[colPayloadBytes] != nil)
+	}
+	return r, nil
+}
+
+// maxTail bounds the events of the outbox that wait for what comes after them.
+const (
+	maxTail      = 1000
+	maxTailBytes = 1 << 20
+)
+
+// outboxRow makes an item of a row of the outbox. The row change before it may be the
+// last of its transaction, which shows at the next one or at the end: until then the
+// events of the outbox wait behind it.
+func (r *logReader) outboxRow(m *pgoutput.Message) error {
+	row, err := r.outbox.row(r.cfg.Name, m.New)
+	if err != nil {
+		return err
+	}
+	r.tx.outbox = row.xid
+	if !r.skipped(0) {
+		p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, tx: r.tx.lsn, index: r.tx.index + 1, snaps: r.at.snaps}
+		r.tail = append(r.tail, item{event: row.event, at: p, xid: row.xid, seq: row.seq})
+		if r.tailSize += row.event.Size(); r.tailSize >= maxTailBytes || len(r.tail) >= maxTail {
+			last := len(r.tail) - 1 // the newest is kept: it may be the last of all
+			newest := r.tail[last]
+			r.tail = r.tail[:last]
+			r.pushHeld()
+			r.tail, r.tailSize = append(r.tail, newest), newest.event.Size()
+		}
+	}
+	r.tx.index++
+	return nil
+}
+
+// pushHeld pushes what was held back: a row change, and events of the outbox behind it.
+func (r *logReader) pushHeld() {
+	if r.held != nil {
+		r.push(r.held)
+		r.held = nil
+	}
+	for i := range r.tail {
+		r.push(&r.tail[i])
+	}
+	clear(r.tail)
+	r.tail, r.tailSize = r.tail[:0], 0
+}
+
+// notPublished is the trouble where the log does not tell the outbox.
+const notPublished = "the outbox is not in the publication: its events come from the ring, up to a second late; run onewrite migrate"
+
+// lookAtOutbox looks whether the log tells what is inserted into the outbox. An error:
+// since when it does is another time than at the start, and what was inserted before has
+// to come first, from the ring.
+func (r *logReader) lookAtOutbox(ctx context.Context) error {
+	var member uint32
+	err := r.cat.conn.QueryRow(ctx, `SELECT coalesce((SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+		WHERE p.pubname = $1 AND r.prrelid = 'onewrite.outbox'::regclass AND r.prqual IS NULL AND r.prattrs IS NULL AND p.pubinsert AND p.pubviaroot), 0)`, publicationOf(r.cfg.Name)).Scan(&member)
+	switch {
+	case err != nil:
+		return explain(err)
+	case r.member == nil:
+		r.member = &member
+	case *r.member != member:
+		return errors.New("postgres: the outbox was taken out of the publication, or put into it")
+	}
+	r.say("outbox", map[bool]string{true: notPublished}[member == 0])
+	return nil
+}

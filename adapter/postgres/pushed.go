@@ -1,0 +1,163 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/onewrite/onewrite"
+)
+
+// pushed is the outbox read from the log, which tells a row at its commit, with the ring
+// as the truth. There is one place for both: the snapshot of the ring. A transaction
+// that the log told is added to it, and what it saw is left out of the log. So a sweep,
+// which is an ordinary look at the ring, finds what the log has not told, and finds
+// nothing where it has told all; only what the place saw is ever truncated; and a source
+// that reads the ring alone goes on from the same place.
+//
+// The one goroutine that calls Read does both in turn: nothing is told twice because
+// two looked at once.
+type pushed struct {
+	timer *time.Timer
+	due   bool // to sweep
+	looks int  // of the ring when the log was opened: what was committed before the slot began is in the ring alone, and comes first
+	swept time.Time
+	late  int // events that a sweep found and that had been there for long
+}
+
+const (
+	// sweepEvery is how often the ring is looked at.
+	sweepEvery = time.Second
+	// alone is how often while the log is not there yet.
+	alone = 20 * time.Millisecond
+	// maxBetween bounds the transactions that a place names: those that did not write
+	// the outbox, or not yet, between some that did. A sweep forgets those that ended.
+	maxBetween = 128
+	// overdue is the age of an event from which on the log should have told it.
+	overdue = 3 * time.Second
+)
+
+func newPushed() *pushed { return &pushed{timer: time.NewTimer(0), due: true} }
+
+func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
+	p := b.pushed
+	for {
+		if g := b.gap; g != nil {
+			b.gap = nil
+			return onewrite.Batch{Pos: b.place(b.at, b.pos), Gap: g}, nil
+		}
+		if p.due && (b.at == nil || b.at.tx == 0) { // or the ring would tell the first part of a transaction again
+			out, found, err := b.ring.sweep(ctx)
+			if err != nil {
+				return onewrite.Batch{}, err
+			}
+			b.pos = b.ring.at.pos()
+			if found {
+				b.missed(out)
+			}
+			if b.ring.swept() && b.ring.looks > p.looks { // under load the next look would find something too
+				p.due, p.swept = false, time.Now()
+				p.timer.Reset(b.ring.schedule.rest(b.sweepEvery()))
+			}
+			if found {
+				return b.fromRing(ringResult{batch: out})
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return onewrite.Batch{}, ctx.Err()
+		case <-p.timer.C:
+			p.due = true
+		case r := <-b.logOut:
+			if r.opened != nil {
+				b.opened(r)
+				p.due, p.looks = true, b.ring.looks
+				continue
+			}
+			if out, ok, err := b.fromPushed(r); ok || err != nil {
+				return out, err
+			}
+		}
+	}
+}
+
+func (b *Both) sweepEvery() time.Duration {
+	if b.log.Load() == nil {
+		return alone
+	}
+	return sweepEvery
+}
+
+// missed says that a sweep found what the log should have told.
+func (b *Both) missed(out onewrite.Batch) {
+	p := b.pushed
+	log := b.log.Load()
+	if log == nil || time.Since(p.swept) > 2*overdue {
+		return // what is found is a backlog
+	}
+	for i := range out.Events {
+		if time.Since(out.Events[i].Time) > overdue {
+			p.late++
+		}
+	}
+	if p.late > 0 {
+		b.ring.log.Warn("the ring had events that the log has not told; is it far behind, or is the outbox not in the publication? onewrite migrate puts it there", "events", p.late, "publication", publicationOf(b.ring.cfg.Name))
+		p.late = 0
+	}
+}
+
+// fromPushed leaves out what the ring's place saw, and adds the transactions that the
+// items end. false: nothing is left.
+func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
+	if r.err != nil {
+		return onewrite.Batch{}, false, r.err
+	}
+	items, total := r.items, len(r.items)
+	b.at = &items[total-1].at
+	start, at := b.ring.at, &b.ring.at
+	kept := items[:0]
+	for i := range items {
+		it := &items[i]
+		if it.seq != 0 && at.from.has(it.xid) {
+			continue
+		}
+		*at = at.told(it)
+		kept = append(kept, *it)
+		b.ring.pushed = b.ring.pushed || it.seq != 0
+	}
+	if len(at.from.xip) > maxBetween {
+		b.pushed.due = true
+	}
+	b.pos = at.pos()
+	if len(kept) == 0 {
+		b.log.Load().pass(total)
+		return onewrite.Batch{}, false, nil
+	}
+	kept = slices.Clip(kept)
+	out := onewrite.Batch{Pos: joinPlaces(*b.at, b.pos), Events: make([]onewrite.Event, len(kept))}
+	for i := range kept {
+		out.Events[i] = kept[i].event
+	}
+	last := out.Pos
+	out.PosAt = func(n int) onewrite.Pos {
+		if n == len(kept)-1 {
+			return last
+		}
+		p := start
+		for i := range kept[:n+1] {
+			p = p.told(&kept[i])
+		}
+		return joinPlaces(kept[n].at, p.pos())
+	}
+	b.log.Load().hand(out.Pos, b.at.done, total)
+	return out, true, nil
+}
+
+// told is the place behind an item of the log.
+func (p place) told(it *item) place {
+	p.top = max(p.top, it.seq)
+	if it.at.tx == 0 && it.xid != 0 {
+		p.from = p.from.add(it.xid)
+	}
+	return p
+}
