@@ -28,6 +28,15 @@ import (
 	"github.com/onewrite/onewrite/pipeline"
 )
 
+// short is a part of a number in a benchmark of minutes, for a look at whether it
+// runs: with -short, a fiftieth.
+func short(n int) int {
+	if testing.Short() {
+		return n / 50
+	}
+	return n
+}
+
 // payload is the 200 B of the figures.
 var payload = `{"pad":"` + strings.Repeat("x", 190) + `"}`
 
@@ -170,20 +179,37 @@ func program(b *testing.B, yaml string) (cmd *exec.Cmd, addr string) {
 	if err := os.WriteFile(file, []byte(yaml+"\nlisten: "+addr+"\n"), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	cmd = exec.Command(bin, "run", "-c", file)
+	return launch(b, bin, "run", "-c", file), addr
+}
+
+// launch starts the program and ends it with the benchmark.
+func launch(b *testing.B, bin string, args ...string) *exec.Cmd {
+	b.Helper()
+	cmd := exec.Command(bin, args...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		cmd.Process.Signal(os.Interrupt)
-		cmd.Wait()
+		end(cmd, os.Interrupt)
 		if b.Failed() {
 			b.Log(log.String())
 		}
 	})
-	return cmd, addr
+	return cmd
+}
+
+// again starts the program as it was started before.
+func again(b *testing.B, cmd *exec.Cmd) *exec.Cmd {
+	b.Helper()
+	return launch(b, cmd.Path, cmd.Args[1:]...)
+}
+
+// end sends a signal and waits until the process is gone, which it may be.
+func end(cmd *exec.Cmd, signal os.Signal) {
+	_ = cmd.Process.Signal(signal)
+	_ = cmd.Wait()
 }
 
 // procStatus reads a number of kB from /proc/PID/status.

@@ -75,6 +75,19 @@ func await(b *testing.B, limit time.Duration, what string, ok func() bool) {
 	}
 }
 
+// seldom is a condition that is looked at ten times a second, where asking would
+// cost what is measured.
+func seldom(ok func() bool) func() bool {
+	var last time.Time
+	return func() bool {
+		if time.Since(last) < 100*time.Millisecond {
+			return false
+		}
+		last = time.Now()
+		return ok()
+	}
+}
+
 // status asks the program at addr; ok is false while it does not answer.
 func status(addr string) (s dashboard.Status, ok bool) {
 	client := http.Client{Timeout: 2 * time.Second}

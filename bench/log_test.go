@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"os"
 	"os/exec"
 	"sync"
 	"sync/atomic"
@@ -26,16 +27,17 @@ type logBacklog struct {
 	b    *testing.B
 	url  string
 	db   *sql.DB
+	rows int // that the table has
 	slot string
 	end  string // the place behind the last row
 
 	stream bool // the backlog is not read in slices
 }
 
-// newLogBacklog writes n rows of about 200 bytes in transactions of perTx.
-func newLogBacklog(b *testing.B, n, perTx int) *logBacklog {
+// newLogTable makes a database of which one table is captured, still empty.
+func newLogTable(b *testing.B) *logBacklog {
 	b.Helper()
-	pg := servers.NewPostgres(b, 15, servers.Set("max_wal_size", "8GB"), servers.Set("checkpoint_timeout", "1h"), servers.Set("shared_buffers", "1GB"), servers.Set("autovacuum", "off"))
+	pg := servers.NewPostgres(b, 15, servers.Set("max_wal_size", "8GB"), servers.Set("checkpoint_timeout", "1h"), servers.Set("shared_buffers", "1GB"), servers.Set("autovacuum", "off"), servers.Set("max_prepared_transactions", "0"))
 	url := pg.NewDatabase(b)
 	db, err := sql.Open("pgx", url)
 	if err != nil {
@@ -44,15 +46,43 @@ func newLogBacklog(b *testing.B, n, perTx int) *logBacklog {
 	b.Cleanup(func() { _ = db.Close() })
 	l := &logBacklog{b: b, url: url, db: db}
 	l.exec(`CREATE TABLE orders (id bigint PRIMARY KEY, customer int NOT NULL, total numeric(12,2) NOT NULL, placed timestamptz NOT NULL, note text NOT NULL)`)
-	l.exec(`CREATE PROCEDURE load(n int, per int) LANGUAGE plpgsql AS $$BEGIN
+	l.exec(`CREATE PROCEDURE load(first bigint, n int, per int) LANGUAGE plpgsql AS $$BEGIN
 		FOR i IN 0 .. n / per - 1 LOOP
-			INSERT INTO orders SELECT i * per + j, j, 12.50, now(), repeat('x', 160) FROM generate_series(1, per) j;
+			INSERT INTO orders SELECT first + i * per + j, j, 12.50, now(), repeat('x', 160) FROM generate_series(1, per) j;
 			COMMIT;
 		END LOOP; END$$`)
 	o := postgres.MigrateOptions{Capture: postgres.Capture{Source: "shop", Tables: []string{"public.orders"}}}
 	if _, err := postgres.Migrate(b.Context(), url, o); err != nil {
 		b.Fatal(err)
 	}
+	return l
+}
+
+// load writes n rows of about 200 bytes in transactions of perTx.
+func (l *logBacklog) load(n, perTx int) {
+	l.b.Helper()
+	l.exec(`ALTER ROLE CURRENT_USER SET synchronous_commit = off`)
+	conn, err := pgx.Connect(l.b.Context(), l.url)
+	if err != nil {
+		l.b.Fatal(err)
+	}
+	if _, err := conn.Exec(l.b.Context(), fmt.Sprintf(`CALL load(%d, %d, %d)`, l.rows, n, perTx)); err != nil {
+		l.b.Fatal(err)
+	}
+	_ = conn.Close(l.b.Context())
+	l.rows += n
+	l.exec(`ALTER ROLE CURRENT_USER RESET synchronous_commit`)
+	l.exec(`CHECKPOINT`)
+	if err := l.db.QueryRow(`SELECT pg_current_wal_flush_lsn()`).Scan(&l.end); err != nil {
+		l.b.Fatal(err)
+	}
+}
+
+// newLogBacklog writes n rows in transactions of perTx, behind the place where a
+// slot named base stands.
+func newLogBacklog(b *testing.B, n, perTx int) *logBacklog {
+	b.Helper()
+	l := newLogTable(b)
 	src, err := l.open(b.Context(), "")
 	if err != nil {
 		b.Fatal(err)
@@ -60,24 +90,11 @@ func newLogBacklog(b *testing.B, n, perTx int) *logBacklog {
 	if err := src.Close(); err != nil {
 		b.Fatal(err)
 	}
-	if err := db.QueryRow(`SELECT slot FROM onewrite.log`).Scan(&l.slot); err != nil {
+	if err := l.db.QueryRow(`SELECT slot FROM onewrite.log`).Scan(&l.slot); err != nil {
 		b.Fatal(err)
 	}
 	l.exec(`SELECT pg_copy_logical_replication_slot($1, 'base')`, l.slot)
-	l.exec(`ALTER ROLE CURRENT_USER SET synchronous_commit = off`)
-	conn, err := pgx.Connect(b.Context(), url)
-	if err != nil {
-		b.Fatal(err)
-	}
-	if _, err := conn.Exec(b.Context(), fmt.Sprintf(`CALL load(%d, %d)`, n, perTx)); err != nil {
-		b.Fatal(err)
-	}
-	_ = conn.Close(b.Context())
-	l.exec(`ALTER ROLE CURRENT_USER RESET synchronous_commit`)
-	l.exec(`CHECKPOINT`)
-	if err := db.QueryRow(`SELECT pg_current_wal_flush_lsn()`).Scan(&l.end); err != nil {
-		b.Fatal(err)
-	}
+	l.load(n, perTx)
 	return l
 }
 
@@ -149,7 +166,8 @@ func benchmarkDrain(b *testing.B, stream bool) {
 	}
 }
 
-// BenchmarkLogToBus carries the same rows into the bus as the relay does.
+// BenchmarkLogToBus carries the same rows into the bus as the relay does, in this
+// process.
 func BenchmarkLogToBus(b *testing.B) {
 	for _, perTx := range []int{1, 1000} {
 		b.Run(fmt.Sprint(perTx), func(b *testing.B) {
@@ -157,7 +175,9 @@ func BenchmarkLogToBus(b *testing.B) {
 			got := samples{}
 			for range runs {
 				l.renew(l.slot)
-				rate := l.toBus(openBus(b))
+				bus, cpu := openBus(b), cpuSeconds(b, os.Getpid())
+				rate := l.toBus(bus)
+				got.add("cpu-s/M", (cpuSeconds(b, os.Getpid())-cpu)*1e6/logRows)
 				floor := l.floor()
 				got.add("rows/s", rate)
 				got.add("floor/s", floor)
