@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -37,6 +38,14 @@ func captured(b *testing.B) (url string, db *sql.DB) {
 	return url, db
 }
 
+// rowNumber takes the number of a row out of its key, which headers have escaped.
+func rowNumber(key string) string {
+	if plain, err := url.PathUnescape(key); err == nil {
+		key = plain
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(key, `{"id":`), "}")
+}
+
 // rowsOf notes the rows of a trip: the number is in the key.
 type rowsOf struct{ watched }
 
@@ -44,7 +53,7 @@ func (w rowsOf) Append(ctx context.Context, source string, prev onewrite.Pos, ba
 	last, err := w.Bus.Append(ctx, source, prev, batch)
 	if t := w.trip.Load(); err == nil && t != nil {
 		for i := range batch.Events {
-			t.arrive(strings.TrimSuffix(strings.TrimPrefix(batch.Events[i].Key, `{"id":`), "}"))
+			t.arrive(rowNumber(batch.Events[i].Key))
 		}
 	}
 	return last, err
