@@ -19,7 +19,7 @@ echo "the race detector needs cgo and a C compiler; install gcc (Debian: apt-get
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench torture torture-all torture-kill torture-fence torture-traps torture-points torture-mutants clean
+.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench bench-debezium torture torture-all torture-kill torture-fence torture-traps torture-points torture-mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ sim: ## Run the simulation: SEEDS=n worlds (default 10000), or the one world SEE
 
 bench: ## Run the benchmarks: PKG=./adapter/nats BENCH=Append
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count=1 -p 1 -timeout 60m $(PKG)
+
+bench-debezium: ## Debezium with Kafka beside onewrite; fetches both with Maven (about 20 minutes)
+	@ONEWRITE_DEBEZIUM=$$(scripts/install-debezium.sh) && export ONEWRITE_DEBEZIUM && \
+	$(GO) test -run '^$$' -bench '^BenchmarkDebezium$$' -count=1 -timeout 60m ./bench
 
 # The storms are bounded by their events. What was as expected is kept below TORTURE
 # and not run again for the same program, so that an interrupted one goes on.

@@ -41,7 +41,7 @@ func (l *logBacklog) spilled() (mb float64) {
 // durable on the bus.
 func BenchmarkBigTransaction(b *testing.B) {
 	b.Run("memory", func(b *testing.B) {
-		p := newLogProgram(b)
+		p := newLogProgram(b, "")
 		n := short(5_000_000)
 		committed := p.insertAll(n)
 		p.arrived(10 * time.Minute)

@@ -238,11 +238,17 @@ func (t *trip) leave(i int) { t.left[i].Store(int64(time.Since(t.zero))) }
 // arrive notes the first arrival of the event with this key; others are not of
 // this trip.
 func (t *trip) arrive(key string) {
-	i, err := strconv.Atoi(key)
-	if err != nil || i < 0 || i >= len(t.arrived) {
+	if i, err := strconv.Atoi(key); err == nil {
+		t.arriveAt(i, time.Now())
+	}
+}
+
+// arriveAt is arrive for one that was seen elsewhere.
+func (t *trip) arriveAt(i int, at time.Time) {
+	if i < 0 || i >= len(t.arrived) {
 		return
 	}
-	if t.arrived[i].CompareAndSwap(0, int64(time.Since(t.zero))) {
+	if t.arrived[i].CompareAndSwap(0, int64(at.Sub(t.zero))) {
 		t.seen.Add(1)
 	}
 }

@@ -61,20 +61,26 @@ func latency(b *testing.B, at *atomic.Pointer[trip], writers, rate, n int, commi
 	b.Helper()
 	got := samples{}
 	for range runs {
-		t := newTrip(n)
-		at.Store(t)
 		start := time.Now()
-		paced(b, writers, n, rate, func(i int) error {
-			err := commit(strconv.Itoa(i))
-			t.leave(i)
-			return err
-		})
+		d := oneTrip(b, at, writers, rate, n, commit)
 		got.add("tx/s", float64(n)/time.Since(start).Seconds())
-		d := t.times(b)
 		got.add("p50-ms", percentile(d, 0.50))
 		got.add("p99-ms", percentile(d, 0.99))
 	}
 	got.report(b)
+}
+
+// oneTrip sends n events at a rate and returns how long each was under way.
+func oneTrip(b *testing.B, at *atomic.Pointer[trip], writers, rate, n int, commit committer) []time.Duration {
+	b.Helper()
+	t := newTrip(n)
+	at.Store(t)
+	paced(b, writers, n, rate, func(i int) error {
+		err := commit(strconv.Itoa(i))
+		t.leave(i)
+		return err
+	})
+	return t.times(b)
 }
 
 // BenchmarkCommitToBus measures when an event is durable on the bus, at 1,000
@@ -168,7 +174,7 @@ func subscriber(b *testing.B, at *atomic.Pointer[trip]) relay.Destination {
 	if err != nil {
 		b.Fatal(err)
 	}
-	stream, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "orders", Subjects: []string{"order.>"}, Storage: jetstream.FileStorage})
+	stream, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "orders", Subjects: []string{"order.>", "public.>"}, Storage: jetstream.FileStorage})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -178,7 +184,7 @@ func subscriber(b *testing.B, at *atomic.Pointer[trip]) relay.Destination {
 	}
 	reading, err := consumer.Consume(func(m jetstream.Msg) {
 		if t := at.Load(); t != nil {
-			t.arrive(m.Headers().Get("ce-partitionkey"))
+			t.arrive(rowNumber(m.Headers().Get("ce-partitionkey")))
 		}
 	})
 	if err != nil {

@@ -105,14 +105,20 @@ func (l *logBacklog) exec(query string, args ...any) {
 	}
 }
 
-// renew makes a slot stand where the rows begin.
-func (l *logBacklog) renew(slot string) {
+// free waits until nobody reads a slot.
+func (l *logBacklog) free(slot string) {
 	l.b.Helper()
 	await(l.b, time.Minute, "the slot is free", func() bool {
 		var busy bool
 		err := l.db.QueryRow(`SELECT coalesce(bool_or(active), false) FROM pg_replication_slots WHERE slot_name = $1`, slot).Scan(&busy)
 		return err == nil && !busy
 	})
+}
+
+// renew makes a slot stand where the rows begin.
+func (l *logBacklog) renew(slot string) {
+	l.b.Helper()
+	l.free(slot)
 	l.exec(`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot)
 	l.exec(`SELECT pg_copy_logical_replication_slot('base', $1)`, slot)
 }

@@ -17,11 +17,12 @@ type logProgram struct {
 	addr string
 }
 
-// newLogProgram starts the program on an empty table.
-func newLogProgram(b *testing.B) *logProgram {
+// newLogProgram starts the program on an empty table, with what else its
+// configuration says.
+func newLogProgram(b *testing.B, rest string) *logProgram {
 	b.Helper()
 	l := newLogTable(b)
-	cmd, addr := running(b, fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", l.url), "")
+	cmd, addr := running(b, fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", l.url), rest)
 	p := &logProgram{logBacklog: l, cmd: cmd, addr: addr}
 	p.walsender()
 	return p
@@ -67,7 +68,7 @@ func (p *logProgram) drain(got samples, n int) {
 func BenchmarkLogByProgram(b *testing.B) {
 	for _, perTx := range []int{1, 1000} {
 		b.Run(strconv.Itoa(perTx), func(b *testing.B) {
-			p := newLogProgram(b)
+			p := newLogProgram(b, "")
 			end(p.cmd, os.Interrupt)
 			n, got := short(logRows), samples{}
 			for range runs {
