@@ -3,6 +3,7 @@ package bench
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -48,7 +49,7 @@ func newDebezium(p *logProgram, dir string) *debezium {
 		"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT", "controller.listener.names": "CONTROLLER",
 		"log.dirs": filepath.Join(data, "kafka"), "offsets.topic.replication.factor": "1",
 	})
-	if out, err := d.java("-Xmx256m", "kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk", "-c", server).CombinedOutput(); err != nil {
+	if out, err := d.java(p.b.Context(), "-Xmx256m", "kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk", "-c", server).CombinedOutput(); err != nil {
 		p.b.Fatalf("%v\n%s", err, out)
 	}
 	d.broker = d.started("-Xms1g", "-Xmx1g", "kafka.Kafka", server)
@@ -90,14 +91,14 @@ func (d *debezium) properties(dir, name string, values map[string]string) (path 
 	return path
 }
 
-func (d *debezium) java(args ...string) *exec.Cmd {
-	return exec.Command("java", append([]string{"-cp", filepath.Join(d.dir, "lib", "*")}, args...)...)
+func (d *debezium) java(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "java", append([]string{"-cp", filepath.Join(d.dir, "lib", "*")}, args...)...)
 }
 
 // started starts a Java program that ends with the benchmark.
 func (d *debezium) started(args ...string) *exec.Cmd {
 	d.b.Helper()
-	cmd := d.java(args...)
+	cmd := d.java(context.Background(), args...)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -192,11 +193,12 @@ func (c connector) walsender() (pid int) {
 	return pid
 }
 
-// probe starts peers/Probe.java on the connector's topic and returns its lines
-// "microseconds number" once it is ready.
+// probe starts peers/Probe.java on the connector's topic, for ten minutes at most,
+// and returns its lines "microseconds number" once it is ready.
 func (c connector) probe(what string, args ...string) func() (at time.Time, n int, ok bool) {
 	c.b.Helper()
-	cmd := c.java(append([]string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", filepath.Join("peers", "Probe.java"), what, c.kafka, c.topic()}, args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	cmd := c.java(ctx, append([]string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", filepath.Join("peers", "Probe.java"), what, c.kafka, c.topic()}, args...)...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	out, err := cmd.StdoutPipe()
@@ -204,9 +206,10 @@ func (c connector) probe(what string, args ...string) func() (at time.Time, n in
 		err = cmd.Start()
 	}
 	if err != nil {
+		cancel()
 		c.b.Fatal(err)
 	}
-	c.b.Cleanup(func() { end(cmd, os.Kill) })
+	c.b.Cleanup(func() { cancel(); _ = cmd.Wait() })
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() || lines.Text() != "ready" {
 		_ = cmd.Wait()
