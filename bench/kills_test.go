@@ -166,7 +166,7 @@ func rowKills(b *testing.B, start func(*deliveries, *testing.B) string) {
 		killed := time.Now()
 		end(cmd, os.Kill)
 		cmd = again(b, cmd)
-		took, oldest := d.watch(b, killed, apart)
+		took, oldest := d.watch(b, killed, 20*time.Second)
 		back, worst = append(back, took.Seconds()), append(worst, oldest.Seconds())
 	}
 	load.Wait()
