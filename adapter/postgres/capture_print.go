@@ -12,7 +12,7 @@ import (
 // url, as any role, what the tables are; it changes nothing.
 func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (string, error) {
 	if len(o.Capture.Tables) == 0 {
-		return Schema(o), nil
+		return o.withCapture(nil), nil
 	}
 	conn, _, err := connect(ctx, url)
 	if err != nil {
@@ -28,16 +28,23 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err != nil {
 		return "", err
 	}
+	return o.withCapture(want), nil
+}
+
+func (o MigrateOptions) withCapture(want []found) string {
+	if !o.Capture.on() {
+		return Schema(o)
+	}
 	text := strings.TrimSuffix(Schema(o), "COMMIT;\n")
 	head, grants, _ := strings.Cut(text, "\n-- The application's role:")
-	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n", nil
+	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n"
 }
 
 // captureScript does what capture does, for tables that were looked up.
 func (o MigrateOptions) captureScript(want []found) string {
 	var b strings.Builder
 	source, publication := quoteText(o.Capture.Source), publicationOf(o.Capture.Source)
-	fmt.Fprintf(&b, "\n-- Row changes, read from the log: needs wal_level = logical.\n%s", captureSQL)
+	fmt.Fprintf(&b, "\n-- Row changes and messages, read from the log: needs wal_level = logical.\n%s", captureSQL)
 	names := make([]string, len(want))
 	for i, f := range want {
 		names[i] = "ONLY " + f.quoted()
@@ -70,12 +77,15 @@ WHERE p.pubname = %[2]s
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
     wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
 `, source, quoteText(publication), first, snapshotNumber)
+	if o.Capture.Messages {
+		b.WriteString(o.emitScript())
+	}
 	return b.String()
 }
 
 // grantsOfCapture is what the relay's role needs to read the log and the tables.
 func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format string, args ...any)) {
-	if len(o.Capture.Tables) == 0 {
+	if !o.Capture.on() {
 		return
 	}
 	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.captured, onewrite.log FROM %s;", relay)
@@ -102,7 +112,7 @@ func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format str
 // needsReplication says so where the relay's role may not read the log: only a
 // superuser can give it that.
 func (o MigrateOptions) needsReplication(ctx context.Context, tx pgx.Tx) (note []string, err error) {
-	if o.RelayRole == "" || len(o.Capture.Tables) == 0 {
+	if o.RelayRole == "" || !o.Capture.on() {
 		return nil, nil
 	}
 	var may bool

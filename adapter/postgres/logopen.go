@@ -317,12 +317,10 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	}
 	var gap *onewrite.Gap
 	if why != nil {
-		gap = &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
-		if r.cfg.HoldGap && !why.agreed && !why.told {
-			gap.Cure = "rows have to be read again; set on_gap: snapshot for the source and restart onewrite"
+		gap = r.gap(why)
+		if gap.Cure != "" {
 			return nil, gap
 		}
-		gap.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
 	}
 	if fresh {
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
@@ -351,6 +349,26 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	return gap, r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done)
 }
 
+// gap says what is missing, and what becomes of it. It has a cure if a person is to
+// decide.
+func (r *logReader) gap(why *missed) *onewrite.Gap {
+	g := &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
+	if len(r.cfg.Tables) == 0 {
+		g.Reason = "events in the log: " + why.reason
+	}
+	held := r.cfg.HoldGap && !why.agreed && !why.told
+	if len(r.cfg.Tables) > 0 && !held {
+		g.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
+	}
+	if r.cfg.Messages {
+		g.Reason += "; events that were written into the log in between cannot be read again"
+	}
+	if held {
+		g.Cure = "rows have to be read again, and events of the log, if any, published again; set on_gap: snapshot for the source and restart onewrite"
+	}
+	return g
+}
+
 // look reads what the database has of the capturing. An error that is a Gap: it was
 // taken apart.
 func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured, s logState, err error) {
@@ -367,7 +385,7 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	}
 	switch {
 	case len(list) == 0 && stored == nil && !there:
-		return nil, s, errors.New("postgres: tables: is set, but nothing captures them yet; run onewrite migrate")
+		return nil, s, errors.New("postgres: tables: or messages: is set, but nothing captures them yet; run onewrite migrate")
 	case !there:
 		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
 	}
