@@ -32,7 +32,7 @@ func (c *checker) source(path string, s Source) {
 		}
 		c.captured(path, s.Tables)
 		c.masks(path, s)
-		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "") {
+		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || !s.Messages && s.OnGap != "snapshot" && s.OnGap != "") {
 			c.bad(path+".tables", "is missing: on_gap and toast are about row changes", "write tables: [public.orders], or take the two out")
 		}
 		for key, role := range map[string]string{"app": s.Roles.App, "relay": s.Roles.Relay} {
