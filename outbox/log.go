@@ -31,18 +31,19 @@ var (
 	errLogCancel  = errors.New("outbox: events in the log cannot be sent later, so there is none to cancel; use a Publisher without outbox.InLog()")
 )
 
+// LogNext marks the message after an event. A message has the place in the log where the
+// next record begins, and one from a savepoint would come after a row change there.
+const LogNext = "onewrite.next"
+
 // emitSQL writes n messages, in the order of their parameters.
 func emitSQL(n int) string {
 	var b strings.Builder
-	b.Grow(90 + n*16)
-	b.WriteString("SELECT pg_logical_emit_message(true, '" + LogPrefix + "', m) FROM (VALUES ")
+	b.Grow(120 + n*36)
+	b.WriteString("SELECT pg_logical_emit_message(true, p, m) FROM (VALUES ")
 	for i := range n {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString("($" + strconv.Itoa(i+1) + "::bytea)")
+		b.WriteString("('" + LogPrefix + "', $" + strconv.Itoa(i+1) + "::bytea), ")
 	}
-	b.WriteString(") v (m)")
+	b.WriteString("('" + LogNext + "', '')) v (p, m)")
 	return b.String()
 }
 

@@ -106,6 +106,9 @@ func (p *Publisher) Queue(ctx context.Context, b *pgx.Batch, events ...outbox.Ev
 // to copy into, and it does what Publish does. The outcomes are those of
 // [Publisher.Publish].
 func (p *Publisher) Copy(ctx context.Context, tx pgx.Tx, events ...outbox.Event) error {
+	if p.events.InLog() {
+		return p.Publish(ctx, tx, events...)
+	}
 	statements, err := p.events.Statements(ctx, events...)
 	if err != nil || len(statements) == 0 {
 		return err
@@ -129,21 +132,14 @@ func (p *Publisher) Copy(ctx context.Context, tx pgx.Tx, events ...outbox.Event)
 		}
 		written += tag.RowsAffected()
 	}
-	if now == 0 {
-		return whole(written, len(events))
-	}
 	columns := outbox.Columns()
 	r := &copyReader{statements: statements[:now], columns: len(columns)}
 	tag, err := tx.Conn().PgConn().CopyFrom(ctx, r, copySQL(columns))
 	if err != nil {
 		return failed("copy into onewrite.outbox", err)
 	}
-	return whole(written+tag.RowsAffected(), len(events))
-}
-
-func whole(written int64, events int) error {
-	if written != int64(events) {
-		return fmt.Errorf("pgxoutbox: copy: %d of %d events were written; roll the transaction back", written, events)
+	if written += tag.RowsAffected(); written != int64(len(events)) {
+		return fmt.Errorf("pgxoutbox: copy: %d of %d events were written; roll the transaction back", written, len(events))
 	}
 	return nil
 }
