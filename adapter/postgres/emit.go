@@ -11,7 +11,8 @@ import (
 	"github.com/onewrite/onewrite/outbox"
 )
 
-// emitBody is onewrite.emit: the checks of a row, then a message in the log. It runs as
+// emitBody is onewrite.emit: the checks of a row, then a message in the log, and after it
+// the one that keeps it in its place. It runs as
 // the role that calls it, for which pg_logical_emit_message is there unless it was
 // revoked from PUBLIC.
 const emitBody = `
@@ -24,6 +25,7 @@ BEGIN
     PERFORM onewrite.valid(made, $1, $2, NULL, NULL, NULL, {{text}}, {{bytes}}, {{max_event}});
     -- A message is not converted from the database's encoding.
     PERFORM pg_logical_emit_message(true, '{{prefix}}', convert_to(json_build_object('id', made, 'topic', $1, 'key', $2, {{field}})::text, 'UTF8'));
+    PERFORM pg_logical_emit_message(true, '{{next}}', '');
     RETURN made;
 END`
 
@@ -40,7 +42,7 @@ func (e emitter) name() string { return "onewrite.emit(text, text, " + e.typ + "
 
 func (e emitter) body(o MigrateOptions) string {
 	return strings.NewReplacer("{{text}}", e.text, "{{bytes}}", e.bytes, "{{field}}", e.field,
-		"{{max_event}}", strconv.Itoa(o.maxEvent()), "{{prefix}}", outbox.LogPrefix).Replace(emitBody)
+		"{{max_event}}", strconv.Itoa(o.maxEvent()), "{{prefix}}", outbox.LogPrefix, "{{next}}", outbox.LogNext).Replace(emitBody)
 }
 
 // create is the DDL of the function.

@@ -30,10 +30,16 @@ func newMessages(t *testing.T, pg *servers.PG, ddl string, tables ...string) *ri
 	if s, ok := r.src.(*Both); !ok || s.log.Load() == nil {
 		t.Fatal("the log is not read")
 	}
-	eventually(t, "the snapshots are finished", func() bool {
-		return one[bool](t, r.conn, `SELECT coalesce(bool_and(finished = wanted), true) FROM onewrite.captured`)
-	})
+	r.snapshots()
 	return r
+}
+
+// snapshots waits until those of tables without rows are finished.
+func (r *rig) snapshots() {
+	r.t.Helper()
+	eventually(r.t, "the snapshots are finished", func() bool {
+		return one[bool](r.t, r.conn, `SELECT coalesce(bool_and(finished = wanted), true) FROM onewrite.captured`)
+	})
 }
 
 // brief is an event in short: topic, type, key, data.
@@ -55,7 +61,7 @@ func TestMessagesComeInOrderWithRows(t *testing.T) {
 		sql(t, r.conn, `BEGIN; SELECT onewrite.emit('m', 'k', '1'); INSERT INTO a VALUES (1); SELECT onewrite.emit('m', 'k', '2');
 			SELECT pg_logical_emit_message(true, 'anybody', 'x'); SELECT pg_logical_emit_message(false, 'onewrite', 'x');
 			SAVEPOINT s; SELECT onewrite.emit('m', 'k', 'no'); INSERT INTO a VALUES (99); ROLLBACK TO s;
-			SAVEPOINT s; SELECT onewrite.emit('m', 'k', '3'); RELEASE s; SELECT pg_logical_emit_message(true, 'anybody', 'x'); UPDATE a SET id = 2`)
+			SAVEPOINT s; SELECT onewrite.emit('m', 'k', '3'); RELEASE s; UPDATE a SET id = 2`)
 		sql(t, other, `BEGIN; SELECT onewrite.emit('m', 'k', 'no'); INSERT INTO a VALUES (98); ROLLBACK`, `BEGIN; SELECT onewrite.emit('n', NULL, 'first'); INSERT INTO a VALUES (50); COMMIT`)
 		sql(t, r.conn, `SELECT onewrite.emit('m', 'k', '4'); COMMIT`, `SELECT onewrite.emit('n', NULL, 'last')`)
 		want := []string{"n 0 false", "public.a 1 true", "m 0 false", "public.a 1 false", "m 2 false", "m 3 false", "public.a 4 false", "public.a 5 false", "m 6 true", "n 0 true"}
@@ -78,6 +84,21 @@ func TestMessagesComeInOrderWithRows(t *testing.T) {
 		}
 		if d := got[2].Time.Sub(got[3].Time); d != 0 {
 			t.Errorf("a message is %v younger than a row of its transaction", d)
+		}
+		err := pgx.BeginFunc(t.Context(), r.conn, func(tx pgx.Tx) error {
+			err := pgx.BeginFunc(t.Context(), tx, func(tx pgx.Tx) error {
+				return pgxoutbox.New(outbox.InLog()).Publish(t.Context(), tx, outbox.Event{Topic: "go"}, outbox.Event{Topic: "go"})
+			})
+			if err == nil {
+				_, err = tx.Exec(t.Context(), `INSERT INTO a VALUES (3)`)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := r.events(3); e[0].Topic != "go" || e[1].Topic != "go" || e[2].Topic != "public.a" || !e[2].Tx.Last {
+			t.Errorf("from a savepoint of Go came %s, %s, %s", e[0].Topic, e[1].Topic, e[2].Topic)
 		}
 	})
 }
