@@ -31,6 +31,8 @@ type Capture struct {
 	// Messages makes events of the messages in the log with the prefix
 	// outbox.LogPrefix.
 	Messages bool
+	// DDL makes events of the commands on captured tables.
+	DDL bool
 }
 
 // on reports whether the log is read at all.

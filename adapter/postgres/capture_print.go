@@ -77,6 +77,9 @@ WHERE p.pubname = %[2]s
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
     wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
 `, source, quoteText(publication), first, snapshotNumber)
+	if o.Capture.DDL {
+		b.WriteString(tellScript())
+	}
 	if o.Capture.Messages {
 		b.WriteString(o.emitScript())
 	}

@@ -127,6 +127,23 @@ func (e *examiner) messages(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// ddl looks at the event triggers.
+func (e *examiner) ddl(ctx context.Context, tx pgx.Tx) error {
+	if !e.o.Capture.DDL || !e.objects["outbox"] {
+		return nil
+	}
+	_, same, err := tellStateOf(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if same < len(tellers) {
+		e.problem("ddl", "onewrite migrate", "the event triggers that tell of DDL are missing, turned off or others: as a superuser, or the provider's role for event triggers, make them")
+		return nil
+	}
+	e.ok("ddl", "the event triggers that tell of DDL are there")
+	return nil
+}
+
 // tables looks at what is captured.
 func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if !e.o.Capture.on() {

@@ -13,7 +13,8 @@ const invalidTopic = "onewrite.invalid"
 
 // message acts on what pg_logical_emit_message wrote.
 func (r *logReader) message(m *pgoutput.Message) error {
-	wanted := r.cfg.Messages && string(m.Prefix) == outbox.LogPrefix
+	prefix := string(m.Prefix)
+	wanted := r.cfg.Messages && prefix == outbox.LogPrefix
 	if !m.Transactional {
 		if wanted && !r.astray {
 			r.astray = true
@@ -23,9 +24,11 @@ func (r *logReader) message(m *pgoutput.Message) error {
 	}
 	if wanted {
 		r.emitted(m)
+	} else if r.cfg.DDL && prefix == ddlPrefix {
+		r.ddl(m)
 	}
 	r.tx.index++
-	if string(m.Prefix) == ownPrefix && r.fill != nil {
+	if prefix == ownPrefix && r.fill != nil {
 		return r.fill.mark(r, m.Content)
 	}
 	return nil
@@ -41,9 +44,7 @@ func (r *logReader) emitted(m *pgoutput.Message) {
 	e := r.env.bare(&c)
 	from, err := outbox.ParseLog(m.Content)
 	if err != nil {
-		e.Topic, e.Type, e.ContentType = invalidTopic, "invalid", "application/octet-stream"
-		e.Data = append([]byte{}, m.Content...)
-		r.log.Warn("a message in the log is no event; it is delivered with the topic "+invalidTopic, "why", err, "lsn", m.LSN, "xid", c.xid)
+		r.invalid(&e, m, err)
 	} else {
 		if from.ID != "" {
 			e.ID = from.ID
@@ -54,6 +55,13 @@ func (r *logReader) emitted(m *pgoutput.Message) {
 		}
 	}
 	r.hold(&c, true, e)
+}
+
+// invalid makes an event of a message that cannot be the one that was meant.
+func (r *logReader) invalid(e *onewrite.Event, m *pgoutput.Message, why error) {
+	e.Topic, e.Type, e.ContentType = invalidTopic, "invalid", "application/octet-stream"
+	e.Data = append([]byte{}, m.Content...)
+	r.log.Warn("a message in the log is no event; it is delivered with the topic "+invalidTopic, "why", why, "lsn", m.LSN, "xid", e.Tx.ID)
 }
 
 // bare is an event of which only the place is known.

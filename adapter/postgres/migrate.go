@@ -187,11 +187,13 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 		return nil, err
 	}
 	applied = append(applied, captured...)
-	emitting, err := o.emitting(ctx, tx)
-	if err != nil {
-		return nil, err
+	for _, make := range []func(context.Context, pgx.Tx) ([]string, error){o.emitting, o.telling} {
+		made, err := make(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		applied = append(applied, made...)
 	}
-	applied = append(applied, emitting...)
 	granted, err := o.grant(ctx, tx)
 	if err != nil {
 		return nil, err
