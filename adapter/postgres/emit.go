@@ -12,9 +12,8 @@ import (
 )
 
 // emitBody is onewrite.emit: the checks of a row, then a message in the log, and after it
-// the one that keeps it in its place. It runs as
-// the role that calls it, for which pg_logical_emit_message is there unless it was
-// revoked from PUBLIC.
+// the one that keeps it in its place. It runs as the role that calls it, for which
+// pg_logical_emit_message is there unless it was revoked from PUBLIC.
 const emitBody = `
 DECLARE
     made uuid := gen_random_uuid();
