@@ -22,8 +22,11 @@ type RowQueryer interface {
 //
 // An error is the database's: roll tx back.
 func (p *Publisher) Cancel(ctx context.Context, tx RowQueryer, id string) (bool, error) {
-	if p.layout.table == "" {
-		return false, errDialect
+	if p.refusal != nil {
+		return false, p.refusal
+	}
+	if p.log {
+		return false, errLogCancel
 	}
 	if p.layout.cancel == "" {
 		return false, errors.New("outbox: this dialect has no scheduled events yet")
@@ -37,7 +40,7 @@ func (p *Publisher) Cancel(ctx context.Context, tx RowQueryer, id string) (bool,
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("outbox: cancel: %w (roll the transaction back; %s)", err, cure(err))
+		return false, fmt.Errorf("outbox: cancel: %w (roll the transaction back; %s)", err, p.cure(err))
 	}
 	return was, nil
 }

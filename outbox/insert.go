@@ -69,7 +69,9 @@ func (p *Publisher) rows(ctx context.Context, events []Event) ([]row, error) {
 		}
 		rows[i] = newRow(e, id, context)
 		if e.DeliverAt.After(now) {
-			if p.layout.later == "" {
+			if p.log {
+				c.add("DeliverAt", "is in the future, and an event in the log cannot wait; publish it without outbox.InLog()")
+			} else if p.layout.later == "" {
 				c.add("DeliverAt", "is in the future, and this dialect has no scheduled events yet")
 			}
 			// Rounded up: not before its time.

@@ -18,6 +18,8 @@ type Publisher struct {
 	maxBytes  int
 	traceFrom func(context.Context) (traceparent, tracestate string)
 	single    *sql.Stmt // the INSERT of one event, or nil
+	log       bool      // events go into the log
+	refusal   error     // of all events; nil: the dialect can have them
 }
 
 // Option changes a setting of [New].
@@ -41,6 +43,12 @@ func New(d Dialect, opts ...Option) *Publisher {
 	for _, o := range opts {
 		o(p)
 	}
+	switch {
+	case p.layout.table == "":
+		p.refusal = errDialect
+	case p.log && d != Postgres:
+		p.refusal = errLogDialect
+	}
 	return p
 }
 
@@ -56,12 +64,16 @@ func New(d Dialect, opts ...Option) *Publisher {
 // The error is the database's: the outbox is missing (`onewrite migrate` makes
 // it), or cannot be reached.
 func (p *Publisher) Prepare(ctx context.Context, db *sql.DB) (*Publisher, error) {
-	if p.layout.table == "" {
-		return nil, errDialect
+	if p.refusal != nil {
+		return nil, p.refusal
 	}
-	stmt, err := db.PrepareContext(ctx, p.layout.insert(p.layout.table, columns[:], 1))
+	one := Statement{Table: p.layout.table, SQL: p.layout.insert(p.layout.table, columns[:], 1)}
+	if p.log {
+		one = Statement{SQL: emitSQL(1)}
+	}
+	stmt, err := db.PrepareContext(ctx, one.SQL)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: prepare the insert into %s: %w (%s)", p.layout.table, err, cure(err))
+		return nil, fmt.Errorf("outbox: prepare the %s: %w (%s)", one.what(), err, p.cure(err))
 	}
 	prepared := *p
 	prepared.single = stmt
@@ -106,16 +118,22 @@ func (p *Publisher) Publish(ctx context.Context, tx Execer, events ...Event) err
 	}
 	for _, s := range statements {
 		if err := p.exec(ctx, tx, s, len(events)); err != nil {
-			return fmt.Errorf("outbox: insert into %s: %w (roll the transaction back; %s)", s.Table, err, cure(err))
+			return fmt.Errorf("outbox: %s: %w (roll the transaction back; %s)", s.what(), err, p.cure(err))
 		}
 	}
 	return nil
 }
 
 // cure is what helps against an error of the database, as far as its driver lets tell.
-func cure(err error) string {
+func (p *Publisher) cure(err error) string {
 	var coded interface{ SQLState() string }
-	if errors.As(err, &coded) && coded.SQLState() == "42501" {
+	denied := errors.As(err, &coded) && coded.SQLState() == "42501"
+	switch {
+	case p.log && denied:
+		return "a superuser grants the role EXECUTE on pg_logical_emit_message"
+	case p.log:
+		return "the log needs PostgreSQL 15 or newer"
+	case denied:
 		return "the role's rights are given by `onewrite migrate --app-role ROLE`"
 	}
 	return "a missing table is made by `onewrite migrate`"
@@ -131,7 +149,7 @@ type preparer interface {
 
 // exec runs one statement, by the prepared one if it fits.
 func (p *Publisher) exec(ctx context.Context, tx Execer, s Statement, events int) (err error) {
-	if own, ok := tx.(preparer); ok && p.single != nil && events == 1 && s.Table == p.layout.table {
+	if own, ok := tx.(preparer); ok && p.single != nil && events == 1 && (p.log || s.Table == p.layout.table) {
 		_, err = own.StmtContext(ctx, p.single).ExecContext(ctx, s.Args...)
 	} else {
 		_, err = tx.ExecContext(ctx, s.SQL, s.Args...)
@@ -139,12 +157,22 @@ func (p *Publisher) exec(ctx context.Context, tx Execer, s Statement, events int
 	return err
 }
 
-// Statement is an INSERT and its arguments: string, []byte or nil.
+// Statement is an INSERT, or with [InLog] a SELECT, and its arguments: string, []byte
+// or nil.
 type Statement struct {
 	// Table is the table that it fills: the outbox, or that of the scheduled events.
+	// It is empty with [InLog].
 	Table string
 	SQL   string
 	Args  []any
+}
+
+// what says what a statement does.
+func (s *Statement) what() string {
+	if s.Table == "" {
+		return "write into the log"
+	}
+	return "insert into " + s.Table
 }
 
 // Columns are the columns that a [Statement] fills, in this order: its Args are the
@@ -159,12 +187,15 @@ func (p *Publisher) Statements(ctx context.Context, events ...Event) ([]Statemen
 	if len(events) == 0 {
 		return nil, nil
 	}
-	if p.layout.table == "" {
-		return nil, errDialect
+	if p.refusal != nil {
+		return nil, p.refusal
 	}
 	rows, err := p.rows(ctx, events)
 	if err != nil {
 		return nil, err
+	}
+	if p.log {
+		return p.layout.emits(rows), nil
 	}
 	return p.layout.inserts(rows), nil
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/onewrite/onewrite"
 )
 
-// Both reads the outbox from its ring and row changes from the log, as one source: its
+// Both reads the outbox from its ring, and row changes and messages from the log, as one source: its
 // position is a place in each. See [onewrite.Source].
 type Both struct {
 	ring *Source
@@ -47,7 +47,7 @@ type logResult struct {
 // wait for that.
 const soon = 3 * time.Second
 
-// OpenSource opens a source that reads the outbox and, if tables are captured, the log.
+// OpenSource opens a source that reads the outbox and, if tables are captured or messages wanted, the log.
 // The errors are those of [Open]; one that is a Gap: row changes are missing.
 func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Source, error) {
 	place, ringPos, err := splitPlaces(pos)
@@ -58,7 +58,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Tables) == 0 && !cfg.Pushed {
+	if len(cfg.Tables) == 0 && !cfg.Messages && !cfg.Pushed {
 		return ring, nil
 	}
 	broken := ring.gap != nil && ring.gap.From == "the oldest row"
@@ -89,7 +89,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 }
 
 // fallsBack reports whether the ring alone has all that is to be read.
-func (b *Both) fallsBack() bool { return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 }
+func (b *Both) fallsBack() bool { return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 && !b.ring.cfg.Messages }
 
 func (b *Both) trouble(problem string) {
 	if b.ring.cfg.Trouble != nil {

@@ -15,7 +15,8 @@ import (
 //go:embed capture.sql
 var captureSQL string
 
-// Capture says which tables' row changes are events.
+// Capture says what is read from the log: which tables' row changes are events, and
+// whether messages are.
 type Capture struct {
 	// Source is the source's name in the configuration.
 	Source string
@@ -27,12 +28,17 @@ type Capture struct {
 	Snapshot bool
 	// Again asks for a snapshot of these tables, or patterns, once more.
 	Again []string
+	// Messages makes events of the messages in the log with the prefix
+	// outbox.LogPrefix.
+	Messages bool
+	// DDL makes events of the commands on captured tables.
+	DDL bool
 	// Pushed lets the log tell what is inserted into the outbox.
 	Pushed bool
 }
 
 // on reports whether the log is read at all.
-func (c Capture) on() bool { return len(c.Tables) > 0 || c.Pushed }
+func (c Capture) on() bool { return len(c.Tables) > 0 || c.Messages || c.Pushed }
 
 // found is a table that is to be captured.
 type found struct {
@@ -68,10 +74,10 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 		return release(ctx, tx, c.Source)
 	}
 	if version < 150000 {
-		return nil, fmt.Errorf("postgres: the server has version %d, row changes need 15 or newer; take the setting tables out", version/10000)
+		return nil, fmt.Errorf("postgres: the server has version %d, reading its log needs 15 or newer; take the settings tables and messages out", version/10000)
 	}
 	if !level {
-		return nil, errors.New("postgres: row changes are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
+		return nil, errors.New("postgres: row changes and messages are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
 	}
 	if !there {
 		if _, err := tx.Exec(ctx, captureSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -410,7 +416,9 @@ func releaseAll(ctx context.Context, tx pgx.Tx) error {
 	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL`).Scan(&there); err != nil || !there {
 		return explain(err)
 	}
-	rows, err := tx.Query(ctx, `SELECT source FROM onewrite.captured UNION SELECT source FROM onewrite.log`)
+	// A source without tables that never ran has its publication alone.
+	rows, err := tx.Query(ctx, `SELECT source FROM onewrite.captured UNION SELECT source FROM onewrite.log
+		UNION SELECT substr(p.pubname, 10) FROM pg_publication p JOIN pg_namespace n ON n.nspname = 'onewrite' AND n.nspowner = p.pubowner WHERE p.pubname LIKE 'onewrite\_%'`)
 	if err != nil {
 		return explain(err)
 	}

@@ -11,8 +11,8 @@ import (
 // SchemaWithCapture is [Schema] with what captures row changes. It asks the database at
 // url, as any role, what the tables are; it changes nothing.
 func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (string, error) {
-	if !o.Capture.on() {
-		return Schema(o), nil
+	if len(o.Capture.Tables) == 0 {
+		return o.withCapture(nil), nil
 	}
 	conn, _, err := connect(ctx, url)
 	if err != nil {
@@ -28,16 +28,23 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err != nil {
 		return "", err
 	}
+	return o.withCapture(want), nil
+}
+
+func (o MigrateOptions) withCapture(want []found) string {
+	if !o.Capture.on() {
+		return Schema(o)
+	}
 	text := strings.TrimSuffix(Schema(o), "COMMIT;\n")
 	head, grants, _ := strings.Cut(text, "\n-- The application's role:")
-	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n", nil
+	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n"
 }
 
 // captureScript does what capture does, for tables that were looked up.
 func (o MigrateOptions) captureScript(want []found) string {
 	var b strings.Builder
 	source, publication := quoteText(o.Capture.Source), publicationOf(o.Capture.Source)
-	fmt.Fprintf(&b, "\n-- Row changes, read from the log: needs wal_level = logical.\n%s", captureSQL)
+	fmt.Fprintf(&b, "\n-- Row changes and messages, read from the log: needs wal_level = logical.\n%s", captureSQL)
 	names := make([]string, len(want))
 	for i, f := range want {
 		names[i] = "ONLY " + f.quoted()
@@ -73,6 +80,12 @@ WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
     wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
 `, source, quoteText(publication), first, snapshotNumber)
+	if o.Capture.DDL {
+		b.WriteString(tellScript())
+	}
+	if o.Capture.Messages {
+		b.WriteString(o.emitScript())
+	}
 	return b.String()
 }
 

@@ -84,23 +84,7 @@ func (v *envelope) event(c *change) onewrite.Event {
 	b = v.row(b, c.table, c.before, !c.whole)
 	b = append(b, `,"after":`...)
 	b = v.row(b, c.table, c.after, false)
-	ms := c.at.UnixMilli()
-	b = append(b, `,"source":{"version":"1","connector":"postgresql","name":`...)
-	b = cloudevents.AppendString(b, v.name)
-	b = append(b, `,"ts_ms":`...)
-	b = strconv.AppendInt(b, ms, 10)
-	b = append(b, `,"snapshot":"`...)
-	b = strconv.AppendBool(b, c.xid == 0)
-	b = append(b, '"')
-	b = append(b, c.table.source...)
-	b = append(b, `,"txId":`...)
-	if c.xid == 0 {
-		b = append(b, "null"...)
-	} else {
-		b = strconv.AppendUint(b, uint64(c.xid), 10)
-	}
-	b = append(b, `,"lsn":`...)
-	b = strconv.AppendUint(b, uint64(c.lsn), 10)
+	b = v.origin(append(b, ','), c, c.table.source)
 	b = unchanged(b, c.table, c.after)
 	if c.reread {
 		b = append(b, `,"reread":true`...)
@@ -108,11 +92,32 @@ func (v *envelope) event(c *change) onewrite.Event {
 	b = append(b, `},"op":"`...)
 	b = append(b, c.op)
 	b = append(b, `","ts_ms":`...)
-	b = strconv.AppendInt(b, ms, 10)
+	b = strconv.AppendInt(b, c.at.UnixMilli(), 10)
 	b = v.transaction(b, c)
 	v.buf = b
 	e.Data = bytes.Clone(b)
 	return e
+}
+
+// origin appends where a change is from, all but the closing brace: table is what
+// tableOrigin says of it.
+func (v *envelope) origin(b []byte, c *change, table []byte) []byte {
+	b = append(b, `"source":{"version":"1","connector":"postgresql","name":`...)
+	b = cloudevents.AppendString(b, v.name)
+	b = append(b, `,"ts_ms":`...)
+	b = strconv.AppendInt(b, c.at.UnixMilli(), 10)
+	b = append(b, `,"snapshot":"`...)
+	b = strconv.AppendBool(b, c.xid == 0)
+	b = append(b, '"')
+	b = append(b, table...)
+	b = append(b, `,"txId":`...)
+	if c.xid == 0 {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendUint(b, uint64(c.xid), 10)
+	}
+	b = append(b, `,"lsn":`...)
+	return strconv.AppendUint(b, uint64(c.lsn), 10)
 }
 
 func (v *envelope) transaction(b []byte, c *change) []byte {

@@ -105,7 +105,7 @@ func (e *examiner) run(ctx context.Context) {
 	}{
 		{"outbox", e.outbox}, {"rights", e.rights}, {"settings", e.settings}, {"clock", e.clock},
 		{"transactions", e.transactions}, {"prepared", e.prepared}, {"reader", e.reader},
-		{"log", e.log}, {"slot", e.slot}, {"tables", e.tables},
+		{"log", e.log}, {"slot", e.slot}, {"tables", e.tables}, {"messages", e.messages}, {"ddl", e.ddl},
 	} {
 		if !e.look(ctx, c.check, c.look) && (ctx.Err() != nil || conn.IsClosed()) {
 			return // the same would be said of all that follows

@@ -11,7 +11,7 @@ import (
 	"github.com/onewrite/onewrite"
 )
 
-// log looks at what the server needs for row changes to be read.
+// log looks at what the server needs for row changes and messages to be read.
 func (e *examiner) log(ctx context.Context, tx pgx.Tx) error {
 	if !e.o.Capture.on() {
 		return nil
@@ -28,7 +28,7 @@ func (e *examiner) log(ctx context.Context, tx pgx.Tx) error {
 	}
 	found := len(e.found)
 	if level != "logical" {
-		e.problem("log", "ALTER SYSTEM SET wal_level = 'logical'; -- then restart the server", "wal_level is %s: row changes cannot be read", level)
+		e.problem("log", "ALTER SYSTEM SET wal_level = 'logical'; -- then restart the server", "wal_level is %s: row changes and messages cannot be read", level)
 	}
 	if !replication {
 		e.problem("log", "ALTER ROLE "+quoted(e.role)+" REPLICATION; -- as superuser", "role %s may not read the log", e.role)
@@ -46,7 +46,7 @@ func (e *examiner) log(ctx context.Context, tx pgx.Tx) error {
 		e.warn("log", "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf()", "wal_sender_timeout is off: a reader whose machine is gone holds the slot until the network says so")
 	}
 	if len(e.found) == found {
-		e.ok("log", "row changes can be read: wal_level is logical, role %s may", e.role)
+		e.ok("log", "row changes and messages can be read: wal_level is logical, role %s may", e.role)
 	}
 	return nil
 }
@@ -92,7 +92,7 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	case err != nil:
 		return err
 	case s == nil:
-		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is gone: row changes since are missing", name)
+		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is gone: row changes and messages since are missing", name)
 	case s.foreign != "" || s.lost != "":
 		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is of no more use: %s", name, s.foreign+s.lost)
 	case s.retained > warnRetained:
@@ -103,13 +103,54 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// messages looks at the functions that write events into the log.
+func (e *examiner) messages(ctx context.Context, tx pgx.Tx) error {
+	if !e.o.Capture.Messages || !e.objects["outbox"] {
+		return nil
+	}
+	same := 0
+	for _, m := range emitters {
+		var source string
+		if err := row(ctx, tx, `SELECT coalesce((SELECT p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'onewrite'
+			AND 'onewrite.' || p.proname || '(' || oidvectortypes(p.proargtypes) || ')' = $1), '')`, m.name()).Scan(&source); err != nil {
+			return err
+		}
+		if source == m.body(e.o) {
+			same++
+		}
+	}
+	if same < len(emitters) {
+		e.problem("messages", "onewrite migrate", "the function onewrite.emit is missing, or does not check events as the configuration says")
+		return nil
+	}
+	e.ok("messages", "onewrite.emit is there")
+	return nil
+}
+
+// ddl looks at the event triggers.
+func (e *examiner) ddl(ctx context.Context, tx pgx.Tx) error {
+	if !e.o.Capture.DDL || !e.objects["outbox"] {
+		return nil
+	}
+	_, same, err := tellStateOf(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if same < len(tellers) {
+		e.problem("ddl", "onewrite migrate", "the event triggers that tell of DDL are missing, turned off or others: as a superuser, or the provider's role for event triggers, make them")
+		return nil
+	}
+	e.ok("ddl", "the event triggers that tell of DDL are there")
+	return nil
+}
+
 // tables looks at what is captured.
 func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if !e.o.Capture.on() {
 		return nil
 	}
 	if !e.objects["captured"] {
-		e.problem("tables", "onewrite migrate", "nothing captures the tables of tables: yet")
+		e.problem("tables", "onewrite migrate", "nothing captures the tables of tables:, or the messages of messages:, yet")
 		return nil
 	}
 	list, err := registry(ctx, e.conn, e.o.Capture.Source)

@@ -67,6 +67,14 @@ func appNeeds() []right {
 			"publish(text, text, text):EXECUTE", "publish(text, text, jsonb):EXECUTE", "publish(text, text, bytea):EXECUTE"))
 }
 
+// emitNeeds is what it uses too where the functions for the log are there.
+func emitNeeds() (out []right) {
+	for _, m := range emitters {
+		out = append(out, right{aFunction, strings.TrimPrefix(m.name(), "onewrite."), "", "EXECUTE"})
+	}
+	return out
+}
+
 // lacksSQL returns those of the rights that a role does not have. Objects are found
 // in the catalogue, which everybody may read; those that are missing are no matter here.
 const lacksSQL = `SELECT r.i::text FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY AS r(kind, object, col, privilege, i)
@@ -369,7 +377,7 @@ func (e *examiner) publicRights(ctx context.Context, tx pgx.Tx) error {
 func (e *examiner) appRights(ctx context.Context, tx pgx.Tx) error {
 	const check = "rights of roles.app"
 	app := e.o.AppRole
-	missing, err := lacks(ctx, tx, app, append(appNeeds(), right{aDatabase, e.database, "", "CONNECT"}))
+	missing, err := lacks(ctx, tx, app, append(append(appNeeds(), emitNeeds()...), right{aDatabase, e.database, "", "CONNECT"}))
 	if err != nil {
 		return err
 	}

@@ -316,15 +316,13 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		return nil, err
 	}
 	var gap *onewrite.Gap
-	if why != nil && len(r.cfg.Tables) == 0 { // the outbox has it all in its ring
+	if why != nil && len(r.cfg.Tables) == 0 && !r.cfg.Messages { // the outbox has it all in its ring
 		r.log.Warn("the slot is made anew; the ring of the outbox has what the log lost", "reason", why.reason)
 	} else if why != nil {
-		gap = &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
-		if r.cfg.HoldGap && !why.agreed && !why.told {
-			gap.Cure = "rows have to be read again; set on_gap: snapshot for the source and restart onewrite"
+		gap = r.gap(why)
+		if gap.Cure != "" {
 			return nil, gap
 		}
-		gap.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
 	}
 	if fresh {
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
@@ -360,6 +358,26 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		return gap, nil
 	}
 	return gap, r.stream(ctx, begin.done)
+}
+
+// gap says what is missing, and what becomes of it. It has a cure if a person is to
+// decide.
+func (r *logReader) gap(why *missed) *onewrite.Gap {
+	g := &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
+	if len(r.cfg.Tables) == 0 {
+		g.Reason = "events in the log: " + why.reason
+	}
+	held := r.cfg.HoldGap && !why.agreed && !why.told
+	if len(r.cfg.Tables) > 0 && !held {
+		g.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
+	}
+	if r.cfg.Messages {
+		g.Reason += "; events that were written into the log in between cannot be read again"
+	}
+	if held {
+		g.Cure = "rows have to be read again, and events of the log, if any, published again; set on_gap: snapshot for the source and restart onewrite"
+	}
+	return g
 }
 
 // look reads what the database has of the capturing. An error that is a Gap: it was

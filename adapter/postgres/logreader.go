@@ -18,7 +18,7 @@ import (
 // ownPrefix marks the messages in the log that are onewrite's own.
 const ownPrefix = "onewrite"
 
-// logReader reads row changes from the log. One goroutine receives and makes events,
+// logReader reads row changes and messages from the log. One goroutine receives and makes events,
 // which wait in queue for Read.
 type logReader struct {
 	cfg      Config
@@ -47,13 +47,14 @@ type logReader struct {
 	at       logPlace // after the last whole transaction; its snaps are the newest
 	begin    logPlace // where reading began
 	tx       transaction
-	held     *item // the newest row change of tx: is it the last?
+	held     *item // the newest event of tx that is not of the outbox: is it the last?
 	outbox   outboxRows
-	member   *uint32 // the outbox\'s entry in the publication at the start, 0: it has none; nil: it is not known yet
+	member   *uint32 // the outbox's entry in the publication at the start, 0: it has none; nil: it is not known yet
 	tail     []item  // events of the outbox behind held
 	tailSize int
 	run      []item
-	size     int // of run, in bytes
+	size     int  // of run, in bytes
+	astray   bool // a message of no transaction was spoken of
 
 	mu      sync.Mutex
 	snaps   *snapPlaces // as at.snaps
@@ -194,13 +195,10 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 		}
 		return r.truncate(m)
 	case pgoutput.KindMessage:
-		if !m.Transactional || r.tx.old {
+		if r.tx.old && m.Transactional {
 			return nil
 		}
-		r.tx.index++
-		if string(m.Prefix) == ownPrefix && r.fill != nil {
-			return r.fill.mark(r, m.Content)
-		}
+		return r.message(m)
 	case pgoutput.KindOrigin, pgoutput.KindType:
 	default:
 		return fmt.Errorf("postgres: a message of kind %s, which was not asked for", m.Kind)
@@ -291,21 +289,30 @@ func (r *logReader) skipped(sub uint8) bool {
 
 // emit makes the event of a change; last: it is the change's last.
 func (r *logReader) emit(c *change, last bool) {
-	c.lsn, c.at, c.xid, c.index, c.order = r.tx.lsn, r.tx.at, r.tx.xid, r.tx.index, r.tx.order
-	r.tx.order++
-	c.table.tally(c.xid)
-	if r.skipped(c.sub) {
+	c.table.tally(r.tx.xid)
+	if !r.stamp(c) || r.fill != nil && r.fill.saw(r, c) {
 		return
 	}
+	r.hold(c, last, r.env.event(c))
+}
+
+// stamp says where in the log a change is, and whether its event is still to be handed
+// over.
+func (r *logReader) stamp(c *change) bool {
+	c.lsn, c.at, c.xid, c.index, c.order = r.tx.lsn, r.tx.at, r.tx.xid, r.tx.index, r.tx.order
+	r.tx.order++
+	return !r.skipped(c.sub)
+}
+
+// hold keeps the event of a change until it is known whether it is the transaction's
+// last.
+func (r *logReader) hold(c *change, last bool, e onewrite.Event) {
 	p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, tx: r.tx.lsn, index: c.index, sub: c.sub + 1, snaps: r.at.snaps}
 	if last {
 		p.index, p.sub = c.index+1, 0
 	}
-	if r.fill != nil && r.fill.saw(r, c) {
-		return
-	}
 	r.pushHeld()
-	r.held = &item{event: r.env.event(c), at: p, xid: r.tx.outbox}
+	r.held = &item{event: e, at: p, xid: r.tx.outbox}
 }
 
 // Read returns the next items.

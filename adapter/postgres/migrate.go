@@ -34,7 +34,7 @@ type MigrateOptions struct {
 	// RelayRole, if set, is granted what onewrite run needs when it does not
 	// connect as the owner of the tables.
 	RelayRole string
-	// Capture says which tables' row changes are events.
+	// Capture says what is read from the log.
 	Capture Capture
 }
 
@@ -87,6 +87,11 @@ func (o MigrateOptions) grants() string {
 	line(o.AppRole, "GRANT EXECUTE ON FUNCTION onewrite.cancel(uuid) TO %s;", app)
 	for _, payload := range []string{"text", "jsonb", "bytea"} {
 		line(o.AppRole, "GRANT EXECUTE ON FUNCTION onewrite.publish(text, text, %s) TO %s;", payload, app)
+	}
+	if o.Capture.Messages {
+		for _, e := range emitters {
+			line(o.AppRole, "GRANT EXECUTE ON FUNCTION %s TO %s;", e.name(), app)
+		}
 	}
 	b.WriteString("\n-- The relay's role, if it is not the owner of the tables.\n")
 	relay := role(o.RelayRole, "relay_role")
@@ -182,6 +187,13 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 		return nil, err
 	}
 	applied = append(applied, captured...)
+	for _, make := range []func(context.Context, pgx.Tx) ([]string, error){o.emitting, o.telling} {
+		made, err := make(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		applied = append(applied, made...)
+	}
 	granted, err := o.grant(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -210,13 +222,18 @@ func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string,
 		return !has, explain(err)
 	}
 	const (
-		appSQL    = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
-		outboxSQL = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
-		logSQL    = ` AND has_table_privilege($1, 'onewrite.log', 'UPDATE') AND has_table_privilege($1, 'onewrite.captured', 'UPDATE')
+		outboxAppSQL = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
+		outboxSQL    = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
+		logSQL       = ` AND has_table_privilege($1, 'onewrite.log', 'UPDATE') AND has_table_privilege($1, 'onewrite.captured', 'UPDATE')
 			AND NOT EXISTS (SELECT FROM onewrite.captured c JOIN pg_class k ON k.oid = c.rel WHERE NOT has_table_privilege($1, c.rel, 'SELECT'))`
 	)
-	relaySQL := outboxSQL
-	if len(o.Capture.Tables) > 0 { // one of them may have been made anew
+	appSQL, relaySQL := outboxAppSQL, outboxSQL
+	if o.Capture.Messages {
+		for _, e := range emitters {
+			appSQL += ` AND has_function_privilege($1, '` + e.name() + `', 'EXECUTE')`
+		}
+	}
+	if o.Capture.on() { // one of them may have been made anew
 		relaySQL += logSQL
 	}
 	app, err := lacks(o.AppRole, appSQL)

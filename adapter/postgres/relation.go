@@ -51,13 +51,15 @@ func newTable(rel uint32, database, schema, name string, columns []tableColumn, 
 	if len(t.old) == len(key) { // else a part of the key is not sent: no order by row can be promised
 		t.key = t.old
 	}
-	t.source = append(t.source, `,"db":`...)
-	t.source = cloudevents.AppendString(t.source, database)
-	t.source = append(t.source, `,"schema":`...)
-	t.source = cloudevents.AppendString(t.source, schema)
-	t.source = append(t.source, `,"table":`...)
-	t.source = cloudevents.AppendString(t.source, name)
+	t.source = tableOrigin(database, schema, name)
 	return t
+}
+
+// tableOrigin is the part of an envelope that names a table.
+func tableOrigin(database, schema, name string) []byte {
+	b := cloudevents.AppendString([]byte(`,"db":`), database)
+	b = cloudevents.AppendString(append(b, `,"schema":`...), schema)
+	return cloudevents.AppendString(append(b, `,"table":`...), name)
 }
 
 // mask looks up what becomes of the columns. One of the key cannot be left out.

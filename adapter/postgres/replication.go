@@ -63,9 +63,13 @@ type replication struct {
 	once      sync.Once
 }
 
-// connectReplication opens the connection. Nothing is sent on it before start.
-func connectReplication(ctx context.Context, url, name string) (*replication, error) {
+// connectReplication opens the connection. Nothing is sent on it before start. A test
+// may change the settings.
+func connectReplication(ctx context.Context, url, name string, with ...func(*pgx.ConnConfig)) (*replication, error) {
 	conn, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
+		for _, f := range with {
+			f(c)
+		}
 		for k, v := range textForm {
 			c.RuntimeParams[k] = v
 		}
@@ -81,6 +85,12 @@ func connectReplication(ctx context.Context, url, name string) (*replication, er
 	if err != nil {
 		_ = conn.Close(ctx)
 		return nil, explain(err)
+	}
+	// Where a write took long, as on a busy machine, the driver reads in the background,
+	// and would take the answer to START_REPLICATION away.
+	if err := conn.PgConn().SyncConn(ctx); err != nil {
+		_ = conn.Close(ctx)
+		return nil, fmt.Errorf("postgres: replication connection: %w", err)
 	}
 	h, err := conn.PgConn().Hijack()
 	if err != nil {
@@ -111,8 +121,12 @@ func (r *replication) start(ctx context.Context, slot, publication string, from 
 		if kind == 'W' {
 			break
 		}
-		if kind == 'E' {
+		switch kind {
+		case 'E':
 			return refusal(data)
+		case 'N', 'S':
+		default:
+			return fmt.Errorf("postgres: the server answers START_REPLICATION with a message %q", kind)
 		}
 	}
 	if !release() {

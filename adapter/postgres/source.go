@@ -32,6 +32,10 @@ type Config struct {
 	// Tables are those whose row changes are read from the log, as Migrate captures
 	// them; none: the outbox alone is read.
 	Tables []string
+	// Messages makes events of the messages in the log with the prefix outbox.LogPrefix.
+	Messages bool
+	// DDL makes events of the commands that alter, rename or drop captured tables.
+	DDL bool
 	// Toast says what becomes of large values that an update did not touch: ToastOmit,
 	// the default, or ToastDebezium.
 	Toast string

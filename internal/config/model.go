@@ -58,6 +58,8 @@ type Source struct {
 	URL         Secret   `yaml:"url" for:"postgres" need:"postgres" example:"${env:SHOP_DATABASE_URL}" doc:"Connection string: postgres://user:password@host/database?sslmode=verify-full, or host=... user=... words."`
 	Path        string   `yaml:"path" for:"sqlite" need:"sqlite" kind:"path" example:"app.db" doc:"The database file."`
 	Tables      []string `yaml:"tables" example:"[orders]" doc:"Tables whose row changes are events too; for postgres with their schema: public.orders, or billing.* for all of one. Run onewrite migrate after changing it."`
+	Messages    bool     `yaml:"messages" for:"postgres" doc:"Whether messages in the log, as onewrite.emit writes them, are events: an outbox without a table. Run onewrite migrate after changing it."`
+	DDL         bool     `yaml:"ddl" for:"postgres" doc:"Whether commands that alter, rename or drop captured tables are events too, with the topic onewrite.ddl. Run onewrite migrate as a superuser after changing it: it makes event triggers."`
 	Snapshot    string   `yaml:"snapshot" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`
 	OnGap       string   `yaml:"on_gap" for:"postgres" default:"snapshot" enum:"snapshot|stop" doc:"What becomes of row changes that are missing, for instance after a lost slot: the tables are read again, or the source stops for a person to decide. Both are said aloud."`
 	Columns     []string `yaml:"columns" for:"postgres" example:"[public.customers.password drop]" doc:"What becomes of columns before an event leaves the reader, a rule a line: schema.table.column drop, hash or truncate N; *.column for all tables; schema.table only a, b. The last rule for a column counts."`

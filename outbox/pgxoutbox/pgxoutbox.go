@@ -69,13 +69,23 @@ func (p *Publisher) Publish(ctx context.Context, tx pgx.Tx, events ...outbox.Eve
 	for _, s := range statements {
 		args := append([]any{pgx.QueryExecModeExec}, s.Args...)
 		if _, err := tx.Exec(ctx, s.SQL, args...); err != nil {
-			return failed("insert into onewrite.outbox", err)
+			return failed(what(s), err)
 		}
 	}
 	return nil
 }
 
-// Queue adds the INSERT of the events to a batch, to be sent in one round trip
+// intoLog is what a statement of outbox.InLog does.
+const intoLog = "write into the log"
+
+func what(s outbox.Statement) string {
+	if s.Table == "" {
+		return intoLog
+	}
+	return "insert into " + s.Table
+}
+
+// Queue adds the statements of the events to a batch, to be sent in one round trip
 // with the statements of the application. Send the batch in a transaction: the
 // implicit one of pool.SendBatch will do. The error is an *outbox.InvalidError;
 // nothing was queued then. What the database says comes with the results of the
@@ -92,9 +102,13 @@ func (p *Publisher) Queue(ctx context.Context, b *pgx.Batch, events ...outbox.Ev
 }
 
 // Copy writes the events in tx, in the order given, by COPY: the fastest way
-// for thousands of events, two round trips for few. The outcomes are those of
+// for thousands of events, two round trips for few. With outbox.InLog there is nothing
+// to copy into, and it does what Publish does. The outcomes are those of
 // [Publisher.Publish].
 func (p *Publisher) Copy(ctx context.Context, tx pgx.Tx, events ...outbox.Event) error {
+	if p.events.InLog() {
+		return p.Publish(ctx, tx, events...)
+	}
 	statements, err := p.events.Statements(ctx, events...)
 	if err != nil || len(statements) == 0 {
 		return err
@@ -114,7 +128,7 @@ func (p *Publisher) Copy(ctx context.Context, tx pgx.Tx, events ...outbox.Event)
 	for _, s := range statements[now:] {
 		tag, err := tx.Exec(ctx, s.SQL, append([]any{pgx.QueryExecModeExec}, s.Args...)...)
 		if err != nil {
-			return failed("insert into "+s.Table, err)
+			return failed(what(s), err)
 		}
 		written += tag.RowsAffected()
 	}
@@ -141,6 +155,9 @@ func Cancel(ctx context.Context, tx pgx.Tx, id string) (bool, error) {
 // Cancel takes back, in tx, an event that was published with DeliverAt; see the
 // method of the same name in package outbox.
 func (p *Publisher) Cancel(ctx context.Context, tx pgx.Tx, id string) (was bool, err error) {
+	if p.events.InLog() {
+		return false, errors.New("pgxoutbox: events in the log cannot be sent later, so there is none to cancel; use a Publisher without outbox.InLog()")
+	}
 	if err := tx.QueryRow(ctx, `SELECT onewrite.cancel($1)`, pgx.QueryExecModeExec, id).Scan(&was); err != nil {
 		return false, failed("cancel", err)
 	}
@@ -149,9 +166,15 @@ func (p *Publisher) Cancel(ctx context.Context, tx pgx.Tx, id string) (was bool,
 
 func failed(what string, err error) error {
 	cure := "a missing table is made by `onewrite migrate`"
+	if what == intoLog {
+		cure = "the log needs PostgreSQL 15 or newer"
+	}
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) && pe.Code == "42501" {
 		cure = "the role's rights are given by `onewrite migrate --app-role ROLE`"
+		if what == intoLog {
+			cure = "a superuser grants the role EXECUTE on pg_logical_emit_message"
+		}
 	}
 	return fmt.Errorf("pgxoutbox: %s: %w (roll the transaction back; %s)", what, err, cure)
 }

@@ -381,3 +381,23 @@ func TestWithoutRights(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// In the log there is nothing to cancel, and what keeps the role from it is said.
+func TestInLogRefuses(t *testing.T) {
+	owner, direct, _ := database(t)
+	p := pgxoutbox.New(outbox.InLog())
+	err := pgx.BeginFunc(t.Context(), owner, func(tx pgx.Tx) error {
+		_, err := p.Cancel(t.Context(), tx, outbox.NewID())
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), "InLog") {
+		t.Errorf("cancel: %v", err)
+	}
+	if _, err := owner.Exec(t.Context(), `REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC`); err != nil {
+		t.Fatal(err)
+	}
+	err = pgx.BeginFunc(t.Context(), connect(t, direct), func(tx pgx.Tx) error { return p.Publish(t.Context(), tx, samples()...) })
+	if err == nil || !strings.Contains(err.Error(), "EXECUTE on pg_logical_emit_message") {
+		t.Errorf("without the right: %v", err)
+	}
+}
