@@ -348,7 +348,11 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if len(r.finish) > 0 {
 		r.wake()
 	}
-	return gap, r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done)
+	more := ""
+	if r.cfg.LocalOnly && state.version >= 160000 { // before, handle leaves out what is not local
+		more = ", origin 'none'"
+	}
+	return gap, r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done, more)
 }
 
 // look reads what the database has of the capturing. An error that is a Gap: it was

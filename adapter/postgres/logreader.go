@@ -57,12 +57,13 @@ type logReader struct {
 
 // transaction is the one that is being received.
 type transaction struct {
-	open  bool
-	lsn   pgoutput.LSN // of its commit
-	xid   uint32
-	at    time.Time
-	index uint32 // the change that comes next
-	order int    // the event that comes next
+	open   bool
+	lsn    pgoutput.LSN // of its commit
+	xid    uint32
+	at     time.Time
+	origin *string // where it was replicated from; nil: it is this server's own
+	index  uint32  // the change that comes next
+	order  int     // the event that comes next
 }
 
 // finished is a snapshot whose last event is number n.
@@ -142,8 +143,14 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 	case pgoutput.KindRelation:
 		return r.relation(m.Relation)
 	case pgoutput.KindInsert, pgoutput.KindUpdate, pgoutput.KindDelete:
+		if r.foreign() {
+			return nil
+		}
 		return r.row(m)
 	case pgoutput.KindTruncate:
+		if r.foreign() {
+			return nil
+		}
 		return r.truncate(m)
 	case pgoutput.KindMessage:
 		if !m.Transactional {
@@ -153,12 +160,18 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 		if string(m.Prefix) == ownPrefix && r.fill != nil {
 			return r.fill.mark(r, m.Content)
 		}
-	case pgoutput.KindOrigin, pgoutput.KindType:
+	case pgoutput.KindOrigin:
+		name := string(m.Origin)
+		r.tx.origin = &name
+	case pgoutput.KindType:
 	default:
 		return fmt.Errorf("postgres: a message of kind %s, which was not asked for", m.Kind)
 	}
 	return nil
 }
+
+// foreign reports whether the transaction's changes are to be left out.
+func (r *logReader) foreign() bool { return r.cfg.LocalOnly && r.tx.origin != nil }
 
 func (r *logReader) commit(m *pgoutput.Message) error {
 	if m.CommitLSN != r.tx.lsn {
@@ -184,7 +197,7 @@ func (r *logReader) keepalive(k pgoutput.Keepalive) {
 	idle := !r.tx.open && len(r.run) == 0 && r.queue.idle(r.stored.n)
 	if idle && k.WALEnd <= r.noted {
 		r.rep.confirm(k.WALEnd)
-	} else if idle && k.WALEnd-max(r.noted, r.at.done) > idleStep && k.WALEnd > r.wanted {
+	} else if idle && k.WALEnd > max(r.noted, pgoutput.LSN(r.rep.confirmed.Load()))+idleStep && k.WALEnd > r.wanted {
 		r.wanted = k.WALEnd
 		r.wake()
 	}
@@ -237,7 +250,7 @@ func (r *logReader) skipped(sub uint8) bool {
 
 // emit makes the event of a change; last: it is the change's last.
 func (r *logReader) emit(c *change, last bool) {
-	c.lsn, c.at, c.xid, c.index, c.order = r.tx.lsn, r.tx.at, r.tx.xid, r.tx.index, r.tx.order
+	c.lsn, c.at, c.xid, c.index, c.order, c.origin = r.tx.lsn, r.tx.at, r.tx.xid, r.tx.index, r.tx.order, r.tx.origin
 	r.tx.order++
 	c.table.tally(c.xid)
 	if r.skipped(c.sub) {
@@ -326,6 +339,7 @@ func (r *logReader) tend() {
 		if idle > 0 {
 			r.mu.Lock()
 			r.noted = idle
+			r.rep.confirm(idle) // the next keepalive may be beyond it
 			r.mu.Unlock()
 		}
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	// the key of the hashes.
 	Masks   masking.Rules
 	MaskKey string
+	// LocalOnly leaves out changes that were replicated into this database from elsewhere.
+	LocalOnly bool
 	// HoldGap stops at a gap in the row changes, for a person to decide. Otherwise the
 	// captured tables are read again.
 	HoldGap bool

@@ -59,6 +59,7 @@ type Source struct {
 	Path        string   `yaml:"path" for:"sqlite" need:"sqlite" kind:"path" example:"app.db" doc:"The database file."`
 	Tables      []string `yaml:"tables" example:"[orders]" doc:"Tables whose row changes are events too; for postgres with their schema: public.orders, or billing.* for all of one. Run onewrite migrate after changing it."`
 	Snapshot    string   `yaml:"snapshot" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`
+	Origins     string   `yaml:"origins" for:"postgres" default:"any" enum:"any|local" doc:"Whose row changes are events: any, or local for those that were made in this database. local leaves out what logical replication brought from elsewhere, and so ends loops between two databases that have each other's rows."`
 	OnGap       string   `yaml:"on_gap" for:"postgres" default:"snapshot" enum:"snapshot|stop" doc:"What becomes of row changes that are missing, for instance after a lost slot: the tables are read again, or the source stops for a person to decide. Both are said aloud."`
 	Columns     []string `yaml:"columns" for:"postgres" example:"[public.customers.password drop]" doc:"What becomes of columns before an event leaves the reader, a rule a line: schema.table.column drop, hash or truncate N; *.column for all tables; schema.table only a, b. The last rule for a column counts."`
 	MaskKey     Secret   `yaml:"mask_key" for:"postgres" example:"${file:mask.key}" doc:"The key of the hashes that columns asks for."`
