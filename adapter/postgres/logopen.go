@@ -290,6 +290,10 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, nil, err
 	}
 	r.alive, r.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if cfg.FlushWithin > 0 {
+		r.stirred = make(chan struct{}, 1)
+		r.work.Go(r.flushes)
+	}
 	for _, f := range []func(){r.receive, r.tend, r.watch, r.fill.run} {
 		r.work.Go(f)
 	}

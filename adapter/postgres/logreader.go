@@ -53,6 +53,7 @@ type logReader struct {
 	noted   pgoutput.LSN // up to which the slot may move without an event
 	finish  []finished
 	changed chan struct{} // holds a token when stored moved
+	stirred chan struct{} // holds a token when a row change came; nil: nobody wants to know
 }
 
 // transaction is the one that is being received.
@@ -183,6 +184,10 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 		r.held.at = r.at
 		r.push(r.held)
 		r.held = nil
+		select {
+		case r.stirred <- struct{}{}:
+		default:
+		}
 	}
 	r.tx.open = false
 	r.rep.received.Store(uint64(m.EndLSN))

@@ -41,6 +41,9 @@ type Config struct {
 	MaskKey string
 	// LocalOnly leaves out changes that were replicated into this database from elsewhere.
 	LocalOnly bool
+	// FlushWithin is how long what was committed with synchronous_commit = off may stay out
+	// of the log, while row changes come; 0: as long as the server likes.
+	FlushWithin time.Duration
 	// HoldGap stops at a gap in the row changes, for a person to decide. Otherwise the
 	// captured tables are read again.
 	HoldGap bool

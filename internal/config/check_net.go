@@ -32,8 +32,8 @@ func (c *checker) source(path string, s Source) {
 		}
 		c.captured(path, s.Tables)
 		c.masks(path, s)
-		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "" || s.Origins == "local") {
-			c.bad(path+".tables", "is missing: on_gap, origins and toast are about row changes", "write tables: [public.orders], or take them out")
+		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "" || s.Origins == "local" || s.FlushWithin > 0) {
+			c.bad(path+".tables", "is missing: flush_within, on_gap, origins and toast are about row changes", "write tables: [public.orders], or take them out")
 		}
 		for key, role := range map[string]string{"app": s.Roles.App, "relay": s.Roles.Relay} {
 			if len(role) > 63 {
