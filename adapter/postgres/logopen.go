@@ -16,6 +16,7 @@ import (
 
 // logState is what the server says of the log and of our slot.
 type logState struct {
+	name     string // of our slot
 	version  int
 	line     uint32
 	flushed  pgoutput.LSN
@@ -43,11 +44,15 @@ type logRecord struct {
 	bus               string
 }
 
-func lookAtLog(ctx context.Context, conn *pgx.Conn, source, slot string) (s logState, err error) {
+// lookAtLog reads it; host is the session where the slot is.
+func lookAtLog(ctx context.Context, conn, host *pgx.Conn, source, slot string) (s logState, err error) {
+	s.name = slot
 	var flushed string
-	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint, pg_current_wal_flush_lsn()::text,
-		coalesce((SELECT oid FROM pg_publication WHERE pubname = $1), 0)`, publicationOf(source)).
-		Scan(&s.version, &s.line, &flushed, &s.pub)
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, `+timeline+`, coalesce((SELECT oid FROM pg_publication WHERE pubname = $1), 0)`, publicationOf(source)).
+		Scan(&s.version, &s.line, &s.pub)
+	if err == nil {
+		err = host.QueryRow(ctx, `SELECT (`+endOfLog+`)::text`).Scan(&flushed)
+	}
 	if err != nil {
 		return s, explain(err)
 	}
@@ -77,20 +82,23 @@ func lookAtLog(ctx context.Context, conn *pgx.Conn, source, slot string) (s logS
 		}
 		s.recorded = &r
 	}
-	s.slot, err = lookAtSlot(ctx, conn, slot, s.version)
+	s.slot, err = lookAtSlot(ctx, host, slot, s.version)
 	return s, err
 }
 
 // lookAtSlot returns what the server says of a slot, nil if there is none.
 func lookAtSlot(ctx context.Context, conn *pgx.Conn, slot string, version int) (*slotState, error) {
 	reason := "NULL::text"
-	if version >= 170000 {
+	switch {
+	case version >= 170000:
 		reason = "invalidation_reason"
+	case version >= 160000:
+		reason = "CASE WHEN conflicting THEN 'conflict with recovery' END"
 	}
 	s := slotState{name: slot}
 	var confirmed, plugin, database, status, why *string
 	var pid *uint32
-	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(`+endOfLog+`, restart_lsn), 0)::bigint,
 		CASE WHEN database = current_database() THEN NULL ELSE database::text END FROM pg_replication_slots WHERE slot_name = $1`, slot).
 		Scan(&pid, &confirmed, &plugin, &status, &why, &s.retained, &database)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -162,6 +170,8 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 		return since("the record of the slot is gone from onewrite.log: the outbox was made anew, or restored")
 	case rec.system != s.system:
 		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", s.system, rec.system)
+	case rec.slot != s.name:
+		return since("the log is read from another server than before: log_url was set, or taken out")
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
 		return since("the publication was dropped and made again")
 	case s.slot == nil:
@@ -239,19 +249,26 @@ func (s *asked) forked(p *logPlace) (string, error) {
 	return "", err
 }
 
-// timelineEnd asks where a timeline ended on the way to the present one.
-func timelineEnd(ctx context.Context, conn *pgx.Conn, url string, line uint32, now uint32) (pgoutput.LSN, error) {
+// timelineHistory asks a server how it came to a timeline.
+func timelineHistory(ctx context.Context, url string, line uint32) (content string, err error) {
 	rep, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
 		c.RuntimeParams["replication"] = "database"
 		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	})
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	defer func() { _ = rep.Close(context.WithoutCancel(ctx)) }()
-	var file, content string
-	if err := rep.QueryRow(ctx, fmt.Sprintf("TIMELINE_HISTORY %d", now)).Scan(&file, &content); err != nil {
-		return 0, explain(err)
+	var file string
+	err = rep.QueryRow(ctx, fmt.Sprintf("TIMELINE_HISTORY %d", line)).Scan(&file, &content)
+	return content, explain(err)
+}
+
+// timelineEnd asks where a timeline ended on the way to the present one.
+func timelineEnd(ctx context.Context, url string, line uint32, now uint32) (pgoutput.LSN, error) {
+	content, err := timelineHistory(ctx, url, now)
+	if err != nil {
+		return 0, err
 	}
 	for l := range strings.Lines(content) {
 		var n uint32
@@ -266,7 +283,7 @@ func timelineEnd(ctx context.Context, conn *pgx.Conn, url string, line uint32, n
 // endsThere asks whether a transaction of the publication ended at a place behind the
 // one that the slot is confirmed up to.
 func (r *logReader) endsThere(ctx context.Context, at pgoutput.LSN) (there bool, err error) {
-	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $3, 'messages', 'true')
+	err = r.host.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $3, 'messages', 'true')
 		WHERE lsn = $2::text::pg_lsn AND get_byte(data, 0) = 67)`, // 'C', a commit
 		r.slot, at.String(), pgx.Identifier{publicationOf(r.cfg.Name)}.Sanitize()).Scan(&there)
 	return there, explainSlot(err)
@@ -280,13 +297,22 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, nil, err
 	}
 	r := &logReader{cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
-		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}}
-	gap, err := r.open(ctx, ring.id.system, stored, broken)
+		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn}
+	var gap *onewrite.Gap
+	if cfg.LogURL != "" {
+		r.slot += standbySlot
+		if r.host, err = connectHost(ctx, cfg.LogURL); err == nil {
+			err = r.follow(ctx, ring.id.system)
+		}
+	}
+	if err == nil {
+		gap, err = r.open(ctx, ring.id.system, stored, broken)
+	}
 	if err != nil {
 		if r.rep != nil {
 			r.rep.close(false)
 		}
-		_ = conn.Close(context.WithoutCancel(ctx))
+		r.closeSessions()
 		return nil, nil, err
 	}
 	r.alive, r.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -313,7 +339,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	}
 	begin, fresh, why, err := judgeLog(asked{logState: state, stored: stored, system: system, busID: r.cfg.BusID, broken: broken && stored != nil,
 		before:  slices.ContainsFunc(list, func(c captured) bool { return c.finished > 0 }),
-		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, conn, r.cfg.URL, line, state.line) },
+		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, r.cfg.logURL(), line, state.line) },
 		history: func(at pgoutput.LSN) (bool, error) { return r.endsThere(ctx, at) },
 	})
 	if err != nil {
@@ -336,7 +362,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 			return nil, err
 		}
 	}
-	rec, err := lookAtLog(ctx, conn, r.cfg.Name, r.slot)
+	rec, err := lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	if err != nil || rec.recorded == nil {
 		return nil, errors.Join(errors.New("postgres: onewrite.log lost its row"), err)
 	}
@@ -346,7 +372,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		r.stored.done = begin.done
 	}
 	r.fill = newBackfill(r, r.cfg.URL, list)
-	if r.rep, err = connectReplication(ctx, r.cfg.URL, "onewrite log"); err != nil {
+	if r.rep, err = connectReplication(ctx, r.cfg.logURL(), "onewrite log"); err != nil {
 		return nil, err
 	}
 	if len(r.finish) > 0 {
@@ -382,18 +408,18 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
 		return nil, s, err
 	}
-	s, err = lookAtLog(ctx, conn, r.cfg.Name, r.slot)
+	s, err = lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	return list, s, err
 }
 
 // evict ends the session that reads the slot.
 func (r *logReader) evict(ctx context.Context, pid uint32) error {
-	if _, err := r.cat.conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
+	if _, err := r.host.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
 		return explain(err)
 	}
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
 		var active bool
-		err := r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)`, r.slot).Scan(&active)
+		err := r.host.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)`, r.slot).Scan(&active)
 		if err != nil || !active {
 			return explain(err)
 		}
@@ -426,18 +452,18 @@ func (r *logReader) startAt(begin logPlace, list []captured) {
 func (r *logReader) renew(ctx context.Context, s logState, system uint64, why *missed) (logPlace, error) {
 	conn := r.cat.conn
 	if s.slot != nil {
-		if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot); err != nil {
+		if _, err := r.host.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot); err != nil {
 			return logPlace{}, explainSlot(err)
 		}
 	}
-	options := "false, false"
-	if s.version >= 170000 { // a standby may keep a copy of it
-		options = "false, false, true"
+	if rec := s.recorded; rec != nil && rec.slot != "" && rec.slot != r.slot {
+		if err := r.dropOther(ctx, rec.slot); err != nil {
+			return logPlace{}, err
+		}
 	}
-	var text string
-	err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput', %s)`, options), r.slot).Scan(&text)
+	text, err := r.createSlot(ctx, system, s.version)
 	if err != nil {
-		return logPlace{}, explainSlot(err)
+		return logPlace{}, err
 	}
 	began, err := pgoutput.ParseLSN(text)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -31,8 +33,13 @@ type logReader struct {
 	stop     context.CancelFunc
 	work     sync.WaitGroup
 
-	side sync.Mutex // guards cat and its session
+	side sync.Mutex // guards cat and its session, and host
 	cat  catalog
+	host *pgx.Conn // where the slot is: cat's, or a session on a standby
+
+	// Of a standby, and of the goroutine that watches.
+	ahead   pgoutput.LSN // a place that it had not replayed when it was looked at last
+	aheadAt time.Time    // and when it had all before
 
 	// Of the goroutine that receives.
 	dec    pgoutput.Decoder
@@ -380,5 +387,12 @@ func (r *logReader) close() {
 	r.queue.fail(errClosed)
 	r.rep.close(true)
 	r.work.Wait()
+	r.closeSessions()
+}
+
+func (r *logReader) closeSessions() {
+	if r.host != nil && r.host != r.cat.conn {
+		_ = r.host.Close(context.Background())
+	}
 	_ = r.cat.conn.Close(context.Background())
 }

@@ -54,14 +54,20 @@ func (r *logReader) check() error {
 	if !same {
 		return errors.New("postgres: the record of the slot in onewrite.log is another one than at the start") // opening it again says why
 	}
-	s, err := lookAtSlot(ctx, r.cat.conn, r.slot, 150000)
+	behind := ""
+	if r.host != r.cat.conn {
+		if behind, err = r.checkHost(ctx); err != nil {
+			return err
+		}
+	}
+	s, err := lookAtSlot(ctx, r.host, r.slot, 150000)
 	if err != nil {
 		return err
 	}
 	if s == nil || s.foreign != "" || s.lost != "" || s.pid != r.rep.pid {
 		return errors.New("postgres: the slot is read by this process no more") // likewise
 	}
-	return r.guard(ctx, s)
+	return r.guard(ctx, s, behind)
 }
 
 func isCode(err error, code string) bool {

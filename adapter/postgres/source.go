@@ -23,6 +23,9 @@ type Config struct {
 	Name string
 	// URL names the database; a direct session, not through a pooler.
 	URL string
+	// LogURL names a standby of that server, 16 or newer, from which row changes are read;
+	// empty: they are read from the server itself.
+	LogURL string
 	// BusID is the identity of the bus that stores the positions.
 	BusID string
 	// MaxBatchBytes bounds the payload of one read; default 8 MiB.

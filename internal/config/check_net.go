@@ -30,10 +30,13 @@ func (c *checker) source(path string, s Source) {
 		if !s.URL.Empty() {
 			c.postgres(path+".url", s.URL.Reveal())
 		}
+		if !s.LogURL.Empty() {
+			c.postgres(path+".log_url", s.LogURL.Reveal())
+		}
 		c.captured(path, s.Tables)
 		c.masks(path, s)
-		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "" || s.Origins == "local" || s.FlushWithin > 0) {
-			c.bad(path+".tables", "is missing: flush_within, on_gap, origins and toast are about row changes", "write tables: [public.orders], or take them out")
+		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || s.OnGap != "snapshot" && s.OnGap != "" || s.Origins == "local" || s.FlushWithin > 0 || !s.LogURL.Empty()) {
+			c.bad(path+".tables", "is missing: flush_within, log_url, on_gap, origins and toast are about row changes", "write tables: [public.orders], or take them out")
 		}
 		for key, role := range map[string]string{"app": s.Roles.App, "relay": s.Roles.Relay} {
 			if len(role) > 63 {
