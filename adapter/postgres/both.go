@@ -40,6 +40,9 @@ type logResult struct {
 	err    error
 }
 
+// slotWaits is said while the slot cannot be made.
+const slotWaits = "row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1"
+
 // soon is how long the opening of the log is waited for. A slot can be made only when
 // the transactions that are open have ended, which may take hours: the outbox does not
 // wait for that.
@@ -68,7 +71,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 		err = r.err
 		b.opened(r)
 	case <-time.After(soon):
-		b.trouble("row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1")
+		b.trouble(slotWaits)
 	case <-ctx.Done():
 		err = ctx.Err()
 	}

@@ -98,7 +98,7 @@ func (r *logReader) follow(ctx context.Context, system uint64) error {
 	if err != nil {
 		return explain(err)
 	}
-	for {
+	for said := false; ; said = true {
 		h, err := lookAtHost(ctx, r.host)
 		if err != nil {
 			return err
@@ -120,16 +120,23 @@ func (r *logReader) follow(ctx context.Context, system uint64) error {
 		case !there:
 			text = "the standby of log_url has not replayed yet what the server of url has"
 		default:
+			if said { // what is waited for from now on
+				r.trouble(slotWaits)
+			}
 			return r.sameHistory(ctx, line)
 		}
-		if r.cfg.Trouble != nil {
-			r.cfg.Trouble("log", "row changes are not read yet: "+text+"; look there: "+lookAtReceiver)
-		}
+		r.trouble("row changes are not read yet: " + text + "; look there: " + lookAtReceiver)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(100 * time.Millisecond):
 		}
+	}
+}
+
+func (r *logReader) trouble(problem string) {
+	if r.cfg.Trouble != nil {
+		r.cfg.Trouble("log", problem)
 	}
 }
 
@@ -207,14 +214,16 @@ func (r *logReader) createSlot(ctx context.Context, system uint64, version int) 
 	if err := r.follow(ctx, system); err != nil { // to the publication, perhaps made just now
 		return "", err
 	}
+	waiting, end := context.WithCancel(ctx)
+	defer end()
 	made, asked := make(chan struct{}), make(chan error, 1)
 	go func() {
-		for {
+		for pause := 200 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 			select {
 			case <-made:
 				asked <- nil
 				return
-			case <-time.After(300 * time.Millisecond):
+			case <-time.After(pause):
 			}
 			_, err := r.cat.conn.Exec(ctx, `SELECT pg_log_standby_snapshot()`)
 			if isCode(err, "42501") { // it does so by itself within 15 s, if something was written
@@ -222,11 +231,12 @@ func (r *logReader) createSlot(ctx context.Context, system uint64, version int) 
 			}
 			if err != nil {
 				asked <- explain(err)
+				end() // it would wait for ever
 				return
 			}
 		}
 	}()
-	err = r.host.QueryRow(ctx, fmt.Sprintf(create, options), r.slot).Scan(&began)
+	err = r.host.QueryRow(waiting, fmt.Sprintf(create, options), r.slot).Scan(&began)
 	close(made)
 	return began, errors.Join(explainSlot(err), <-asked)
 }

@@ -46,6 +46,25 @@ func TestLogFromStandby(t *testing.T) {
 	if n := one[int](t, dial(t, o.moved), `SELECT count(*)::int FROM pg_replication_slots WHERE active AND NOT temporary AND slot_name = $1`, o.slot()); n != 1 {
 		t.Errorf("%d slots on the standby are read", n)
 	}
+	examined := func(check string) (said string) {
+		t.Helper()
+		for _, f := range Examine(t.Context(), o.cfg.URL, MigrateOptions{Capture: Capture{Source: "shop", Tables: o.tables, LogURL: o.cfg.LogURL}}) {
+			if f.Check == check && (check != "slot" || strings.Contains(f.Text, o.slot())) {
+				said += fmt.Sprintf("%v: %s; %s", f.Severity, f.Text, f.Cure)
+			}
+		}
+		return said
+	}
+	if said := examined("log_url"); !strings.Contains(said, "may not run pg_log_standby_snapshot()") {
+		t.Errorf("the doctor says %q", said)
+	}
+	sql(t, o.conn, `GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO "`+relay.Name+`"`)
+	if said := examined("log_url"); !strings.HasSuffix(said, "the log can be read from the standby; ") {
+		t.Errorf("the doctor says %q", said)
+	}
+	if said := examined("slot"); !strings.Contains(said, "keeps") {
+		t.Errorf("the doctor says of the slot %q", said)
+	}
 	for n, away := range []func(){
 		func() { o.standby.Restart(t, false) },
 		func() { o.standby.Restart(t, true) },
