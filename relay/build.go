@@ -55,8 +55,8 @@ func openSource(ctx context.Context, name string, c config.Source, busID string,
 		}
 		return postgres.OpenSource(ctx, postgres.Config{
 			Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing,
-			Tables: c.Tables, Messages: c.Messages, DDL: c.DDL, Toast: c.Toast, HoldGap: c.OnGap == "stop", Masks: masks, MaskKey: c.MaskKey.Reveal(), MaxRetained: int64(c.MaxRetained),
-			Stream: c.CatchUp == "stream", Pushed: c.Outbox == "log",
+			Tables: c.Tables, Messages: c.Messages, DDL: c.DDL, Pushed: c.Outbox == "log", LogURL: c.LogURL.Reveal(), Stream: c.CatchUp == "stream", Toast: c.Toast, FlushWithin: c.FlushWithin,
+			LocalOnly: c.Origins == "local", HoldGap: c.OnGap == "stop", Masks: masks, MaskKey: c.MaskKey.Reveal(), MaxRetained: int64(c.MaxRetained),
 		}, pos)
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))

@@ -165,7 +165,7 @@ func postgresOptions(name string, cfg *Config, s config.Source, o MigrateOptions
 	return postgres.MigrateOptions{
 		MaxEvent: int(cfg.MaxEvent),
 		AppRole:  cmp.Or(o.AppRole, s.Roles.App), RelayRole: cmp.Or(o.RelayRole, s.Roles.Relay),
-		Capture: postgres.Capture{Source: name, Tables: s.Tables, Messages: s.Messages, DDL: s.DDL, Pushed: s.Outbox == "log", Snapshot: s.Snapshot != "never", Again: o.Snapshot},
+		Capture: postgres.Capture{Source: name, Tables: s.Tables, LogURL: s.LogURL.Reveal(), Messages: s.Messages, DDL: s.DDL, Pushed: s.Outbox == "log", Snapshot: s.Snapshot != "never", Again: o.Snapshot},
 	}
 }
 

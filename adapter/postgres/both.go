@@ -42,6 +42,9 @@ type logResult struct {
 	err    error
 }
 
+// slotWaits is said while the slot cannot be made.
+const slotWaits = "row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1"
+
 // soon is how long the opening of the log is waited for. A slot can be made only when
 // the transactions that are open have ended, which may take hours: the outbox does not
 // wait for that.
@@ -73,7 +76,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 		if b.fallsBack() {
 			break // what is wrong was said
 		}
-		b.trouble("row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1")
+		b.trouble(slotWaits)
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
@@ -89,7 +92,9 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 }
 
 // fallsBack reports whether the ring alone has all that is to be read.
-func (b *Both) fallsBack() bool { return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 && !b.ring.cfg.Messages }
+func (b *Both) fallsBack() bool {
+	return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 && !b.ring.cfg.Messages
+}
 
 func (b *Both) trouble(problem string) {
 	if b.ring.cfg.Trouble != nil {

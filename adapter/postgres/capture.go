@@ -23,6 +23,8 @@ type Capture struct {
 	// Tables are names with their schema, "public.orders"; "billing.*" is all tables
 	// of a schema. A table that is left out is captured no more.
 	Tables []string
+	// LogURL names the standby from which the log is read; empty: none. Examine looks at it.
+	LogURL string
 	// Snapshot makes an event of each row that is there when a table is first
 	// captured.
 	Snapshot bool
@@ -391,13 +393,19 @@ func release(ctx context.Context, tx pgx.Tx, source string) (applied []string, e
 	case active:
 		return nil, fmt.Errorf("onewrite run reads the slot %s; stop it, and run onewrite migrate again", slot)
 	default:
-		if _, err := tx.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot); err != nil {
+		tag, err := tx.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot)
+		if err != nil {
 			return nil, explain(err)
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM onewrite.log WHERE source = $1`, source); err != nil {
 			return nil, explain(err)
 		}
-		applied = append(applied, "dropped the slot "+slot)
+		switch {
+		case tag.RowsAffected() > 0:
+			applied = append(applied, "dropped the slot "+slot)
+		case strings.HasSuffix(slot, standbySlot):
+			applied = append(applied, "the slot "+slot+" is on the standby of log_url; run there: "+dropped(slot))
+		}
 	}
 	tag, err := tx.Exec(ctx, `DELETE FROM onewrite.captured WHERE source = $1`, source)
 	if err != nil {

@@ -53,6 +53,7 @@ type change struct {
 	whole  bool           // before is a whole row; else it has the columns of the key alone
 	after  pgoutput.Tuple // nil: null
 	reread bool           // a column of after was read again
+	origin *string        // where it was replicated from; nil: nowhere
 
 	// Where it is. A snapshot's row has no transaction; its place is that of the
 	// watermark.
@@ -88,6 +89,10 @@ func (v *envelope) event(c *change) onewrite.Event {
 	b = unchanged(b, c.table, c.after)
 	if c.reread {
 		b = append(b, `,"reread":true`...)
+	}
+	if c.origin != nil {
+		b = append(b, `,"origin":`...)
+		b = cloudevents.AppendString(b, *c.origin)
 	}
 	b = append(b, `},"op":"`...)
 	b = append(b, c.op)

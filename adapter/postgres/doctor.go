@@ -39,7 +39,8 @@ type examiner struct {
 	found   []diagnosis.Finding
 
 	conn     *pgx.Conn
-	role     string // that the url names
+	host     *pgx.Conn // a session where the slot is; nil: it cannot be reached
+	role     string    // that the url names
 	database string
 	super    bool
 	pooled   bool            // a session is not the same from one transaction to the next
@@ -92,8 +93,13 @@ func (e *examiner) run(ctx context.Context) {
 		f.Cure = unreached(f.Text, f.Cure)
 		return
 	}
-	e.conn = conn
-	defer closeSoon(ctx, conn)
+	e.conn, e.host = conn, conn
+	defer func() {
+		closeSoon(ctx, conn)
+		if e.host != nil && e.host != conn {
+			closeSoon(ctx, e.host)
+		}
+	}()
 	if !e.look(ctx, "connection", func(ctx context.Context, tx pgx.Tx) error { return e.server(ctx, tx, e.now().Sub(start)) }) {
 		return
 	}
@@ -105,7 +111,7 @@ func (e *examiner) run(ctx context.Context) {
 	}{
 		{"outbox", e.outbox}, {"rights", e.rights}, {"settings", e.settings}, {"clock", e.clock},
 		{"transactions", e.transactions}, {"prepared", e.prepared}, {"reader", e.reader},
-		{"log", e.log}, {"slot", e.slot}, {"tables", e.tables}, {"messages", e.messages}, {"ddl", e.ddl},
+		{"log", e.log}, {"log_url", e.logURL}, {"slot", e.slot}, {"tables", e.tables}, {"messages", e.messages}, {"ddl", e.ddl},
 	} {
 		if !e.look(ctx, c.check, c.look) && (ctx.Err() != nil || conn.IsClosed()) {
 			return // the same would be said of all that follows

@@ -51,6 +51,51 @@ func (e *examiner) log(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// logURL looks at the standby from which the log is read, if it is.
+func (e *examiner) logURL(ctx context.Context, tx pgx.Tx) error {
+	if len(e.o.Capture.Tables) == 0 || e.o.Capture.LogURL == "" {
+		return nil
+	}
+	e.host = nil
+	host, err := connectHost(ctx, e.o.Capture.LogURL)
+	if err != nil {
+		e.failed("log_url", err)
+		return nil
+	}
+	defer func() {
+		if e.host == nil {
+			closeSoon(ctx, host)
+		}
+	}()
+	var system int64
+	var snapshot bool
+	if err := tx.QueryRow(ctx, `SELECT system_identifier, coalesce(has_function_privilege(to_regprocedure('pg_log_standby_snapshot()'), 'EXECUTE'), true) FROM pg_control_system()`).Scan(&system, &snapshot); err != nil {
+		return err
+	}
+	h, err := lookAtHost(ctx, host)
+	if err != nil {
+		e.failed("log_url", err)
+		return nil
+	}
+	if text, cure := h.problem(uint64(system)); text != "" {
+		e.problem("log_url", cure, "%s", text)
+		return nil
+	}
+	e.host = host
+	found := len(e.found)
+	if h.slot == "" {
+		e.warn("log_url", "SELECT pg_create_physical_replication_slot('standby', true); -- on the server of url; then on the standby: ALTER SYSTEM SET primary_slot_name = 'standby'; SELECT pg_reload_conf()",
+			"the standby has no slot on the primary: while it is away, the primary removes what its log needs, and the tables have to be read again")
+	}
+	if !snapshot {
+		e.warn("log_url", "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO "+quoted(e.role)+"; -- as superuser", "role %s may not run pg_log_standby_snapshot(): it takes longer to make the slot on the standby", e.role)
+	}
+	if len(e.found) == found {
+		e.ok("log_url", "the log can be read from the standby")
+	}
+	return nil
+}
+
 // badMinor are the releases of May 2025, whose fix for invalidations in logical decoding
 // was itself mended in the next.
 var badMinor = map[int]bool{150013: true, 160009: true, 170005: true}
@@ -87,7 +132,10 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 		e.ok("slot", "onewrite run makes the slot when it starts first")
 		return nil
 	}
-	s, err := lookAtSlot(ctx, e.conn, name, 150000)
+	if e.host == nil {
+		return nil // that was said
+	}
+	s, err := lookAtSlot(ctx, e.host, name, 150000)
 	switch {
 	case err != nil:
 		return err

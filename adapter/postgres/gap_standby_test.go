@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -15,58 +16,72 @@ import (
 type failover struct {
 	*follower
 	primary, standby *servers.PG
-	data             string // of the standby
 	moved            string // the database's url there
-	options          []servers.Option
 }
 
 func newFailover(t *testing.T, version int) *failover {
 	t.Helper()
 	o := &failover{primary: servers.NewPostgres(t, version), standby: servers.NewPostgres(t, version)}
 	o.follower = newFollower(t, o.primary)
-	sql(t, o.conn, `SELECT pg_create_physical_replication_slot('standby', true)`)
-	from := one[string](t, o.conn, `SHOW data_directory`)
-	o.data = one[string](t, dial(t, o.standby.URL("")), `SHOW data_directory`)
 	o.begin()
 	o.close()
-	o.standby.Stop(t)
-	o.primary.Stop(t)
-	if err := os.RemoveAll(o.data); err != nil {
+	o.moved = o.join(o.primary, o.standby, 2)
+	o.redial()
+	return o
+}
+
+// join makes a server a standby of that of the rig, which is started again, and returns
+// the database's url there. slots is how many the primary has then, at least.
+func (r *rig) join(primary, standby *servers.PG, slots int) (moved string) {
+	t := r.t
+	t.Helper()
+	sql(t, r.conn, `SELECT pg_create_physical_replication_slot('standby', true)`)
+	from := one[string](t, r.conn, `SHOW data_directory`)
+	data := one[string](t, dial(t, standby.URL("")), `SHOW data_directory`)
+	standby.Stop(t)
+	primary.Stop(t)
+	if err := os.RemoveAll(data); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), "cp", "-a", from, o.data).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", from, data).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	slots, err := filepath.Glob(filepath.Join(o.data, "pg_replslot", "*")) // a base backup has none
-	if err != nil || len(slots) < 2 {
-		t.Fatalf("slots of the primary: %v %v", slots, err)
+	there, err := filepath.Glob(filepath.Join(data, "pg_replslot", "*")) // a base backup has none
+	if err != nil || len(there) < slots {
+		t.Fatalf("slots of the primary: %v %v", there, err)
 	}
-	for _, s := range slots {
+	for _, s := range there {
 		if err := os.RemoveAll(s); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, text := range map[string]string{"standby.signal": "", "pg_hba.conf": "host all all 127.0.0.1/32 trust\n"} {
-		if err := os.WriteFile(filepath.Join(o.data, name), []byte(text), 0o644); err != nil {
+	for name, text := range map[string]string{"standby.signal": "", "pg_hba.conf": "host all,replication all 127.0.0.1/32 trust\n"} {
+		if err := os.WriteFile(filepath.Join(data, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	o.primary.Start(t)
-	u, err := url.Parse(o.url)
+	primary.Start(t)
+	u, err := url.Parse(r.url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	password, _ := u.User.Password()
 	conninfo := fmt.Sprintf("host=%s port=%s user=%s password=%s dbname=postgres", u.Hostname(), u.Port(), u.User.Username(), password)
-	o.options = []servers.Option{servers.Set("primary_conninfo", conninfo), servers.Set("primary_slot_name", "standby"), servers.Set("hot_standby_feedback", "on")}
-	if version >= 17 {
-		o.options = append(o.options, servers.Set("sync_replication_slots", "on"))
+	options := []servers.Option{servers.Set("primary_conninfo", conninfo), servers.Set("primary_slot_name", "standby"), servers.Set("wal_retrieve_retry_interval", "100ms")}
+	if primary.Version >= 17 {
+		options = append(options, servers.Set("sync_replication_slots", "on"))
 	}
-	o.standby.Start(t, o.options...)
-	u.Host = o.standby.Addr()
-	o.moved = u.String()
-	o.redial()
-	return o
+	settings, err := os.OpenFile(filepath.Join(data, "postgresql.auto.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = settings.WriteString("hot_standby_feedback = on\n") // which tests turn off
+	}
+	if err != nil {
+		t.Fatal(errors.Join(err, settings.Close()))
+	}
+	_ = settings.Close()
+	standby.Start(t, options...)
+	u.Host = standby.Addr()
+	return u.String()
 }
 
 // follows waits until the standby has what the primary has; slots says whether it keeps

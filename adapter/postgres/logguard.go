@@ -20,13 +20,17 @@ const (
 // guard looks at how much log the server keeps for the slot. It is freed as soon as the
 // bus holds what is in it, so much of it means that the bus is full or down, or that
 // somebody's transaction has been open for long. Beyond Config.MaxRetained the slot is
-// dropped: a full disk stops the application, a gap does not.
-func (r *logReader) guard(ctx context.Context, s *slotState) error {
+// dropped: a full disk stops the application, a gap does not. behind is what else is to be
+// said.
+func (r *logReader) guard(ctx context.Context, s *slotState, behind string) error {
 	var limit int64 // -1: none
 	var open string
-	err := r.cat.conn.QueryRow(ctx, `SELECT (SELECT setting::bigint * 1024 * 1024 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
-		coalesce((SELECT format(', the oldest transaction (session %s, %s) is open since %s', pid, coalesce(nullif(application_name, ''), 'unnamed'), xact_start::timestamptz(0))
-			FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '1 minute' ORDER BY xact_start LIMIT 1), '')`).Scan(&limit, &open)
+	err := r.host.QueryRow(ctx, `SELECT setting::bigint * 1024 * 1024 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'`).Scan(&limit)
+	if err != nil {
+		return explain(err)
+	}
+	err = r.cat.conn.QueryRow(ctx, `SELECT coalesce((SELECT format(', the oldest transaction (session %s, %s) is open since %s', pid, coalesce(nullif(application_name, ''), 'unnamed'), xact_start::timestamptz(0))
+			FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '1 minute' ORDER BY xact_start LIMIT 1), '')`).Scan(&open)
 	if err != nil {
 		return explain(err)
 	}
@@ -34,16 +38,16 @@ func (r *logReader) guard(ctx context.Context, s *slotState) error {
 		err := fmt.Errorf("postgres: the slot kept %s of the server's log, more than max_retained allows (%s%s), and is dropped", mega(s.retained), mega(r.cfg.MaxRetained), open)
 		r.queue.fail(err) // before the receiver says that its connection is gone
 		r.rep.close(false)
-		return errors.Join(err, r.dropSlot(ctx))
+		return errors.Join(err, dropSlot(ctx, r.host, r.slot))
 	}
-	text := ""
+	text := behind
 	switch {
 	case limit >= 0 && s.retained > limit/warnShare:
 		text = fmt.Sprintf("the server keeps %s of its log for the slot %s, and gives the slot up at %s (max_slot_wal_keep_size)%s; is the bus full? onewrite status", mega(s.retained), r.slot, mega(limit), open)
 	case s.retained > warnRetained:
 		text = fmt.Sprintf("the server keeps %s of its log for the slot %s%s; is the bus full? onewrite status", mega(s.retained), r.slot, open)
 	}
-	r.say("log", text)
+	r.trouble(text)
 	return nil
 }
 
@@ -65,11 +69,10 @@ func stale(ctx context.Context, conn *pgx.Conn, mine string) ([]string, error) {
 	return names, explain(err)
 }
 
-// dropSlot drops the slot of this reader, whose connection was closed: the server sees
-// that a moment later.
-func (r *logReader) dropSlot(ctx context.Context) error {
+// dropSlot drops a slot whose reader was closed: the server sees that a moment later.
+func dropSlot(ctx context.Context, conn *pgx.Conn, slot string) error {
 	for deadline := time.Now().Add(5 * time.Second); ; {
-		_, err := r.cat.conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot)
+		_, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot)
 		if !isCode(err, "55006") || time.Now().After(deadline) {
 			return explainSlot(err)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +15,7 @@ import (
 
 // logState is what the server says of the log and of our slot.
 type logState struct {
+	name     string // of our slot
 	version  int
 	line     uint32
 	flushed  pgoutput.LSN
@@ -43,11 +43,15 @@ type logRecord struct {
 	bus               string
 }
 
-func lookAtLog(ctx context.Context, conn *pgx.Conn, source, slot string) (s logState, err error) {
+// lookAtLog reads it; host is the session where the slot is.
+func lookAtLog(ctx context.Context, conn, host *pgx.Conn, source, slot string) (s logState, err error) {
+	s.name = slot
 	var flushed string
-	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint, pg_current_wal_flush_lsn()::text,
-		coalesce((SELECT oid FROM pg_publication WHERE pubname = $1), 0)`, publicationOf(source)).
-		Scan(&s.version, &s.line, &flushed, &s.pub)
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, `+timeline+`, coalesce((SELECT oid FROM pg_publication WHERE pubname = $1), 0)`, publicationOf(source)).
+		Scan(&s.version, &s.line, &s.pub)
+	if err == nil {
+		err = host.QueryRow(ctx, `SELECT (`+endOfLog+`)::text`).Scan(&flushed)
+	}
 	if err != nil {
 		return s, explain(err)
 	}
@@ -77,20 +81,23 @@ func lookAtLog(ctx context.Context, conn *pgx.Conn, source, slot string) (s logS
 		}
 		s.recorded = &r
 	}
-	s.slot, err = lookAtSlot(ctx, conn, slot, s.version)
+	s.slot, err = lookAtSlot(ctx, host, slot, s.version)
 	return s, err
 }
 
 // lookAtSlot returns what the server says of a slot, nil if there is none.
 func lookAtSlot(ctx context.Context, conn *pgx.Conn, slot string, version int) (*slotState, error) {
 	reason := "NULL::text"
-	if version >= 170000 {
+	switch {
+	case version >= 170000:
 		reason = "invalidation_reason"
+	case version >= 160000:
+		reason = "CASE WHEN conflicting THEN 'conflict with recovery' END"
 	}
 	s := slotState{name: slot}
 	var confirmed, plugin, database, status, why *string
 	var pid *uint32
-	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+	err := conn.QueryRow(ctx, `SELECT active_pid, confirmed_flush_lsn::text, plugin::text, wal_status, `+reason+`, coalesce(pg_wal_lsn_diff(`+endOfLog+`, restart_lsn), 0)::bigint,
 		CASE WHEN database = current_database() THEN NULL ELSE database::text END FROM pg_replication_slots WHERE slot_name = $1`, slot).
 		Scan(&pid, &confirmed, &plugin, &status, &why, &s.retained, &database)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -162,6 +169,8 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 		return since("the record of the slot is gone from onewrite.log: the outbox was made anew, or restored")
 	case rec.system != s.system:
 		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", s.system, rec.system)
+	case rec.slot != s.name:
+		return since("the log is read from another server than before: log_url was set, or taken out")
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
 		return since("the publication was dropped and made again")
 	case s.slot == nil:
@@ -214,64 +223,6 @@ func (s *asked) missed(reason string) *missed {
 	return &missed{reason: reason, from: from.String(), to: s.flushed.String()}
 }
 
-// forked says how the server's history differs from the one that led to a place; ""
-// is not at all. A slot that was confirmed up to the place is a proof; it is behind
-// after a crash, of the server or of the reader, but also in a backup that was
-// restored, where the log may be beyond the place again.
-func (s *asked) forked(p *logPlace) (string, error) {
-	if p.done > s.flushed {
-		return fmt.Sprintf("the database went back in time (a backup was restored, or a failover lost commits): its log ends at %s", s.flushed), nil
-	}
-	if p.line != s.line {
-		at, err := s.ended(p.line)
-		if err == nil && p.done > at {
-			return fmt.Sprintf("a failover lost commits that were read already: timeline %d ended at %s", p.line, at), nil
-		}
-		return "", err
-	}
-	if s.slot.confirmed >= p.done {
-		return "", nil
-	}
-	ok, err := s.history(p.done)
-	if err == nil && !ok {
-		return fmt.Sprintf("the database went back in time (a backup was restored): no transaction ends at %s, where one that was read did", p.done), nil
-	}
-	return "", err
-}
-
-// timelineEnd asks where a timeline ended on the way to the present one.
-func timelineEnd(ctx context.Context, conn *pgx.Conn, url string, line uint32, now uint32) (pgoutput.LSN, error) {
-	rep, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
-		c.RuntimeParams["replication"] = "database"
-		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-	})
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = rep.Close(context.WithoutCancel(ctx)) }()
-	var file, content string
-	if err := rep.QueryRow(ctx, fmt.Sprintf("TIMELINE_HISTORY %d", now)).Scan(&file, &content); err != nil {
-		return 0, explain(err)
-	}
-	for l := range strings.Lines(content) {
-		var n uint32
-		var at string
-		if _, err := fmt.Sscan(l, &n, &at); err == nil && n == line {
-			return pgoutput.ParseLSN(at)
-		}
-	}
-	return 0, nil // no ancestor: nothing of ours is in it
-}
-
-// endsThere asks whether a transaction of the publication ended at a place behind the
-// one that the slot is confirmed up to.
-func (r *logReader) endsThere(ctx context.Context, at pgoutput.LSN) (there bool, err error) {
-	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, `+r.options()+`)
-		WHERE lsn = $2::text::pg_lsn AND get_byte(data, 0) = 67)`, // 'C', a commit
-		r.slot, at.String()).Scan(&there)
-	return there, explainSlot(err)
-}
-
 // openLog begins to read the log. ring has the lock that makes this the only reader;
 // broken says that its history is another one.
 func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, broken bool) (*logReader, *onewrite.Gap, error) {
@@ -280,16 +231,29 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, nil, err
 	}
 	r := &logReader{cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
-		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}}
-	gap, err := r.open(ctx, ring.id.system, stored, broken)
+		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn}
+	var gap *onewrite.Gap
+	if cfg.LogURL != "" {
+		r.slot += standbySlot
+		if r.host, err = connectHost(ctx, cfg.LogURL); err == nil {
+			err = r.follow(ctx, ring.id.system)
+		}
+	}
+	if err == nil {
+		gap, err = r.open(ctx, ring.id.system, stored, broken)
+	}
 	if err != nil {
 		if r.rep != nil {
 			r.rep.close(false)
 		}
-		_ = conn.Close(context.WithoutCancel(ctx))
+		r.closeSessions()
 		return nil, nil, err
 	}
 	r.alive, r.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if cfg.FlushWithin > 0 {
+		r.stirred = make(chan struct{}, 1)
+		r.work.Go(r.flushes)
+	}
 	for _, f := range []func(){r.receive, r.tend, r.watch, r.fill.run} {
 		r.work.Go(f)
 	}
@@ -309,7 +273,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	}
 	begin, fresh, why, err := judgeLog(asked{logState: state, stored: stored, system: system, busID: r.cfg.BusID, broken: broken && stored != nil,
 		before:  slices.ContainsFunc(list, func(c captured) bool { return c.finished > 0 }),
-		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, conn, r.cfg.URL, line, state.line) },
+		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, r.cfg.logURL(), line, state.line) },
 		history: func(at pgoutput.LSN) (bool, error) { return r.endsThere(ctx, at) },
 	})
 	if err != nil {
@@ -332,17 +296,17 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 			return nil, err
 		}
 	}
-	rec, err := lookAtLog(ctx, conn, r.cfg.Name, r.slot)
+	rec, err := lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	if err != nil || rec.recorded == nil {
 		return nil, errors.Join(errors.New("postgres: onewrite.log lost its row"), err)
 	}
-	r.noted, r.opened = rec.recorded.idle, *rec.recorded
+	r.noted, r.opened, r.version = rec.recorded.idle, *rec.recorded, rec.version
 	r.startAt(begin, list)
 	if stored != nil && stored.slot == begin.slot {
 		r.stored.done = begin.done
 	}
 	r.fill = newBackfill(r, r.cfg.URL, list)
-	if r.rep, err = connectReplication(ctx, r.cfg.URL, "onewrite log"); err != nil {
+	if r.rep, err = connectReplication(ctx, r.cfg.logURL(), "onewrite log"); err != nil {
 		return nil, err
 	}
 	if len(r.finish) > 0 {
@@ -403,18 +367,18 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
 		return nil, s, err
 	}
-	s, err = lookAtLog(ctx, conn, r.cfg.Name, r.slot)
+	s, err = lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	return list, s, err
 }
 
 // evict ends the session that reads the slot.
 func (r *logReader) evict(ctx context.Context, pid uint32) error {
-	if _, err := r.cat.conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
+	if _, err := r.host.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
 		return explain(err)
 	}
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
 		var active bool
-		err := r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)`, r.slot).Scan(&active)
+		err := r.host.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)`, r.slot).Scan(&active)
 		if err != nil || !active {
 			return explain(err)
 		}
@@ -447,18 +411,18 @@ func (r *logReader) startAt(begin logPlace, list []captured) {
 func (r *logReader) renew(ctx context.Context, s logState, system uint64, why *missed) (logPlace, error) {
 	conn := r.cat.conn
 	if s.slot != nil {
-		if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot); err != nil {
+		if _, err := r.host.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, r.slot); err != nil {
 			return logPlace{}, explainSlot(err)
 		}
 	}
-	options := "false, false"
-	if s.version >= 170000 { // a standby may keep a copy of it
-		options = "false, false, true"
+	if rec := s.recorded; rec != nil && rec.slot != "" && rec.slot != r.slot {
+		if err := r.dropOther(ctx, rec.slot); err != nil {
+			return logPlace{}, err
+		}
 	}
-	var text string
-	err := conn.QueryRow(ctx, fmt.Sprintf(`SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput', %s)`, options), r.slot).Scan(&text)
+	text, err := r.createSlot(ctx, system, s.version)
 	if err != nil {
-		return logPlace{}, explainSlot(err)
+		return logPlace{}, err
 	}
 	began, err := pgoutput.ParseLSN(text)
 	if err != nil {

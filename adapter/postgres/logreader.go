@@ -27,6 +27,7 @@ type logReader struct {
 	slot     string
 	opened   logRecord
 	rep      *replication
+	version  int  // of the server that has the slot
 	late     bool // a backlog is read in slices before the log is streamed
 	queue    *logQueue
 	env      *envelope
@@ -37,8 +38,13 @@ type logReader struct {
 
 	streams atomic.Bool // rep has the slot
 
-	side sync.Mutex // guards cat and its session
+	side sync.Mutex // guards cat and its session, and host
 	cat  catalog
+	host *pgx.Conn // where the slot is: cat's, or a session on a standby
+
+	// Of a standby, and of the goroutine that watches.
+	ahead   pgoutput.LSN // a place that it had not replayed when it was looked at last
+	aheadAt time.Time    // and when it had all before
 
 	// Of the goroutine that receives.
 	dec      pgoutput.Decoder
@@ -64,6 +70,7 @@ type logReader struct {
 	noted   pgoutput.LSN // up to which the slot may move without an event
 	finish  []finished
 	changed chan struct{} // holds a token when stored moved
+	stirred chan struct{} // holds a token when a row change came; nil: nobody wants to know
 }
 
 // transaction is the one that is being received.
@@ -73,9 +80,10 @@ type transaction struct {
 	lsn    pgoutput.LSN // of its commit
 	xid    uint32
 	at     time.Time
-	index  uint32 // the change that comes next
-	order  int    // the event that comes next
-	outbox uint64 // its number, if it has written the outbox
+	origin *string // where it was replicated from; nil: it is this server's own
+	index  uint32  // the change that comes next
+	order  int     // the event that comes next
+	outbox uint64  // its number, if it has written the outbox
 }
 
 // finished is a snapshot whose last event is number n.
@@ -160,7 +168,11 @@ func (r *logReader) decode(data []byte) error {
 
 // stream begins to stream the log from a place on.
 func (r *logReader) stream(ctx context.Context, from pgoutput.LSN) error {
-	if err := r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), from); err != nil {
+	more := ""
+	if r.atServer() {
+		more = ", origin 'none'"
+	}
+	if err := r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), from, more); err != nil {
 		return err
 	}
 	r.streams.Store(true)
@@ -169,8 +181,16 @@ func (r *logReader) stream(ctx context.Context, from pgoutput.LSN) error {
 
 // options are pgoutput's, for the functions that read a slot by a query.
 func (r *logReader) options() string {
-	return "'proto_version', '1', 'publication_names', " + quoteText(pgx.Identifier{publicationOf(r.cfg.Name)}.Sanitize()) + ", 'messages', 'true'"
+	more := ""
+	if r.atServer() {
+		more = ", 'origin', 'none'"
+	}
+	return "'proto_version', '1', 'publication_names', " + quoteText(pgx.Identifier{publicationOf(r.cfg.Name)}.Sanitize()) + ", 'messages', 'true'" + more
 }
+
+// atServer reports whether the server leaves out what is not local; one that cannot
+// leaves it to handle.
+func (r *logReader) atServer() bool { return r.cfg.LocalOnly && r.version >= 160000 }
 
 // handle acts on one message.
 func (r *logReader) handle(m *pgoutput.Message) error {
@@ -182,7 +202,12 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 	case pgoutput.KindRelation:
 		return r.relation(m.Relation)
 	case pgoutput.KindInsert, pgoutput.KindUpdate, pgoutput.KindDelete:
-		if r.tx.old {
+		switch {
+		case r.tx.old:
+			return nil
+		case m.RelationID == r.outbox.rel && m.RelationID != 0:
+			return r.outboxRow(m)
+		case r.foreign():
 			return nil
 		}
 		if m.RelationID == r.outbox.rel && m.RelationID != 0 {
@@ -190,7 +215,7 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 		}
 		return r.row(m)
 	case pgoutput.KindTruncate:
-		if r.tx.old {
+		if r.tx.old || r.foreign() {
 			return nil
 		}
 		return r.truncate(m)
@@ -199,12 +224,18 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 			return nil
 		}
 		return r.message(m)
-	case pgoutput.KindOrigin, pgoutput.KindType:
+	case pgoutput.KindOrigin:
+		name := string(m.Origin)
+		r.tx.origin = &name
+	case pgoutput.KindType:
 	default:
 		return fmt.Errorf("postgres: a message of kind %s, which was not asked for", m.Kind)
 	}
 	return nil
 }
+
+// foreign reports whether the transaction's changes are to be left out.
+func (r *logReader) foreign() bool { return r.cfg.LocalOnly && r.tx.origin != nil }
 
 func (r *logReader) commit(m *pgoutput.Message) error {
 	if m.CommitLSN != r.tx.lsn {
@@ -217,6 +248,12 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	r.at.done, r.at.tx, r.at.index, r.at.sub = m.EndLSN, 0, 0, 0
 	if r.held != nil {
 		r.held.event.Tx.Last = true
+	}
+	if r.held != nil || len(r.tail) > 0 {
+		select {
+		case r.stirred <- struct{}{}:
+		default:
+		}
 	}
 	if n := len(r.tail); n > 0 {
 		r.tail[n-1].at, r.tail[n-1].xid = r.at, r.tx.outbox
@@ -236,7 +273,7 @@ func (r *logReader) keepalive(k pgoutput.Keepalive) {
 	idle := !r.tx.open && len(r.run) == 0 && r.queue.idle(r.stored.n)
 	if idle && k.WALEnd <= r.noted {
 		r.rep.confirm(k.WALEnd)
-	} else if idle && k.WALEnd-max(r.noted, r.at.done) > idleStep && k.WALEnd > r.wanted {
+	} else if idle && k.WALEnd > max(r.noted, pgoutput.LSN(r.rep.confirmed.Load()))+idleStep && k.WALEnd > r.wanted {
 		r.wanted = k.WALEnd
 		r.wake()
 	}
@@ -395,6 +432,7 @@ func (r *logReader) tend() {
 		if idle > 0 {
 			r.mu.Lock()
 			r.noted = idle
+			r.rep.confirm(idle) // the next keepalive may be beyond it
 			r.mu.Unlock()
 		}
 	}
@@ -430,5 +468,12 @@ func (r *logReader) close() {
 	r.queue.fail(errClosed)
 	r.rep.close(true)
 	r.work.Wait()
+	r.closeSessions()
+}
+
+func (r *logReader) closeSessions() {
+	if r.host != nil && r.host != r.cat.conn {
+		_ = r.host.Close(context.Background())
+	}
 	_ = r.cat.conn.Close(context.Background())
 }

@@ -56,9 +56,10 @@ type unread struct {
 
 func (u *unread) Error() string { return u.err.Error() }
 
-// far reports whether so much log is to be read that it is read in slices.
+// far reports whether so much log is to be read that it is read in slices. A standby's
+// is streamed: it costs the primary nothing.
 func (r *logReader) far(behind pgoutput.LSN) bool {
-	return !r.cfg.Stream && int64(behind) >= r.sliceSizes().worth
+	return !r.cfg.Stream && r.cfg.LogURL == "" && int64(behind) >= r.sliceSizes().worth
 }
 
 func (r *logReader) sliceSizes() sliceSizes {

@@ -54,7 +54,13 @@ func (r *logReader) check() error {
 	if !same {
 		return errors.New("postgres: the record of the slot in onewrite.log is another one than at the start") // opening it again says why
 	}
-	s, err := lookAtSlot(ctx, r.cat.conn, r.slot, 150000)
+	behind := ""
+	if r.host != r.cat.conn {
+		if behind, err = r.checkHost(ctx); err != nil {
+			return err
+		}
+	}
+	s, err := lookAtSlot(ctx, r.host, r.slot, 150000)
 	if err != nil {
 		return err
 	}
@@ -66,7 +72,7 @@ func (r *logReader) check() error {
 			return err
 		}
 	}
-	return r.guard(ctx, s)
+	return r.guard(ctx, s, behind)
 }
 
 // say tells what is wrong beside the reading of the outbox; "" is nothing.

@@ -65,105 +65,114 @@ func tableAsJSON(t testing.TB, conn *pgx.Conn, query string) map[string]string {
 // large values that no change carried are there.
 func TestSnapshotUnderLoad(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
-		r := newRig(t, pg, `CREATE TABLE items (region text COLLATE "C", id int, n int, big text, PRIMARY KEY (region, id));
-			ALTER TABLE items ALTER COLUMN big SET STORAGE EXTERNAL;
-			INSERT INTO items SELECT 'r' || i % 7, i, 0, repeat('x', 3000) || i FROM generate_series(1, 6000) i`, "public.items")
-		ctx, stop := context.WithCancel(t.Context())
-		var writers sync.WaitGroup
-		changes := 0
-		var mu sync.Mutex
-		for w := range 3 {
-			conn, err := pgx.Connect(ctx, r.url)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = conn.Close(context.Background()) })
-			rnd := rand.New(rand.NewPCG(uint64(w), 1))
-			writers.Go(func() {
-				for i := 0; ctx.Err() == nil; i++ {
-					id := rnd.IntN(6000) + 1
-					where := fmt.Sprintf("region = 'r%d' AND id = %d", id%7, id)
-					q := []string{
-						fmt.Sprintf("UPDATE items SET n = n + 1 WHERE %s", where),
-						fmt.Sprintf("UPDATE items SET n = n + 1, big = repeat('y', 2500) || %d WHERE %s", i, where),
-						fmt.Sprintf("DELETE FROM items WHERE %s", where),
-						fmt.Sprintf("INSERT INTO items VALUES ('r%d', %d, %d, repeat('z', 2600)) ON CONFLICT DO NOTHING", id%7, id, i),
-						fmt.Sprintf("UPDATE items SET region = 'm' || region WHERE %s", where),
-						fmt.Sprintf("BEGIN; UPDATE items SET n = -1 WHERE %s; SAVEPOINT s; DELETE FROM items WHERE id < 100; ROLLBACK TO s; ROLLBACK", where),
-						fmt.Sprintf("BEGIN; UPDATE items SET n = n + 1 WHERE %[1]s; SAVEPOINT s; UPDATE items SET n = n + 7 WHERE %[1]s; RELEASE s; UPDATE items SET n = n + 1 WHERE id %% 1000 = 3; COMMIT", where),
-					}[rnd.IntN(7)]
-					if _, err := conn.Exec(context.WithoutCancel(ctx), q, pgx.QueryExecModeSimpleProtocol); err != nil && !strings.Contains(err.Error(), "23505") && !strings.Contains(err.Error(), "40P01") {
-						t.Error(err)
-						return
-					} else if err != nil {
-						_, _ = conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
-					}
-					mu.Lock()
-					changes++
-					mu.Unlock()
-				}
-			})
-		}
-		got := replica{}
-		snapshots, live := 0, 0
-		rnd := rand.New(rand.NewPCG(7, 7))
-		take := func(b onewrite.Batch) {
-			for _, e := range b.Events {
-				got.apply(t, e)
-				if e.Type == "snapshot" {
-					snapshots++
-				} else {
-					live++
-				}
-			}
-		}
-		r.open()
-		opens := 1
-		done := func() bool {
-			return one[bool](t, r.conn, "SELECT bool_and(finished = wanted) FROM onewrite.captured")
-		}
-		for !done() || live < 500 {
-			b := r.read()
-			take(b)
-			if rnd.IntN(2) == 0 && opens < 15 {
-				r.open()
-				opens++
-			}
-		}
-		stop()
-		writers.Wait()
-		sql(t, r.conn, `INSERT INTO items VALUES ('end', 0, 0, 'end')`)
-		for end := false; !end; {
-			b := r.read()
-			take(b)
-			for _, e := range b.Events {
-				end = end || strings.Contains(e.Key, `"end"`)
-			}
-		}
-		want := tableAsJSON(t, r.conn, `SELECT json_build_object('id', id, 'region', region)::text, json_build_object('region', region, 'id', id, 'n', n, 'big', big)::text FROM items`)
-		if len(got) != len(want) || len(want) < 1000 {
-			t.Errorf("%d rows, want %d", len(got), len(want))
-		}
-		bad := 0
-		for key, text := range want {
-			var k struct {
-				ID     int
-				Region string
-			}
-			_ = json.Unmarshal([]byte(key), &k)
-			var row map[string]json.RawMessage
-			_ = json.Unmarshal([]byte(text), &row)
-			have := got[fmt.Sprintf(`{"id":%d,"region":%q}`, k.ID, k.Region)]
-			for col, v := range row {
-				if string(have[col]) != string(v) && bad < 5 {
-					bad++
-					t.Errorf("%s.%s: %.60s, want %.60s", key, col, have[col], v)
-				}
-			}
-		}
-		t.Logf("%d snapshot rows, %d changes in %d transactions, opened %d times", snapshots, live, changes, opens)
-		if opens < 5 || snapshots < 3000 {
-			t.Errorf("opened %d times, %d snapshot rows: nothing is proven", opens, snapshots)
-		}
+		newRig(t, pg, itemsDDL, "public.items").snapshotUnderLoad(func(int) {})
 	})
+}
+
+const itemsDDL = `CREATE TABLE items (region text COLLATE "C", id int, n int, big text, PRIMARY KEY (region, id));
+	ALTER TABLE items ALTER COLUMN big SET STORAGE EXTERNAL;
+	INSERT INTO items SELECT 'r' || i % 7, i, 0, repeat('x', 3000) || i FROM generate_series(1, 6000) i`
+
+// snapshotUnderLoad tells before each time that it opens the source how often it has.
+func (r *rig) snapshotUnderLoad(reopen func(n int)) {
+	t := r.t
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	var writers sync.WaitGroup
+	changes := 0
+	var mu sync.Mutex
+	for w := range 3 {
+		conn, err := pgx.Connect(ctx, r.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close(context.Background()) })
+		rnd := rand.New(rand.NewPCG(uint64(w), 1))
+		writers.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				id := rnd.IntN(6000) + 1
+				where := fmt.Sprintf("region = 'r%d' AND id = %d", id%7, id)
+				q := []string{
+					fmt.Sprintf("UPDATE items SET n = n + 1 WHERE %s", where),
+					fmt.Sprintf("UPDATE items SET n = n + 1, big = repeat('y', 2500) || %d WHERE %s", i, where),
+					fmt.Sprintf("DELETE FROM items WHERE %s", where),
+					fmt.Sprintf("INSERT INTO items VALUES ('r%d', %d, %d, repeat('z', 2600)) ON CONFLICT DO NOTHING", id%7, id, i),
+					fmt.Sprintf("UPDATE items SET region = 'm' || region WHERE %s", where),
+					fmt.Sprintf("BEGIN; UPDATE items SET n = -1 WHERE %s; SAVEPOINT s; DELETE FROM items WHERE id < 100; ROLLBACK TO s; ROLLBACK", where),
+					fmt.Sprintf("BEGIN; UPDATE items SET n = n + 1 WHERE %[1]s; SAVEPOINT s; UPDATE items SET n = n + 7 WHERE %[1]s; RELEASE s; UPDATE items SET n = n + 1 WHERE id %% 1000 = 3; COMMIT", where),
+				}[rnd.IntN(7)]
+				if _, err := conn.Exec(context.WithoutCancel(ctx), q, pgx.QueryExecModeSimpleProtocol); err != nil && !strings.Contains(err.Error(), "23505") && !strings.Contains(err.Error(), "40P01") {
+					t.Error(err)
+					return
+				} else if err != nil {
+					_, _ = conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
+				}
+				mu.Lock()
+				changes++
+				mu.Unlock()
+			}
+		})
+	}
+	got := replica{}
+	snapshots, live := 0, 0
+	rnd := rand.New(rand.NewPCG(7, 7))
+	take := func(b onewrite.Batch) {
+		for _, e := range b.Events {
+			got.apply(t, e)
+			if e.Type == "snapshot" {
+				snapshots++
+			} else {
+				live++
+			}
+		}
+	}
+	r.open()
+	opens := 1
+	done := func() bool {
+		return one[bool](t, r.conn, "SELECT bool_and(finished = wanted) FROM onewrite.captured")
+	}
+	for !done() || live < 500 {
+		b := r.read()
+		take(b)
+		if rnd.IntN(2) == 0 && opens < 15 {
+			reopen(opens)
+			r.open()
+			opens++
+		}
+	}
+	stop()
+	writers.Wait()
+	sql(t, r.conn, `INSERT INTO items VALUES ('end', 0, 0, 'end')`)
+	for end := false; !end; {
+		b := r.read()
+		take(b)
+		for _, e := range b.Events {
+			end = end || strings.Contains(e.Key, `"end"`)
+		}
+	}
+	want := tableAsJSON(t, r.conn, `SELECT json_build_object('id', id, 'region', region)::text, json_build_object('region', region, 'id', id, 'n', n, 'big', big)::text FROM items`)
+	if len(got) != len(want) || len(want) < 1000 {
+		t.Errorf("%d rows, want %d", len(got), len(want))
+	}
+	bad := 0
+	for key, text := range want {
+		var k struct {
+			ID     int
+			Region string
+		}
+		_ = json.Unmarshal([]byte(key), &k)
+		var row map[string]json.RawMessage
+		_ = json.Unmarshal([]byte(text), &row)
+		have := got[fmt.Sprintf(`{"id":%d,"region":%q}`, k.ID, k.Region)]
+		for col, v := range row {
+			if string(have[col]) != string(v) && bad < 5 {
+				bad++
+				t.Errorf("%s.%s: %.60s, want %.60s", key, col, have[col], v)
+			}
+		}
+	}
+	t.Logf("%d snapshot rows, %d changes in %d transactions, opened %d times", snapshots, live, changes, opens)
+	if opens < 5 || snapshots < 3000 {
+		t.Errorf("opened %d times, %d snapshot rows: nothing is proven", opens, snapshots)
+	}
 }

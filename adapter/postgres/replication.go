@@ -104,9 +104,10 @@ func connectReplication(ctx context.Context, url, name string, with ...func(*pgx
 	return r, nil
 }
 
-// start asks for the log from a place on. The place is one that the server sent.
-func (r *replication) start(ctx context.Context, slot, publication string, from pgoutput.LSN) error {
-	text := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names '%s', messages 'true')", pgx.Identifier{slot}.Sanitize(), from, pgx.Identifier{publication}.Sanitize())
+// start asks for the log from a place on. The place is one that the server sent. more are
+// options of the plugin beside the usual ones.
+func (r *replication) start(ctx context.Context, slot, publication string, from pgoutput.LSN, more string) error {
+	text := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names '%s', messages 'true'%s)", pgx.Identifier{slot}.Sanitize(), from, pgx.Identifier{publication}.Sanitize(), more)
 	q := append(binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(len(text)+5)), text...)
 	release := context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(time.Unix(1, 0)) })
 	defer release()

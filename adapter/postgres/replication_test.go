@@ -49,7 +49,7 @@ func TestReplicationStartsOnABusyMachine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = rep.start(ctx, slot, "onewrite_shop", at)
+		err = rep.start(ctx, slot, "onewrite_shop", at, "")
 		rep.close(false)
 		if err != nil {
 			t.Fatal(err)

@@ -23,6 +23,9 @@ type Config struct {
 	Name string
 	// URL names the database; a direct session, not through a pooler.
 	URL string
+	// LogURL names a standby of that server, 16 or newer, from which row changes are read;
+	// empty: they are read from the server itself.
+	LogURL string
 	// BusID is the identity of the bus that stores the positions.
 	BusID string
 	// MaxBatchBytes bounds the payload of one read; default 8 MiB.
@@ -43,6 +46,11 @@ type Config struct {
 	// the key of the hashes.
 	Masks   masking.Rules
 	MaskKey string
+	// LocalOnly leaves out changes that were replicated into this database from elsewhere.
+	LocalOnly bool
+	// FlushWithin is how long what was committed with synchronous_commit = off may stay out
+	// of the log, while row changes come; 0: as long as the server likes.
+	FlushWithin time.Duration
 	// HoldGap stops at a gap in the row changes, for a person to decide. Otherwise the
 	// captured tables are read again.
 	HoldGap bool

@@ -30,10 +30,14 @@ func (c *checker) source(path string, s Source) {
 		if !s.URL.Empty() {
 			c.postgres(path+".url", s.URL.Reveal())
 		}
+		if !s.LogURL.Empty() {
+			c.postgres(path+".log_url", s.LogURL.Reveal())
+		}
 		c.captured(path, s.Tables)
 		c.masks(path, s)
-		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || !s.Messages && s.OnGap != "snapshot" && s.OnGap != "") {
-			c.bad(path+".tables", "is missing: on_gap and toast are about row changes", "write tables: [public.orders], or take the two out")
+		off := len(s.Tables) == 0 && !s.Messages && s.Outbox != "log"
+		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || !s.Messages && s.OnGap != "snapshot" && s.OnGap != "" || s.Origins == "local" || off && (s.FlushWithin > 0 || !s.LogURL.Empty())) {
+			c.bad(path+".tables", "is missing: flush_within, log_url, on_gap, origins and toast are about row changes", "write tables: [public.orders], or take them out")
 		}
 		if len(s.Tables) == 0 && s.DDL {
 			c.bad(path+".tables", "is missing: ddl is about captured tables", "write tables: [public.orders], or take ddl out")

@@ -61,6 +61,7 @@ type Source struct {
 	Messages    bool     `yaml:"messages" for:"postgres" doc:"Whether messages in the log, as onewrite.emit writes them, are events: an outbox without a table. Run onewrite migrate after changing it."`
 	DDL         bool     `yaml:"ddl" for:"postgres" doc:"Whether commands that alter, rename or drop captured tables are events too, with the topic onewrite.ddl. Run onewrite migrate as a superuser after changing it: it makes event triggers."`
 	Snapshot    string   `yaml:"snapshot" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`
+	Origins     string   `yaml:"origins" for:"postgres" default:"any" enum:"any|local" doc:"Whose row changes are events: any, or local for those that were made in this database. local leaves out what logical replication brought from elsewhere, and so ends loops between two databases that have each other's rows."`
 	OnGap       string   `yaml:"on_gap" for:"postgres" default:"snapshot" enum:"snapshot|stop" doc:"What becomes of row changes that are missing, for instance after a lost slot: the tables are read again, or the source stops for a person to decide. Both are said aloud."`
 	Columns     []string `yaml:"columns" for:"postgres" example:"[public.customers.password drop]" doc:"What becomes of columns before an event leaves the reader, a rule a line: schema.table.column drop, hash or truncate N; *.column for all tables; schema.table only a, b. The last rule for a column counts."`
 	MaskKey     Secret   `yaml:"mask_key" for:"postgres" example:"${file:mask.key}" doc:"The key of the hashes that columns asks for."`
@@ -70,7 +71,9 @@ type Source struct {
 	Toast       string   `yaml:"toast" for:"postgres" default:"omit" enum:"omit|debezium" doc:"What stands for a large value that an update did not touch, and that the log does not carry: nothing, its column being named in source.unchanged, or Debezium's placeholder."`
 	Roles       Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
 
-	Import map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
+	LogURL      Secret            `yaml:"log_url" for:"postgres" example:"${env:SHOP_STANDBY_URL}" doc:"A standby of the database, PostgreSQL 16 or newer, from which row changes are read, so that it does the decoding. All else is read from url, and written there."`
+	FlushWithin time.Duration     `yaml:"flush_within" for:"postgres" range:"2ms..1s" example:"10ms" doc:"For applications that commit with synchronous_commit = off: while row changes come, the server's log is flushed within this time, by a small commit. Otherwise such commits come when the server's WAL writer has flushed them, after up to three times wal_writer_delay (200 ms). Off by default."`
+	Import      map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
 }
 
 // Import is a table whose rows become events: a home-made outbox, or that of another
