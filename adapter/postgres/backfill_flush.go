@@ -1,12 +1,7 @@
 package postgres
 
 import (
-	"context"
-	"fmt"
-	"log/slog"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -35,11 +30,19 @@ func placeOf(row pgoutput.Tuple, order []int) []string {
 	return key
 }
 
+func textsOf(row pgoutput.Tuple) []string {
+	texts := make([]string, len(row))
+	for i := range row {
+		texts[i] = string(row[i].Data)
+	}
+	return texts
+}
+
 // flushRows makes events of rows with a key, but for those that the log had newer.
 func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 	var key []byte
 	base := r.at.snaps.without(ch.of.rel)
-	p := ch.place
+	p := ch.end
 	for n, row := range ch.rows {
 		key = ch.table.appendKey(key[:0], row)
 		if now, ok := w.rows[string(key)]; ok {
@@ -57,6 +60,7 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 			return errClosed
 		}
 	}
+	ch.done.rows.Add(int64(len(ch.rows)))
 	return nil
 }
 
@@ -64,7 +68,7 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 // changes that the rows do not have. The rows are where the low mark is: their
 // sequence is before that of the changes.
 func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
-	p := ch.place
+	p := ch.from
 	p.key = nil
 	snaps := r.at.snaps.with(p)
 	for n := uint32(0); ; {
@@ -81,6 +85,7 @@ func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 			}
 			n++
 		}
+		ch.done.rows.Add(int64(len(rows)))
 	}
 	for i := range w.held {
 		if h := &w.held[i]; !ch.snap.sees(h.xid) {
@@ -124,39 +129,4 @@ func (f *backfill) end(r *logReader, ch *chunk) {
 	r.finish = append(r.finish, finished{rel: ch.of.rel, wanted: ch.of.wanted, n: r.queue.count()})
 	r.mu.Unlock()
 	r.wake()
-}
-
-// progress tells now and then how far a snapshot is.
-type progress struct {
-	log   *slog.Logger
-	table string
-	about int64
-	rows  int64
-	began time.Time
-	said  time.Time
-}
-
-func newProgress(ctx context.Context, log *slog.Logger, conn *pgx.Conn, c captured) *progress {
-	p := &progress{log: log, table: c.name, began: time.Now(), said: time.Now()}
-	_ = conn.QueryRow(ctx, `SELECT coalesce(sum(greatest(k.reltuples, 0)), 0)::bigint FROM pg_class k WHERE k.oid = $1 OR k.oid IN (SELECT relid FROM pg_partition_tree($1) WHERE isleaf)`, c.rel).Scan(&p.about) // an estimate
-	log.Info("snapshot begins", "table", c.name, "rows", fmt.Sprint("about ", p.about))
-	return p
-}
-
-func (p *progress) step(rows int) {
-	p.rows += int64(rows)
-	if time.Since(p.said) < 5*time.Second {
-		return
-	}
-	p.said = time.Now()
-	rate := float64(p.rows) / time.Since(p.began).Seconds()
-	left := "unknown"
-	if p.about > p.rows && rate > 0 {
-		left = time.Duration(float64(p.about-p.rows) / rate * float64(time.Second)).Round(time.Second).String()
-	}
-	p.log.Info("snapshot", "table", p.table, "rows", p.rows, "of", fmt.Sprint("about ", p.about), "per_second", int64(rate), "left", left)
-}
-
-func (p *progress) end() {
-	p.log.Info("snapshot was read", "table", p.table, "rows", p.rows, "took", time.Since(p.began).Round(time.Millisecond))
 }

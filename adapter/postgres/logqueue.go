@@ -49,6 +49,9 @@ func (q *logQueue) put(run []item) bool {
 	if q.failed != nil {
 		return false
 	}
+	if n := len(q.items) + len(run); n > cap(q.items) { // append alone would copy what waits again and again
+		q.items = append(make([]item, 0, 3*n), q.items...)
+	}
 	for i := range run {
 		q.items = append(q.items, run[i])
 		q.bytes += run[i].event.Size()

@@ -54,7 +54,15 @@ type Config struct {
 	// means that or more, and -1 that it is not known; nil: nobody is.
 	Importing func(name string, rows int)
 
-	chunk int // rows of a chunk of a snapshot, for tests; 0: as many as it takes
+	// Snapshotting is told now and then how far the snapshot of a table is, and when it
+	// is done; nil: nobody is.
+	Snapshotting func(table string, p Progress)
+
+	// For tests; 0: as many as it takes.
+	chunk   int           // rows of a chunk of a snapshot
+	scan    int           // rows that are looked at for one that has a condition
+	readers int           // tables that are read at a time
+	say     time.Duration // how often it is said how far a snapshot is
 }
 
 // Source is the reader of one outbox. See [onewrite.Source].

@@ -66,6 +66,8 @@ type Source struct {
 	Toast       string   `yaml:"toast" for:"postgres" default:"omit" enum:"omit|debezium" doc:"What stands for a large value that an update did not touch, and that the log does not carry: nothing, its column being named in source.unchanged, or Debezium's placeholder."`
 	Roles       Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
 
+	SnapshotWhere map[string]string `yaml:"snapshot_where" for:"postgres" example:"{public.orders: placed > now() - interval '7 days'}" doc:"Which rows the snapshots of a table have, by table or by the pattern of its schema: an SQL condition over its columns. Without it, all. Changes come of all rows. Run onewrite migrate after changing it."`
+
 	Import map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
 }
 
