@@ -76,6 +76,7 @@ type chunk struct {
 	table  *table
 	order  []int        // the columns by which it is read on
 	by     []comparison // and how they are compared
+	sorted string       // stands for both in a place: after another key, it means nothing
 	rows   []pgoutput.Tuple
 	size   int
 	cut    bool // there were more rows than it has room for

@@ -22,20 +22,23 @@ func (r *logReader) setSnaps(s *snapPlaces) {
 	r.mu.Unlock()
 }
 
-func placeOf(row pgoutput.Tuple, order []int) []string {
-	key := make([]string, len(order))
-	for n, i := range order {
-		key[n] = string(row[i].Data)
+// placeOf is the key of a row, whose columns are in order, in a place.
+func (ch *chunk) placeOf(row pgoutput.Tuple, order []int) []string {
+	key := make([]string, 1, 1+len(order))
+	key[0] = ch.sorted
+	for _, i := range order {
+		key = append(key, string(row[i].Data))
 	}
 	return key
 }
 
-func textsOf(row pgoutput.Tuple) []string {
-	texts := make([]string, len(row))
-	for i := range row {
-		texts[i] = string(row[i].Data)
+// begins is the key of the row behind which a chunk begins; nil: it begins with the
+// table, as nothing was read yet, or the table has another key since.
+func (ch *chunk) begins() []string {
+	if len(ch.from.key) != 1+len(ch.order) || ch.from.key[0] != ch.sorted {
+		return nil
 	}
-	return texts
+	return ch.from.key[1:]
 }
 
 // flushRows makes events of rows with a key, but for those that the log had newer.
@@ -55,7 +58,7 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 				}
 			}
 		}
-		p.key = placeOf(row, ch.order)
+		p.key = ch.placeOf(row, ch.order)
 		if !f.out(r, ch, r.tx.lsn, r.tx.at, uint32(n), row, base.with(p)) {
 			return errClosed
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,8 +59,8 @@ func (f *backfill) load(ctx context.Context, conn *pgx.Conn, ch *chunk, limit in
 	for n, i := range ch.order {
 		by[n] = list[i]
 	}
-	if len(ch.from.key) == len(ch.order) { // else there is none yet, or the key was changed since: from the beginning
-		from += " WHERE " + behind(by, ch.from.key, ch.by)
+	if key := ch.begins(); key != nil {
+		from += " WHERE " + behind(by, key, ch.by)
 	}
 	if err := ch.done.begins(ctx, conn, ch.of, ch.of.within(from)); err != nil {
 		return err
@@ -82,22 +83,22 @@ func (f *backfill) page(ctx context.Context, conn *pgx.Conn, ch *chunk, list []s
 		return err
 	}
 	if len(ch.rows) > 0 {
-		ch.end.key = placeOf(ch.rows[len(ch.rows)-1], ch.order)
+		ch.end.key = ch.placeOf(ch.rows[len(ch.rows)-1], ch.order)
 	}
 	ch.last = len(ch.rows) < limit && !ch.cut
 	if !ch.last || ch.of.where == "" {
 		return nil
 	}
-	by := make([]string, len(ch.order))
+	by, order1 := make([]string, len(ch.order)), make([]int, len(ch.order))
 	for n, i := range ch.order {
-		by[n] = list[i]
+		by[n], order1[n] = list[i], n
 	}
 	end := chunk{of: ch.of}
 	if err := end.read(ctx, conn, fmt.Sprintf("SELECT %s FROM %s%s OFFSET %d LIMIT 1", strings.Join(by, ", "), from, order, scan-1), chunkBytes); err != nil {
 		return err
 	}
 	if len(end.rows) > 0 { // there may be more behind what was looked at
-		ch.last, ch.end.key = false, textsOf(end.rows[0])
+		ch.last, ch.end.key = false, ch.placeOf(end.rows[0], order1)
 	}
 	return nil
 }
@@ -208,12 +209,16 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 	if err != nil {
 		return explain(err)
 	}
-	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum`, ch.of.rel)
+	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid, attcollation FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum`, ch.of.rel)
 	if err != nil {
 		return explain(err)
 	}
+	collations := map[string]uint32{}
 	columns, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c tableColumn, err error) {
-		return c, row.Scan(&c.name, &c.oid)
+		var collation uint32
+		err = row.Scan(&c.name, &c.oid, &collation)
+		collations[c.name] = collation
+		return c, err
 	})
 	if err != nil {
 		return explain(err)
@@ -247,9 +252,12 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 		return nil // one lane
 	}
 	by, err := comparisons(ctx, conn, ch.of.rel, key)
+	sum := crc32.NewIEEE()
 	for _, k := range key {
+		fmt.Fprintln(sum, k, by[k].typ, collations[k])
 		ch.order = append(ch.order, slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == k }))
 		ch.by = append(ch.by, by[k])
 	}
+	ch.sorted = fmt.Sprintf("%x", sum.Sum32())
 	return err
 }

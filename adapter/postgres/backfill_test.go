@@ -43,7 +43,7 @@ func (d *desk) chunk(rel uint32, from []string, sees string, ids ...string) *chu
 	for _, id := range ids {
 		ch.rows = append(ch.rows, rowAs(id, "read"))
 	}
-	ch.end.key = []string{ids[len(ids)-1]}
+	ch.end.key = ch.placeOf(rowAs(ids[len(ids)-1], ""), ch.order)
 	var err error
 	if ch.snap, err = parseSnapshot(sees); err != nil {
 		d.t.Fatal(err)
@@ -79,7 +79,7 @@ func (d *desk) out() string {
 func TestChunkBehindOneThatIsReadAgain(t *testing.T) {
 	d := newDesk(t, 1)
 	d.update(1, 50, "2") // the log has it, but the first chunk does not see it
-	first, second := d.chunk(1, nil, "50:51:50", "1", "2"), d.chunk(1, []string{"2"}, "51:51:", "3", "4")
+	first, second := d.chunk(1, nil, "50:51:50", "1", "2"), d.chunk(1, []string{"", "2"}, "51:51:", "3", "4")
 	for _, ch := range []*chunk{first, second} {
 		d.mark(ch, "low")
 		d.mark(ch, "high")
@@ -87,7 +87,7 @@ func TestChunkBehindOneThatIsReadAgain(t *testing.T) {
 			t.Fatalf("chunk %d: %v", ch.id, err)
 		}
 	}
-	first, second = d.chunk(1, nil, "51:51:", "1", "2"), d.chunk(1, []string{"2"}, "51:51:", "3", "4")
+	first, second = d.chunk(1, nil, "51:51:", "1", "2"), d.chunk(1, []string{"", "2"}, "51:51:", "3", "4")
 	for _, ch := range []*chunk{first, second} {
 		d.mark(ch, "low")
 		d.mark(ch, "high")
@@ -98,7 +98,7 @@ func TestChunkBehindOneThatIsReadAgain(t *testing.T) {
 	if got := d.out(); got != `t1{"id":1} t1{"id":2} t1{"id":3} t1{"id":4} ` {
 		t.Error(got)
 	}
-	if at := d.r.snapPlaceOf(captured{rel: 1, wanted: 1}); fmt.Sprint(at.key) != "[4]" {
+	if at := d.r.snapPlaceOf(captured{rel: 1, wanted: 1}); fmt.Sprint(at.key) != "[ 4]" {
 		t.Errorf("the snapshot is at %v", at.key)
 	}
 }
@@ -127,9 +127,9 @@ func TestWindowsOfTwoTables(t *testing.T) {
 	// being read.
 	d.f.busy[2] = true
 	d.update(2, 61, "9")
-	c := d.chunk(2, []string{"3"}, "61:62:61", "4")
+	c := d.chunk(2, []string{"", "3"}, "61:62:61", "4")
 	d.mark(c, "low")
-	e := d.chunk(1, []string{"3"}, "70:70:", "4")
+	e := d.chunk(1, []string{"", "3"}, "70:70:", "4")
 	d.mark(e, "low")
 	d.mark(e, "high")
 	if err := <-e.result; err != nil {

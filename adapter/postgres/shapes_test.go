@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -194,6 +195,57 @@ func TestAlteredInASnapshot(t *testing.T) {
 		n := <-altered
 		if t.Logf("altered %d times", n); n < 6 || len(got) != rows {
 			t.Errorf("altered %d times, %d rows of %d", n, len(got), rows)
+		}
+	})
+}
+
+// A place in the order of one key means nothing in the order of another.
+func TestAnotherKeyInASnapshot(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		const rows = 2000
+		r := newRig(t, pg, fmt.Sprintf(`CREATE TABLE t (id int PRIMARY KEY, other int NOT NULL); INSERT INTO t SELECT i, %d - i FROM generate_series(1, %[1]d) i`, rows), "public.t")
+		r.cfg.chunk = 20
+		r.open()
+		seen := map[string]bool{}
+		for altered := false; len(seen) < rows; {
+			for _, e := range r.read().Events {
+				seen[rowOf(t, e).After] = true
+			}
+			if !altered && len(seen) > rows/4 {
+				sql(t, r.conn, `ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (other)`)
+				altered = true
+				r.open()
+			}
+		}
+	})
+}
+
+// How far a snapshot is is told, and that it is done.
+func TestSnapshotIsTold(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := altered(t, pg, 2000)
+		sql(t, r.conn, `ANALYZE t`)
+		said := make(chan Progress, 100_000)
+		r.cfg.say = time.Millisecond
+		r.cfg.Snapshotting = func(table string, p Progress) {
+			if table != "public.t" {
+				t.Error(table)
+			}
+			said <- p
+		}
+		r.open()
+		r.ids(2000)
+		told := false
+		for p := range said {
+			if p.Rows > 0 && p.About == 2000 && p.Left >= 0 {
+				told = true
+			}
+			if p.Done {
+				break
+			}
+		}
+		if !told {
+			t.Error("nothing was told before the end")
 		}
 	})
 }
