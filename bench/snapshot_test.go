@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -149,4 +150,21 @@ func BenchmarkSnapshot(b *testing.B) {
 			got.report(b)
 		})
 	}
+}
+
+// BenchmarkSnapshotToBus has the program read them into its bus, and looks at the memory
+// that it had at most.
+func BenchmarkSnapshotToBus(b *testing.B) {
+	s := newSnapshotTables(b, 1)
+	s.migrate(s.tables)
+	dir := b.TempDir()
+	start := time.Now()
+	cmd, _ := program(b, fmt.Sprintf("sources: {shop: {type: postgres, url: %q, tables: [public.ticks, %s]}}\nbus: {dir: %q, max_size: 20GB}", s.url, s.tables[0], filepath.Join(dir, "bus")))
+	defer s.write()()
+	await(b, 20*time.Minute, "the snapshot is on the bus", func() bool {
+		var done bool
+		err := s.conn.QueryRow(b.Context(), `SELECT bool_and(finished = wanted) FROM onewrite.captured`).Scan(&done)
+		return err == nil && done
+	})
+	report(b, map[string]float64{"rows/s": snapshotRows / time.Since(start).Seconds(), "peak-MB": procStatus(b, cmd.Process.Pid, "VmHWM") / 1000})
 }

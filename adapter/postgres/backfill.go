@@ -46,7 +46,7 @@ type backfill struct {
 	busy   map[uint32]bool     // tables that are being read, or were a moment ago and failed
 	chunks map[int]*chunk      // whose high mark has not come yet, by id
 	lastID int
-	recent map[uint32]xids // transactions of the log that changed a table whose snapshot is wanted, by table
+	recent map[uint32]xids // transactions of the log that a chunk to come might not see, by table
 
 	windows map[uint32]*window // that are open, by table; of the goroutine that receives
 }
@@ -205,15 +205,6 @@ func (f *backfill) snapshot(c captured) error {
 	if _, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_sort = off; SET synchronous_commit = on`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
-	var text string
-	if err := conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
-		return explain(err)
-	}
-	now, err := parseSnapshot(text)
-	if err != nil {
-		return err
-	}
-	f.prune(c.rel, now)
 	progress := newProgress(f.r, c)
 	defer progress.stop()
 	for limit := cmp.Or(f.r.cfg.chunk, 1000); ; {

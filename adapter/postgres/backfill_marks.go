@@ -50,21 +50,18 @@ func (f *backfill) saw(r *logReader, c *change) bool {
 	return false
 }
 
-// noted notes the transaction of a change, in its window or as one of before. False: no
-// snapshot of the table is wanted.
+// noted notes the transaction of a change, in its window or as one of before: also where
+// no snapshot of the table is wanted yet, as the first chunk may not see it either.
+// False: none is wanted.
 func (f *backfill) noted(c *change, w *window) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	rel := c.table.rel
-	if !f.tables[rel].pending() {
-		return false
-	}
 	if w != nil {
 		w.xids[c.xid] = struct{}{}
-		return true
+	} else {
+		f.add(c.table.rel, c.xid)
 	}
-	f.add(rel, c.xid)
-	return true
+	return f.tables[c.table.rel].pending()
 }
 
 // add notes transactions that the log had; f.mu is held.
@@ -154,13 +151,12 @@ func (f *backfill) shut(rel uint32, w *window) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.chunks, w.id)
-	if f.tables[rel].pending() {
-		f.add(rel, slices.Collect(maps.Keys(w.xids))...)
-	}
+	f.add(rel, slices.Collect(maps.Keys(w.xids))...)
 }
 
 // prune forgets the transactions that every later chunk sees: of the table that a
-// snapshot was taken for, and of all that are not being read.
+// snapshot was taken for, and of all that are not being read. It happens with each chunk,
+// and every few seconds.
 func (f *backfill) prune(of uint32, s snapshot) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -173,7 +169,7 @@ func (f *backfill) prune(of uint32, s snapshot) {
 				delete(list, xid)
 			}
 		}
-		if len(list) == 0 || !f.tables[rel].pending() {
+		if len(list) == 0 {
 			delete(f.recent, rel)
 		}
 	}

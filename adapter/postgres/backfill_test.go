@@ -141,6 +141,27 @@ func TestWindowsOfTwoTables(t *testing.T) {
 	}
 }
 
+// A transaction that the log had before a snapshot was asked for may not be visible yet
+// either.
+func TestUnseenBeforeTheSnapshotWasWanted(t *testing.T) {
+	d := newDesk(t, 1)
+	d.f.set([]captured{{rel: 1, wanted: 1, finished: 1}})
+	d.update(1, 50, "1")
+	d.f.set([]captured{{rel: 1, wanted: 1}})
+	d.f.tables[1] = captured{rel: 1, wanted: 1}
+	for _, c := range []struct {
+		sees string
+		want error
+	}{{"50:51:50", errAgain}, {"51:51:", nil}} {
+		ch := d.chunk(1, nil, c.sees, "1")
+		d.mark(ch, "low")
+		d.mark(ch, "high")
+		if err := <-ch.result; !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.sees, err, c.want)
+		}
+	}
+}
+
 // What was seen of a table whose snapshot has to wait does not grow for ever.
 func TestForgottenTransactions(t *testing.T) {
 	d := newDesk(t, 1, 2)

@@ -125,7 +125,7 @@ func TestSnapshotUnderLoad(t *testing.T) {
 		for !done() || live < 500 {
 			b := r.read()
 			take(b)
-			if rnd.IntN(2) == 0 && opens < 15 {
+			if rnd.IntN(2) == 0 && opens < 15 && snapshots >= opens*300 { // all along the way
 				r.open()
 				opens++
 			}
