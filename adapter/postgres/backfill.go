@@ -59,7 +59,7 @@ const (
 	snapshotReaders = 2
 	// chunkRows and chunkBytes bound a chunk. For each reader there are two: one that is
 	// read, and one that goes out.
-	chunkRows, chunkBytes = 20_000, 4 << 20
+	chunkRows, chunkBytes = 20_000, 2 << 20
 	// chunkScan is how many rows are looked at for a chunk where a condition may leave
 	// most of them out.
 	chunkScan = 100_000
