@@ -33,6 +33,18 @@ type Source struct {
 	// Importing counts the rows that wait in the tables of import:, up to 10,000 of
 	// each; absent without imports, and while the number is not known.
 	Importing *uint64 `json:"importing,omitempty"`
+	// Snapshots are those under way, by table; absent when there are none.
+	Snapshots map[string]Snapshot `json:"snapshots,omitempty"`
+}
+
+// Snapshot is how far the reading of a table's rows is. After a restart of the source it
+// counts from where the reading went on.
+type Snapshot struct {
+	// Rows were read, of About, which is an estimate.
+	Rows  int64 `json:"rows"`
+	About int64 `json:"about"`
+	// LeftSeconds is about how long it takes from now; absent while that is not known.
+	LeftSeconds *float64 `json:"left_seconds,omitempty"`
 }
 
 // Destination is the state of one destination. Events handed to it ==

@@ -14,6 +14,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
+	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/pipeline"
@@ -44,9 +45,10 @@ func busConfig(cfg *Config) (nats.Config, error) {
 }
 
 // openSource opens one source at a position. trouble is told what is wrong beside the
-// reading of the outbox, importing how many rows of an import wait.
+// reading of the outbox, importing how many rows of an import wait, snapshotting how far
+// the snapshot of a table is, nil: not under way.
 func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger,
-	trouble func(name, problem string), importing func(name string, rows int)) (onewrite.Source, error) {
+	trouble func(name, problem string), importing func(name string, rows int), snapshotting func(table string, now *dashboard.Snapshot)) (onewrite.Source, error) {
 	switch c.Type {
 	case "postgres":
 		masks, err := masking.Parse(c.Columns)
@@ -57,11 +59,24 @@ func openSource(ctx context.Context, name string, c config.Source, busID string,
 			Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing,
 			Tables: c.Tables, Messages: c.Messages, DDL: c.DDL, Pushed: c.Outbox == "log", LogURL: c.LogURL.Reveal(), Stream: c.CatchUp == "stream", Toast: c.Toast, FlushWithin: c.FlushWithin,
 			LocalOnly: c.Origins == "local", HoldGap: c.OnGap == "stop", Masks: masks, MaskKey: c.MaskKey.Reveal(), MaxRetained: int64(c.MaxRetained),
+			Snapshotting: func(table string, p postgres.Progress) { snapshotting(table, progress(p)) },
 		}, pos)
 	case "sqlite":
 		return opened(sqlite.Open(ctx, sqlite.Config{Name: name, Path: c.Path, BusID: busID, Logger: log}, pos))
 	}
 	return nil, fmt.Errorf("source %s: unknown type %q", name, c.Type)
+}
+
+// progress is how far a snapshot is, in the status; nil: it is done.
+func progress(p postgres.Progress) *dashboard.Snapshot {
+	if p.Done {
+		return nil
+	}
+	now := dashboard.Snapshot{Rows: p.Rows, About: p.About}
+	if left := p.Left.Seconds(); left >= 0 {
+		now.LeftSeconds = &left
+	}
+	return &now
 }
 
 // imports are those of a source in the order of their names.

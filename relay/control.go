@@ -32,6 +32,7 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 			src.Gap = &st.Gap
 		}
 		src.Importing = waiting(in.importing)
+		src.Snapshots = maps.Clone(in.snapshots)
 		s.Sources[name] = src
 	}
 	for name, d := range r.destinations {

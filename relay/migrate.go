@@ -25,6 +25,9 @@ type MigrateOptions struct {
 	// Snapshot asks for a snapshot of captured tables once more, by name or pattern
 	// (PostgreSQL).
 	Snapshot []string
+	// Where is the condition of the rows of these snapshots, in SQL; empty: as
+	// snapshot_where says.
+	Where string
 	// Force lets Unmigrate drop undelivered events.
 	Force bool
 }
@@ -165,7 +168,8 @@ func postgresOptions(name string, cfg *Config, s config.Source, o MigrateOptions
 	return postgres.MigrateOptions{
 		MaxEvent: int(cfg.MaxEvent),
 		AppRole:  cmp.Or(o.AppRole, s.Roles.App), RelayRole: cmp.Or(o.RelayRole, s.Roles.Relay),
-		Capture: postgres.Capture{Source: name, Tables: s.Tables, LogURL: s.LogURL.Reveal(), Messages: s.Messages, DDL: s.DDL, Pushed: s.Outbox == "log", Snapshot: s.Snapshot != "never", Again: o.Snapshot},
+		Capture: postgres.Capture{Source: name, Tables: s.Tables, LogURL: s.LogURL.Reveal(), Messages: s.Messages, DDL: s.DDL, Pushed: s.Outbox == "log",
+			Snapshot: s.Snapshot != "never", Where: s.SnapshotWhere, Again: o.Snapshot, AgainWhere: o.Where},
 	}
 }
 

@@ -96,7 +96,8 @@ type Relay struct {
 type source struct {
 	*pipeline.Ingest
 	done      chan struct{}
-	importing map[string]int // rows that wait, by import; -1: not known
+	importing map[string]int                // rows that wait, by import; -1: not known
+	snapshots map[string]dashboard.Snapshot // under way, by table
 }
 
 type destination struct {
@@ -208,7 +209,7 @@ func (r *Relay) config() *Config {
 
 // startSource starts one ingest; r.mu is held.
 func (r *Relay) startSource(name string, c config.Source) {
-	s := &source{done: make(chan struct{}), importing: map[string]int{}}
+	s := &source{done: make(chan struct{}), importing: map[string]int{}, snapshots: map[string]dashboard.Snapshot{}}
 	in := &pipeline.Ingest{
 		Name: name, Bus: r.bus, AckDurable: r.bus.Durable(), Observe: r.observe, Log: r.log,
 		Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
@@ -220,6 +221,12 @@ func (r *Relay) startSource(name string, c config.Source) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				s.importing[what] = rows
+			}, func(table string, now *dashboard.Snapshot) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				if delete(s.snapshots, table); now != nil {
+					s.snapshots[table] = *now
+				}
 			})
 		},
 	}

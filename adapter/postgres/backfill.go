@@ -1,15 +1,12 @@
 package postgres
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +26,12 @@ import (
 // transaction that the log had before the low mark is not visible in it, the chunk is
 // read again.
 //
+// While a chunk goes out the next one of the table is read, between marks of its own:
+// the high mark of one and the low mark of the next are one transaction. A chunk goes
+// out only where its table's snapshot stands at its beginning, so none can overtake
+// one that has to be read again. Some tables are read at the same time; what is known
+// of one says nothing of another.
+//
 // A table without a key has no rows to drop: it is read whole, in one transaction,
 // while the log waits; its changes of before the snapshot are left out, as the rows
 // have them.
@@ -36,58 +39,61 @@ type backfill struct {
 	r     *logReader
 	url   string
 	nonce string
-	poke  chan struct{} // holds a token when the registry is to be read again
+	poke  chan struct{} // holds a token when there may be a table to read
 
 	mu     sync.Mutex
 	tables map[uint32]captured // all that are captured
-	chunk  *chunk              // the one under way
+	busy   map[uint32]bool     // tables that are being read, or were a moment ago and failed
+	chunks map[int]*chunk      // whose high mark has not come yet, by id
+	lastID int
+	recent map[uint32]xids // transactions of the log that a chunk to come might not see, by table
 
-	// Of the goroutine that receives.
-	win    *window
-	recent map[uint32]struct{} // transactions of the log that changed a table whose snapshot is wanted
+	windows map[uint32]*window // that are open, by table; of the goroutine that receives
 }
+
+type xids map[uint32]struct{}
+
+const (
+	// snapshotReaders is how many tables are read at a time. Two keep both this program
+	// and one core of the server busy; more would take from the application.
+	snapshotReaders = 2
+	// chunkRows and chunkBytes bound a chunk. For each reader there are two: one that is
+	// read, and one that goes out.
+	chunkRows, chunkBytes = 20_000, 2 << 20
+	// chunkScan is how many rows are looked at for a chunk where a condition may leave
+	// most of them out.
+	chunkScan = 100_000
+	// heldUp is how long a table is left alone whose snapshot failed.
+	heldUp = 3 * time.Second
+)
 
 // chunk is a run of a table's rows.
 type chunk struct {
 	id     int
 	of     captured
-	place  snapPlace
+	from   snapPlace // where it begins
+	end    snapPlace // of its last row; none: it begins at from
 	table  *table
 	order  []int        // the columns by which it is read on
 	by     []comparison // and how they are compared
+	sorted string       // stands for both in a place: after another key, it means nothing
 	rows   []pgoutput.Tuple
 	size   int
+	cut    bool // there were more rows than it has room for
 	last   bool
 	snap   snapshot
 	more   func() ([]pgoutput.Tuple, error) // the next rows of a table without a key
 	result chan error
+	done   *progress
 }
 
 var errAgain = errors.New("a transaction was not visible yet")
 
-// window is what the log says between the marks of a chunk.
-type window struct {
-	id        int
-	rel       uint32
-	lsn       pgoutput.LSN              // of the low mark
-	at        time.Time                 // and when it was
-	shape     *table                    // the table's columns in the changes; nil: there were none
-	mixed     bool                      // and they were others before
-	rows      map[string]pgoutput.Tuple // by key; nil: whole in the log, or gone
-	held      []heldChange              // of a table without a key
-	xids      map[uint32]struct{}       // its transactions that changed a table whose snapshot is wanted
-	truncated bool
-}
-
-type heldChange struct {
-	xid uint32
-	item
-}
-
 func newBackfill(r *logReader, url string, list []captured) *backfill {
 	nonce := make([]byte, 8)
 	_, _ = rand.Read(nonce)
-	f := &backfill{r: r, url: url, nonce: hex.EncodeToString(nonce), poke: make(chan struct{}, 1), recent: map[uint32]struct{}{}}
+	f := &backfill{r: r, url: url, nonce: hex.EncodeToString(nonce), poke: make(chan struct{}, 1),
+		busy: map[uint32]bool{}, chunks: map[int]*chunk{}, recent: map[uint32]xids{}, windows: map[uint32]*window{}}
 	f.set(list)
 	return f
 }
@@ -104,6 +110,10 @@ func (f *backfill) set(list []captured) {
 		tables[c.rel] = c
 	}
 	f.tables = tables
+	f.wake()
+}
+
+func (f *backfill) wake() {
 	select {
 	case f.poke <- struct{}{}:
 	default:
@@ -123,27 +133,40 @@ func (f *backfill) knows(rel uint32) bool {
 	return ok
 }
 
-// wanted reports whether a snapshot of a table is still to be made.
-func (f *backfill) wanted(rel uint32) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.tables[rel].pending()
-}
-
-// next returns a table whose snapshot is to be made.
+// next takes a table whose snapshot is to be made.
 func (f *backfill) next() (c captured, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, t := range f.tables {
-		if t.pending() && (!ok || t.name < c.name) {
+		if t.pending() && !f.busy[t.rel] && (!ok || t.name < c.name) {
 			c, ok = t, true
 		}
+	}
+	if ok {
+		f.busy[c.rel] = true
+		f.wake() // another reader may find another
 	}
 	return c, ok
 }
 
+// leave puts a table back.
+func (f *backfill) leave(rel uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.busy, rel)
+	f.wake()
+}
+
 // run makes the snapshots that are wanted, until the reader ends.
 func (f *backfill) run() {
+	var readers sync.WaitGroup
+	for range cmp.Or(f.r.cfg.readers, snapshotReaders) {
+		readers.Go(f.work)
+	}
+	readers.Wait()
+}
+
+func (f *backfill) work() {
 	for {
 		c, ok := f.next()
 		if !ok {
@@ -161,16 +184,12 @@ func (f *backfill) run() {
 		problem := ""
 		if err != nil {
 			problem = fmt.Sprintf("the snapshot of %s is held up: %v", c.name, err)
+			time.AfterFunc(heldUp, func() { f.leave(c.rel) }) // other tables do not wait for it
+		} else {
+			f.leave(c.rel)
 		}
 		if f.r.cfg.Trouble != nil {
 			f.r.cfg.Trouble("snapshot of "+c.name, problem)
-		}
-		if err != nil {
-			select {
-			case <-f.r.alive.Done():
-				return
-			case <-time.After(3 * time.Second):
-			}
 		}
 	}
 }
@@ -186,196 +205,125 @@ func (f *backfill) snapshot(c captured) error {
 	if _, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_sort = off; SET synchronous_commit = on`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
-	p := f.r.snapPlaceOf(c)
-	progress := newProgress(ctx, f.r.log, conn, c)
+	progress := newProgress(f.r, c)
+	defer progress.stop()
 	for limit := cmp.Or(f.r.cfg.chunk, 1000); ; {
-		ch, err := f.readChunk(ctx, conn, c, p, limit)
-		if err == nil {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case err = <-ch.result: // until then the rows are the receiver's
-			}
-			progress.step(len(ch.rows))
-			p = ch.place
-		}
+		err := f.readOn(ctx, conn, f.newChunk(c, f.r.snapPlaceOf(c), progress), &limit)
+		f.withdraw(c.rel)
 		switch {
-		case errors.Is(err, errAgain):
-			p = f.r.snapPlaceOf(c)
-			if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
-				return explain(err)
-			}
-			select { // until the transaction is visible
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(50 * time.Millisecond):
-			}
-			continue
-		case err != nil:
-			return err
-		case ch.last:
+		case err == nil:
 			progress.end()
 			return nil
+		case !errors.Is(err, errAgain):
+			return err
 		}
-		if f.r.cfg.chunk > 0 {
-			continue
+		if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
+			return explain(err)
 		}
-		if ch.size < 2<<20 && limit < 20_000 {
-			limit *= 2
-		} else if ch.size > 8<<20 && limit > 100 {
-			limit /= 2
+		select { // until the transaction is visible
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// saw is told each change before it becomes an event; true: it does not become one,
-// or not yet. It runs in the goroutine that receives.
-func (f *backfill) saw(r *logReader, c *change) bool {
-	if !f.wanted(c.table.rel) {
-		return false
-	}
-	w := f.win
-	if w == nil {
-		f.recent[c.xid] = struct{}{}
-	} else {
-		w.xids[c.xid] = struct{}{}
-	}
-	if w == nil || w.rel != c.table.rel {
-		return len(c.table.key) == 0
-	}
-	w.mixed = w.mixed || w.shape != nil && !w.shape.sameColumns(c.table)
-	w.shape = c.table
-	if len(c.table.key) == 0 {
-		w.held = append(w.held, heldChange{xid: c.xid, item: item{event: r.env.event(c)}})
-		return true
-	}
-	w.note(c)
-	return false
-}
-
-// note remembers the newest state of a row. Large values that a change left alone are
-// unknown until some other change tells them.
-func (w *window) note(c *change) {
-	if c.op == 't' {
-		clear(w.rows)
-		w.truncated = true
-		return
-	}
-	row := c.after
-	if row == nil {
-		row = c.before
-	}
-	key := string(c.table.appendKey(nil, row))
-	was, known := w.rows[key]
-	if c.after == nil || known && was == nil {
-		w.rows[key] = nil
-		return
-	}
-	whole := true
-	for i := range row {
-		whole = whole && row[i].Kind != pgoutput.ColumnUnchanged
-	}
-	if whole {
-		w.rows[key] = nil
-		return
-	}
-	now := make(pgoutput.Tuple, len(row))
-	for i := range row {
-		now[i] = pgoutput.Column{Kind: row[i].Kind, Data: bytes.Clone(row[i].Data)}
-		if row[i].Kind == pgoutput.ColumnUnchanged && len(was) == len(row) {
-			now[i] = was[i]
-		}
-	}
-	w.rows[key] = now
-}
-
-// mark acts on a message of ours in the log. It runs in the goroutine that receives.
-func (f *backfill) mark(r *logReader, content []byte) error {
-	word := strings.Split(string(content), ":")
-	if len(word) != 3 || word[0] != f.nonce {
-		return nil // of a reader before
-	}
-	id, err := strconv.Atoi(word[1])
-	f.mu.Lock()
-	ch := f.chunk
-	f.mu.Unlock()
-	if err != nil || ch == nil || ch.id != id {
-		return nil // given up
-	}
-	if word[2] == "low" {
-		if f.win != nil { // its chunk failed; what it saw still holds
-			for xid := range f.win.xids {
-				f.recent[xid] = struct{}{}
-			}
-		}
-		f.win = &window{id: id, rel: ch.of.rel, lsn: r.tx.lsn, at: r.tx.at, rows: map[string]pgoutput.Tuple{}, xids: map[uint32]struct{}{}}
-		return nil
-	}
-	w := f.win
-	f.win = nil
-	if w == nil || w.id != id {
-		return nil
-	}
-	err = f.flush(r, ch, w)
-	for xid := range w.xids {
-		f.recent[xid] = struct{}{}
-	}
-	f.prune(ch.snap)
-	ch.result <- err
-	if err != nil && !errors.Is(err, errAgain) {
+// readOn reads a table from a chunk on, to its end.
+func (f *backfill) readOn(ctx context.Context, conn *pgx.Conn, ch *chunk, limit *int) error {
+	if err := f.emit(ctx, conn, ch.mark("low")); err != nil {
 		return err
 	}
-	return nil
+	for before := (*chunk)(nil); ; {
+		if err := f.load(ctx, conn, ch, *limit); err != nil {
+			return err
+		}
+		if ch.more != nil {
+			return f.readWhole(ctx, ch)
+		}
+		var next *chunk
+		marks := []string{ch.mark("high")}
+		if !ch.last {
+			next = f.newChunk(ch.of, ch.end, ch.done)
+			marks = append(marks, next.mark("low"))
+			*limit = f.nextLimit(ch, *limit)
+		}
+		if err := f.emit(ctx, conn, marks...); err != nil { // from now on the rows are the receiver's
+			return err
+		}
+		if before != nil {
+			if err := before.wait(ctx); err != nil {
+				return err
+			}
+		}
+		if next == nil {
+			return ch.wait(ctx)
+		}
+		before, ch = ch, next
+	}
 }
 
-// prune forgets the transactions that every later chunk sees.
-func (f *backfill) prune(s snapshot) {
-	for xid := range f.recent {
-		if int32(xid-uint32(s.xmin)) < 0 {
-			delete(f.recent, xid)
-		}
+// readWhole leaves a table without a key to the receiver, which reads it in the
+// transaction that is open: the mark needs another session.
+func (f *backfill) readWhole(ctx context.Context, ch *chunk) error {
+	other, err := connectText(ctx, f.url, "onewrite snapshot")
+	if err != nil {
+		return err
 	}
+	defer func() { _ = other.Close(context.Background()) }()
+	if err := f.emit(ctx, other, ch.mark("high")); err != nil {
+		return err
+	}
+	return ch.wait(ctx)
 }
 
-// sees reports whether a snapshot sees a transaction, which was committed or is in
-// the log before long: the number tells all but its epoch.
-func (s snapshot) sees(xid uint32) bool {
-	if int32(xid-uint32(s.xmax)) >= 0 {
-		return false
-	}
-	for _, x := range s.xip {
-		if uint32(x) == xid {
-			return false
-		}
-	}
-	return true
-}
-
-// flush makes the events of a chunk.
-func (f *backfill) flush(r *logReader, ch *chunk, w *window) error {
-	for xid := range f.recent {
-		if !ch.snap.sees(xid) {
-			return errAgain
-		}
-	}
-	if w.mixed || w.shape != nil && !w.shape.sameColumns(ch.table) {
-		return errAgain // the table was altered meanwhile
-	}
+// nextLimit is how many rows the next chunk may have.
+func (f *backfill) nextLimit(ch *chunk, limit int) int {
 	switch {
-	case ch.more != nil:
-		if err := f.flushWhole(r, ch, w); err != nil {
-			return err
-		}
-	case !w.truncated:
-		if err := f.flushRows(r, ch, w); err != nil {
-			return err
+	case f.r.cfg.chunk > 0:
+		return limit
+	case ch.cut:
+		return len(ch.rows)
+	case ch.size < chunkBytes/2:
+		return min(2*limit, chunkRows)
+	}
+	return limit
+}
+
+// newChunk registers a chunk, before its low mark is written.
+func (f *backfill) newChunk(c captured, from snapPlace, done *progress) *chunk {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lastID++
+	ch := &chunk{id: f.lastID, of: c, from: from, end: from, result: make(chan error, 1), done: done}
+	f.chunks[ch.id] = ch
+	return ch
+}
+
+// withdraw gives up the chunks of a table that have not gone out.
+func (f *backfill) withdraw(rel uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, ch := range f.chunks {
+		if ch.of.rel == rel {
+			delete(f.chunks, id)
 		}
 	}
-	if ch.last {
-		f.end(r, ch)
-		return nil
+}
+
+// wait returns what became of a chunk; until then its rows are the receiver's.
+func (ch *chunk) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-ch.result:
+		return err
 	}
-	ch.place.key = placeOf(ch.rows[len(ch.rows)-1], ch.order)
-	r.setSnaps(r.at.snaps.with(ch.place))
-	return nil
+}
+
+func (ch *chunk) mark(word string) string { return fmt.Sprintf("%d:%s", ch.id, word) }
+
+// emit writes marks into the log, in one transaction.
+func (f *backfill) emit(ctx context.Context, conn *pgx.Conn, marks ...string) error {
+	_, err := conn.Exec(ctx, `SELECT pg_logical_emit_message(true, $1, $2 || ':' || mark) FROM unnest($3::text[]) mark`, ownPrefix, f.nonce, marks)
+	return explain(err)
 }

@@ -1,12 +1,7 @@
 package postgres
 
 import (
-	"context"
-	"fmt"
-	"log/slog"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -27,19 +22,30 @@ func (r *logReader) setSnaps(s *snapPlaces) {
 	r.mu.Unlock()
 }
 
-func placeOf(row pgoutput.Tuple, order []int) []string {
-	key := make([]string, len(order))
-	for n, i := range order {
-		key[n] = string(row[i].Data)
+// placeOf is the key of a row, whose columns are in order, in a place.
+func (ch *chunk) placeOf(row pgoutput.Tuple, order []int) []string {
+	key := make([]string, 1, 1+len(order))
+	key[0] = ch.sorted
+	for _, i := range order {
+		key = append(key, string(row[i].Data))
 	}
 	return key
+}
+
+// begins is the key of the row behind which a chunk begins; nil: it begins with the
+// table, as nothing was read yet, or the table has another key since.
+func (ch *chunk) begins() []string {
+	if len(ch.from.key) != 1+len(ch.order) || ch.from.key[0] != ch.sorted {
+		return nil
+	}
+	return ch.from.key[1:]
 }
 
 // flushRows makes events of rows with a key, but for those that the log had newer.
 func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 	var key []byte
 	base := r.at.snaps.without(ch.of.rel)
-	p := ch.place
+	p := ch.end
 	for n, row := range ch.rows {
 		key = ch.table.appendKey(key[:0], row)
 		if now, ok := w.rows[string(key)]; ok {
@@ -52,11 +58,12 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 				}
 			}
 		}
-		p.key = placeOf(row, ch.order)
+		p.key = ch.placeOf(row, ch.order)
 		if !f.out(r, ch, r.tx.lsn, r.tx.at, uint32(n), row, base.with(p)) {
 			return errClosed
 		}
 	}
+	ch.done.rows.Add(int64(len(ch.rows)))
 	return nil
 }
 
@@ -64,7 +71,7 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 // changes that the rows do not have. The rows are where the low mark is: their
 // sequence is before that of the changes.
 func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
-	p := ch.place
+	p := ch.from
 	p.key = nil
 	snaps := r.at.snaps.with(p)
 	for n := uint32(0); ; {
@@ -81,6 +88,7 @@ func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 			}
 			n++
 		}
+		ch.done.rows.Add(int64(len(rows)))
 	}
 	for i := range w.held {
 		if h := &w.held[i]; !ch.snap.sees(h.xid) {
@@ -124,39 +132,4 @@ func (f *backfill) end(r *logReader, ch *chunk) {
 	r.finish = append(r.finish, finished{rel: ch.of.rel, wanted: ch.of.wanted, n: r.queue.count()})
 	r.mu.Unlock()
 	r.wake()
-}
-
-// progress tells now and then how far a snapshot is.
-type progress struct {
-	log   *slog.Logger
-	table string
-	about int64
-	rows  int64
-	began time.Time
-	said  time.Time
-}
-
-func newProgress(ctx context.Context, log *slog.Logger, conn *pgx.Conn, c captured) *progress {
-	p := &progress{log: log, table: c.name, began: time.Now(), said: time.Now()}
-	_ = conn.QueryRow(ctx, `SELECT coalesce(sum(greatest(k.reltuples, 0)), 0)::bigint FROM pg_class k WHERE k.oid = $1 OR k.oid IN (SELECT relid FROM pg_partition_tree($1) WHERE isleaf)`, c.rel).Scan(&p.about) // an estimate
-	log.Info("snapshot begins", "table", c.name, "rows", fmt.Sprint("about ", p.about))
-	return p
-}
-
-func (p *progress) step(rows int) {
-	p.rows += int64(rows)
-	if time.Since(p.said) < 5*time.Second {
-		return
-	}
-	p.said = time.Now()
-	rate := float64(p.rows) / time.Since(p.began).Seconds()
-	left := "unknown"
-	if p.about > p.rows && rate > 0 {
-		left = time.Duration(float64(p.about-p.rows) / rate * float64(time.Second)).Round(time.Second).String()
-	}
-	p.log.Info("snapshot", "table", p.table, "rows", p.rows, "of", fmt.Sprint("about ", p.about), "per_second", int64(rate), "left", left)
-}
-
-func (p *progress) end() {
-	p.log.Info("snapshot was read", "table", p.table, "rows", p.rows, "took", time.Since(p.began).Round(time.Millisecond))
 }

@@ -1,9 +1,11 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,40 +14,6 @@ import (
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
-
-// readChunk reads the rows behind a place between two marks, and leaves them to the
-// goroutine that receives.
-func (f *backfill) readChunk(ctx context.Context, conn *pgx.Conn, c captured, p snapPlace, limit int) (*chunk, error) {
-	f.mu.Lock()
-	id := 1
-	if f.chunk != nil {
-		id = f.chunk.id + 1
-	}
-	ch := &chunk{id: id, of: c, place: p, result: make(chan error, 1)}
-	f.chunk = ch
-	f.mu.Unlock()
-	if err := f.emit(ctx, conn, id, "low"); err != nil {
-		return nil, err
-	}
-	if err := f.load(ctx, conn, ch, limit); err != nil {
-		_, _ = conn.Exec(ctx, "ROLLBACK")
-		return nil, err
-	}
-	if ch.more != nil { // its transaction is open: the mark needs another session
-		other, err := connectText(ctx, f.url, "onewrite snapshot")
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = other.Close(context.Background()) }()
-		return ch, f.emit(ctx, other, id, "high")
-	}
-	return ch, f.emit(ctx, conn, id, "high")
-}
-
-func (f *backfill) emit(ctx context.Context, conn *pgx.Conn, id int, mark string) error {
-	_, err := conn.Exec(ctx, `SELECT pg_logical_emit_message(true, $1, $2)`, ownPrefix, fmt.Sprintf("%s:%d:%s", f.nonce, id, mark))
-	return explain(err)
-}
 
 // load reads the chunk in one transaction, which sees what its snapshot says. The
 // table is locked before the snapshot is taken: one that is rewritten by ALTER TABLE
@@ -81,26 +49,58 @@ func (f *backfill) load(ctx context.Context, conn *pgx.Conn, ch *chunk, limit in
 	for i, c := range ch.table.columns {
 		list[i] = pgx.Identifier{c.name}.Sanitize()
 	}
-	sql := "SELECT " + strings.Join(list, ", ") + " FROM " + from
 	if len(ch.order) == 0 {
-		return f.whole(ctx, conn, ch, sql)
+		if err := ch.done.begins(ctx, conn, ch.of, ch.of.within(from)); err != nil {
+			return err
+		}
+		return f.whole(ctx, conn, ch, "SELECT "+strings.Join(list, ", ")+" FROM "+ch.of.within(from))
 	}
 	by := make([]string, len(ch.order))
 	for n, i := range ch.order {
 		by[n] = list[i]
 	}
-	if len(ch.place.key) != len(ch.order) {
-		ch.place.key = nil // none yet, or the key was changed since: from the beginning
-	} else {
-		sql += " WHERE " + behind(by, ch.place.key, ch.by)
+	if key := ch.begins(); key != nil {
+		from += " WHERE " + behind(by, key, ch.by)
 	}
-	sql += " ORDER BY " + strings.Join(by, ", ") + " LIMIT " + strconv.Itoa(limit)
-	if err := ch.read(ctx, conn, sql); err != nil {
+	if err := ch.done.begins(ctx, conn, ch.of, ch.of.within(from)); err != nil {
 		return err
 	}
-	ch.last = len(ch.rows) < limit
+	if err := f.page(ctx, conn, ch, list, from, " ORDER BY "+strings.Join(by, ", "), limit); err != nil {
+		return err
+	}
 	_, err = conn.Exec(ctx, "COMMIT")
 	return explain(err)
+}
+
+// page reads the rows of a chunk. Where a condition leaves rows out, only so many are
+// looked at that the transaction stays short; then the chunk ends with the last of them.
+func (f *backfill) page(ctx context.Context, conn *pgx.Conn, ch *chunk, list []string, from, order string, limit int) error {
+	looked, scan := from, cmp.Or(f.r.cfg.scan, chunkScan)
+	if ch.of.where != "" {
+		looked += order + " LIMIT " + strconv.Itoa(scan)
+	}
+	if err := ch.read(ctx, conn, fmt.Sprintf("SELECT %s FROM %s%s LIMIT %d", strings.Join(list, ", "), ch.of.within(looked), order, limit), chunkBytes); err != nil {
+		return err
+	}
+	if len(ch.rows) > 0 {
+		ch.end.key = ch.placeOf(ch.rows[len(ch.rows)-1], ch.order)
+	}
+	ch.last = len(ch.rows) < limit && !ch.cut
+	if !ch.last || ch.of.where == "" {
+		return nil
+	}
+	by, order1 := make([]string, len(ch.order)), make([]int, len(ch.order))
+	for n, i := range ch.order {
+		by[n], order1[n] = list[i], n
+	}
+	end := chunk{of: ch.of}
+	if err := end.read(ctx, conn, fmt.Sprintf("SELECT %s FROM %s%s OFFSET %d LIMIT 1", strings.Join(by, ", "), from, order, scan-1), chunkBytes); err != nil {
+		return err
+	}
+	if len(end.rows) > 0 { // there may be more behind what was looked at
+		ch.last, ch.end.key = false, ch.placeOf(end.rows[0], order1)
+	}
+	return nil
 }
 
 // behind is the condition that a row comes after a place.
@@ -136,42 +136,61 @@ func quoteText(s string) string {
 	return s
 }
 
-// read runs a query and adds its rows.
-func (ch *chunk) read(ctx context.Context, conn *pgx.Conn, sql string) error {
+// read runs a query and adds its rows. What there is no room for is left out; 0 is room
+// for all.
+func (ch *chunk) read(ctx context.Context, conn *pgx.Conn, sql string, most int) error {
 	res := conn.PgConn().ExecParams(ctx, sql, nil, nil, nil, nil)
+	var cells pgoutput.Tuple // rows come in thousands: they share what they are made of
+	var room []byte
 	for res.NextRow() {
 		values := res.Values()
 		size := 0
 		for _, v := range values {
 			size += len(v)
 		}
-		room := make([]byte, 0, size)
-		row := make(pgoutput.Tuple, len(values))
-		for i, v := range values {
+		ch.cut = ch.cut || most > 0 && len(ch.rows) > 0 && ch.size+size > most
+		if ch.cut {
+			continue
+		}
+		ch.size += size + 32*len(values)
+		if cells == nil || cap(cells)-len(cells) < len(values) { // a row without columns is a row
+			cells = make(pgoutput.Tuple, 0, max(len(values), 4096))
+		}
+		if cap(room)-len(room) < size {
+			room = make([]byte, 0, max(size, 64<<10))
+		}
+		first := len(cells)
+		for _, v := range values {
 			if v == nil {
-				row[i].Kind = pgoutput.ColumnNull
+				cells = append(cells, pgoutput.Column{Kind: pgoutput.ColumnNull})
 				continue
 			}
 			at := len(room)
 			room = append(room, v...)
-			row[i] = pgoutput.Column{Kind: pgoutput.ColumnText, Data: room[at:len(room):len(room)]}
+			cells = append(cells, pgoutput.Column{Kind: pgoutput.ColumnText, Data: room[at:len(room):len(room)]})
 		}
-		ch.rows = append(ch.rows, row)
-		ch.size += size + 32*len(row)
+		ch.rows = append(ch.rows, cells[first:len(cells):len(cells)])
 	}
 	_, err := res.Close()
-	return explain(err)
+	return ch.of.refused(err)
 }
 
 // whole reads a table without a key in pages of one transaction.
 func (f *backfill) whole(ctx context.Context, conn *pgx.Conn, ch *chunk, sql string) error {
 	if _, err := conn.Exec(ctx, "DECLARE rows NO SCROLL CURSOR FOR "+sql); err != nil {
-		return explain(err)
+		return ch.of.refused(err)
 	}
 	ch.last = true
+	page := 100
 	ch.more = func() ([]pgoutput.Tuple, error) {
-		ch.rows = nil
-		if err := ch.read(ctx, conn, "FETCH 2000 FROM rows"); err != nil {
+		switch {
+		case ch.size > chunkBytes && page > 1:
+			page /= 2
+		case ch.size < chunkBytes/2 && page < 2000:
+			page *= 2
+		}
+		ch.rows, ch.size = nil, 0
+		if err := ch.read(ctx, conn, fmt.Sprintf("FETCH %d FROM rows", page), 0); err != nil {
 			return nil, err
 		}
 		if len(ch.rows) == 0 {
@@ -190,12 +209,16 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 	if err != nil {
 		return explain(err)
 	}
-	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum`, ch.of.rel)
+	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid, attcollation FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum`, ch.of.rel)
 	if err != nil {
 		return explain(err)
 	}
+	collations := map[string]uint32{}
 	columns, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c tableColumn, err error) {
-		return c, row.Scan(&c.name, &c.oid)
+		var collation uint32
+		err = row.Scan(&c.name, &c.oid, &collation)
+		collations[c.name] = collation
+		return c, err
 	})
 	if err != nil {
 		return explain(err)
@@ -229,9 +252,12 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 		return nil // one lane
 	}
 	by, err := comparisons(ctx, conn, ch.of.rel, key)
+	sum := crc32.NewIEEE()
 	for _, k := range key {
+		fmt.Fprintln(sum, k, by[k].typ, collations[k])
 		ch.order = append(ch.order, slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == k }))
 		ch.by = append(ch.by, by[k])
 	}
+	ch.sorted = fmt.Sprintf("%x", sum.Sum32())
 	return err
 }

@@ -28,8 +28,13 @@ type Capture struct {
 	// Snapshot makes an event of each row that is there when a table is first
 	// captured.
 	Snapshot bool
-	// Again asks for a snapshot of these tables, or patterns, once more.
-	Again []string
+	// Where has conditions of the rows of snapshots, by table or by the pattern of its
+	// schema; a table's own counts before that. One that has none is read whole.
+	Where map[string]string
+	// Again asks for a snapshot of these tables, or patterns, once more; AgainWhere, if
+	// set, is the condition of its rows in place of that of Where.
+	Again      []string
+	AgainWhere string
 	// Messages makes events of the messages in the log with the prefix
 	// outbox.LogPrefix.
 	Messages bool
@@ -50,6 +55,7 @@ type found struct {
 	partitioned            bool
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
+	where                  string
 }
 
 func (f found) full() string { return f.schema + "." + f.name }
@@ -62,10 +68,12 @@ var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 // capture brings the publication and the registry of a source to what is wanted.
 func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string, err error) {
 	c := o.Capture
-	var there, lost, level bool
+	var there, whole, lost, level bool // whole: as this version makes it
 	var version int
-	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL, to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
-		Scan(&there, &lost, &level, &version)
+	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL,
+			EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname = 'asked'),
+			to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
+		Scan(&there, &whole, &lost, &level, &version)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -81,11 +89,11 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if !level {
 		return nil, errors.New("postgres: row changes and messages are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
 	}
-	if !there {
+	if !there || !whole {
 		if _, err := tx.Exec(ctx, captureSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
 			return nil, explain(err)
 		}
-		if lost { // the record of what was read; a row that has no slot stands for it
+		if lost && !there { // the record of what was read; a row that has no slot stands for it
 			if _, err := tx.Exec(ctx, `INSERT INTO onewrite.log SELECT DISTINCT source, '', pg_lsn '0/0', pg_lsn '0/0', pg_lsn '0/0', 0::oid, '', 0, '' FROM onewrite.captured`); err != nil {
 				return nil, explain(err)
 			}
@@ -93,6 +101,9 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	}
 	want, err := findTables(ctx, tx, c.Tables)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.conditions(ctx, tx, want); err != nil {
 		return nil, err
 	}
 	for _, f := range want {
@@ -319,41 +330,27 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 	for _, name := range gone {
 		applied = append(applied, "row changes of "+name+" are captured no more")
 	}
-	again, err := findAgain(ctx, tx, c.Again, rels)
+	again, err := c.findAgain(ctx, tx, rels)
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range want {
-		var was *bool // whether its membership is as it was; nil: it is new
-		var read bool
-		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), (SELECT c.member = r.oid AND c.altered = p.xmin FROM onewrite.captured c WHERE c.source = $1 AND c.rel = r.prrelid)
-			FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel).Scan(&read, &was)
+		step, snapshot, err := c.decide(ctx, tx, f, slices.Contains(gone, f.full()), kept[f.rel], again[f.rel])
 		if err != nil {
-			return nil, explain(err)
-		}
-		step, snapshot := "", 0
-		switch {
-		case was == nil && (slices.Contains(gone, f.full()) || read && kept[f.rel]):
-			step, snapshot = f.full()+" is another table than before, or was not known any more: it gets a new snapshot", 1
-		case was == nil:
-			step = "row changes of " + f.full() + " are captured"
-			if c.Snapshot {
-				step, snapshot = step+", with a snapshot first", 1
-			}
-		case !*was:
-			step, snapshot = f.full()+" was out of the publication, or the publication was altered: it gets a new snapshot", 1
-		case again[f.rel]:
-			step, snapshot = f.full()+" gets a new snapshot", 1
+			return nil, err
 		}
 		if step != "" {
 			applied = append(applied, step)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, $6, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
-			WHERE (c.name, c.member, c.altered::text, c.identity) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity) OR $5 > 0`,
-			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot)
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, filter = excluded.filter, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
+			WHERE (c.name, c.member, c.altered::text, c.identity, c.filter) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.filter) OR $5 > 0`,
+			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where)
+		if err == nil && again[f.rel] && c.AgainWhere != "" {
+			_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET once = $3, asked = wanted WHERE source = $1 AND rel = $2`, c.Source, f.rel, c.AgainWhere)
+		}
 		if err != nil {
 			return nil, explain(err)
 		}
@@ -361,12 +358,48 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 	return applied, nil
 }
 
+// decide returns what is said of a table, and whether it gets a snapshot: 1 or 0.
+func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, again bool) (step string, snapshot int, err error) {
+	var was *bool // whether its membership is as it was; nil: it is new
+	var read, filtered, pending bool
+	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), c.member = r.oid AND c.altered = p.xmin,
+			coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false)
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where).Scan(&read, &was, &filtered, &pending)
+	if err != nil {
+		return "", 0, explain(err)
+	}
+	switch {
+	case was == nil && (gone || read && kept):
+		step, snapshot = f.full()+" is another table than before, or was not known any more: it gets a new snapshot", 1
+	case was == nil && c.Snapshot:
+		step, snapshot = "row changes of "+f.full()+" are captured, with a snapshot first", 1
+	case was == nil:
+		step = "row changes of " + f.full() + " are captured"
+	case !*was:
+		step, snapshot = f.full()+" was out of the publication, or the publication was altered: it gets a new snapshot", 1
+	case again:
+		step, snapshot = f.full()+" gets a new snapshot", 1
+	case filtered && pending:
+		step, snapshot = "the snapshot of "+f.full()+" begins anew", 1
+	case filtered:
+		step = "later snapshots of " + f.full() + " have other rows"
+	}
+	where := f.where
+	if again && c.AgainWhere != "" {
+		where = c.AgainWhere
+	}
+	if where != "" && (snapshot > 0 || filtered) {
+		step += ", of the rows WHERE " + where
+	}
+	return step, snapshot, nil
+}
+
 // findAgain looks up the tables that are to get another snapshot.
-func findAgain(ctx context.Context, tx pgx.Tx, patterns []string, rels []uint32) (map[uint32]bool, error) {
-	if len(patterns) == 0 {
+func (c Capture) findAgain(ctx context.Context, tx pgx.Tx, rels []uint32) (map[uint32]bool, error) {
+	if len(c.Again) == 0 {
 		return nil, nil
 	}
-	list, err := findTables(ctx, tx, patterns)
+	list, err := findTables(ctx, tx, c.Again)
 	if err != nil {
 		return nil, err
 	}
@@ -374,6 +407,9 @@ func findAgain(ctx context.Context, tx pgx.Tx, patterns []string, rels []uint32)
 	for _, f := range list {
 		if !slices.Contains(rels, f.rel) {
 			return nil, fmt.Errorf("%s is not captured; put it into the setting tables", f.full())
+		}
+		if err := checkCondition(ctx, tx, f, c.AgainWhere); err != nil {
+			return nil, fmt.Errorf("--where: %w", err)
 		}
 		again[f.rel] = true
 	}

@@ -10,6 +10,10 @@ CREATE TABLE IF NOT EXISTS onewrite.captured (
     finished int    NOT NULL DEFAULT 0, -- and the one made last
     PRIMARY KEY (source, rel)
 );
+ALTER TABLE onewrite.captured
+    ADD COLUMN IF NOT EXISTS filter text NOT NULL DEFAULT '', -- the condition of a snapshot's rows, as configured; '': all
+    ADD COLUMN IF NOT EXISTS once   text NOT NULL DEFAULT '', -- the condition of one that was asked for with its own
+    ADD COLUMN IF NOT EXISTS asked  int  NOT NULL DEFAULT 0;  -- and which one that was
 CREATE TABLE IF NOT EXISTS onewrite.log (
     source  text   PRIMARY KEY,
     slot    text   NOT NULL,

@@ -28,6 +28,9 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err != nil {
 		return "", err
 	}
+	if err := o.Capture.conditions(ctx, tx, want); err != nil {
+		return "", err
+	}
 	return o.withCapture(want), nil
 }
 
@@ -72,14 +75,17 @@ END $migrate$;
 	}
 	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
     (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, wanted)
+INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, wanted)
 SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, p.xmin, k.relreplident,
+    %[5]s,
     CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid JOIN pg_namespace n ON n.oid = k.relnamespace
 WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
-    wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
-`, source, quoteText(publication), first, snapshotNumber)
+    filter = excluded.filter,
+    wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text
+        AND (c.filter = excluded.filter OR c.wanted = c.finished OR c.asked = c.wanted) THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
+`, source, quoteText(publication), first, snapshotNumber, filters(want))
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
 	}
@@ -87,6 +93,20 @@ ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.
 		b.WriteString(o.emitScript())
 	}
 	return b.String()
+}
+
+// filters is the condition of the snapshots of the table k, as a text in SQL.
+func filters(want []found) string {
+	var b strings.Builder
+	for _, f := range want {
+		if f.where != "" {
+			fmt.Fprintf(&b, " WHEN n.nspname = %s AND k.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(f.where))
+		}
+	}
+	if b.Len() == 0 {
+		return "''"
+	}
+	return "CASE" + b.String() + " ELSE '' END"
 }
 
 // grantsOfCapture is what the relay's role needs to read the log and the tables.

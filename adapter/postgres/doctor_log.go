@@ -239,6 +239,11 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	for _, c := range has {
 		e.warn("tables", "onewrite migrate", "%s is captured and not in tables: any more", c.name)
 	}
+	if len(e.found) == found { // with the rights that were looked at
+		if err := e.o.Capture.conditions(ctx, tx, want); err != nil {
+			e.problem("tables", "onewrite migrate", "%v", err)
+		}
+	}
 	if len(e.found) == found {
 		e.ok("tables", "%d tables are captured", len(list))
 	}

@@ -43,6 +43,9 @@ func TestExamineLog(t *testing.T) {
 		w.o.Capture.Tables = []string{"orders"}
 		w.sql(`REVOKE SELECT ON orders FROM {{relay}}`)
 		cured(said("tables", "may not read public.orders"))
+		w.o.Capture.Where = map[string]string{"orders": "m > 0"}
+		said("tables", `snapshot_where: the condition of public.orders is refused: column "m" does not exist`)
+		w.o.Capture.Where = map[string]string{"orders": "n > 0"}
 		w.sql(`ALTER PUBLICATION onewrite_shop SET (publish = 'insert')`)
 		said("tables", "leaves out")
 		w.migrate()

@@ -296,6 +296,9 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 			return nil, err
 		}
 	}
+	if gap != nil && slices.ContainsFunc(list, func(c captured) bool { return c.where != "" }) {
+		gap.Reason += "; of a table that has a condition in snapshot_where, the rows that meet it are read"
+	}
 	rec, err := lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	if err != nil || rec.recorded == nil {
 		return nil, errors.Join(errors.New("postgres: onewrite.log lost its row"), err)

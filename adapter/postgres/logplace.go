@@ -34,7 +34,7 @@ type snapPlaces []snapPlace
 type snapPlace struct {
 	rel    uint32
 	wanted int      // which snapshot of the table, counted from 1
-	key    []string // of the last row that was handed over; empty: none was
+	key    []string // of the last row that was handed over, after what says by what it was sorted; empty: none was
 	done   bool
 }
 

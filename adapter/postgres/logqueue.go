@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/onewrite/onewrite"
@@ -51,6 +52,9 @@ func (q *logQueue) put(run []item) bool {
 	if q.failed != nil {
 		return false
 	}
+	if n := len(q.items) + len(run); n > cap(q.items) { // append alone would copy what waits again and again
+		q.items = append(make([]item, 0, 3*n), q.items...)
+	}
 	for i := range run {
 		q.items = append(q.items, run[i])
 		q.bytes += run[i].event.Size()
@@ -81,7 +85,8 @@ func (q *logQueue) take(ctx context.Context, limit int) (items []item, err error
 	defer q.mu.Unlock()
 	for {
 		if n := q.ready(limit); n > 0 {
-			items = q.items[:n:n]
+			items = slices.Clone(q.items[:n])
+			clear(q.items[:n]) // what is behind them would keep them
 			q.items = q.items[n:]
 			q.taken += uint64(n)
 			for i := range items {

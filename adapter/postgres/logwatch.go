@@ -46,11 +46,17 @@ func (r *logReader) check() error {
 	}
 	r.fill.set(list)
 	var same bool
-	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn)`,
-		r.cfg.Name, publicationOf(r.cfg.Name), r.opened.began.String()).Scan(&same)
+	var text string
+	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn), pg_current_snapshot()::text`,
+		r.cfg.Name, publicationOf(r.cfg.Name), r.opened.began.String()).Scan(&same, &text)
 	if err != nil {
 		return explain(err)
 	}
+	now, err := parseSnapshot(text)
+	if err != nil {
+		return err
+	}
+	r.fill.prune(0, now)
 	if !same {
 		return errors.New("postgres: the record of the slot in onewrite.log is another one than at the start") // opening it again says why
 	}

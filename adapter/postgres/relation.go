@@ -259,8 +259,9 @@ type captured struct {
 	member   uint32 // the oid of its membership in the publication
 	altered  int64  // the version of the publication's row
 	identity string
-	wanted   int // snapshots asked for
-	finished int // and made
+	wanted   int    // snapshots asked for
+	finished int    // and made
+	where    string // the condition of the rows of the one that is wanted; "": all
 }
 
 func (c captured) pending() bool { return c.wanted > c.finished }
@@ -273,12 +274,14 @@ func (c captured) quoted() string {
 
 // registry reads the tables that a source captures, in the order of their names.
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
-	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished FROM onewrite.captured WHERE source = $1 ORDER BY name`, source)
+	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
+		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, '')
+		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished)
+		err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where)
 		return c, err
 	})
 	return list, explain(err)

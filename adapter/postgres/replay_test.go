@@ -134,7 +134,7 @@ func (r *rig) snapshotUnderLoad(reopen func(n int)) {
 	for !done() || live < 500 {
 		b := r.read()
 		take(b)
-		if rnd.IntN(2) == 0 && opens < 15 {
+		if rnd.IntN(2) == 0 && opens < 15 && snapshots >= opens*300 { // all along the way
 			reopen(opens)
 			r.open()
 			opens++

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -45,6 +46,7 @@ func TestOddTables(t *testing.T) {
 			CREATE TABLE made (id int PRIMARY KEY, g int GENERATED ALWAYS AS (a + 1) STORED, a int, "D.é""x'" text`+virtual+`); INSERT INTO made VALUES (1, DEFAULT, 5, 'd');
 			CREATE TABLE "Dropped-1" (x int, id int PRIMARY KEY, y int, z text); ALTER TABLE "Dropped-1" DROP x, DROP y; INSERT INTO "Dropped-1" VALUES (1, 'z');
 			INSERT INTO empty DEFAULT VALUES; INSERT INTO empty DEFAULT VALUES`, "public.empty", "public.wide", "public.made", "public.Dropped-1")
+		r.cfg.readers = 1 // in the order of their names
 		r.open()
 		r.expect(`Dropped-1 snapshot {"id":1} null {"id":1,"z":"z"}`, `empty snapshot empty null {}`, `empty snapshot empty null {}`,
 			`made snapshot {"id":1} null {"id":1,"a":5,"D.é\"x'":"d"}`, `wide snapshot {"c7":7} null `+all)
@@ -197,6 +199,57 @@ func TestAlteredInASnapshot(t *testing.T) {
 	})
 }
 
+// A place in the order of one key means nothing in the order of another.
+func TestAnotherKeyInASnapshot(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		const rows = 2000
+		r := newRig(t, pg, fmt.Sprintf(`CREATE TABLE t (id int PRIMARY KEY, other int NOT NULL); INSERT INTO t SELECT i, %d - i FROM generate_series(1, %[1]d) i`, rows), "public.t")
+		r.cfg.chunk = 20
+		r.open()
+		seen := map[string]bool{}
+		for altered := false; len(seen) < rows; {
+			for _, e := range r.read().Events {
+				seen[rowOf(t, e).After] = true
+			}
+			if !altered && len(seen) > rows/4 {
+				sql(t, r.conn, `ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (other)`)
+				altered = true
+				r.open()
+			}
+		}
+	})
+}
+
+// How far a snapshot is is told, and that it is done.
+func TestSnapshotIsTold(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := altered(t, pg, 2000)
+		sql(t, r.conn, `ANALYZE t`)
+		said := make(chan Progress, 100_000)
+		r.cfg.say = time.Millisecond
+		r.cfg.Snapshotting = func(table string, p Progress) {
+			if table != "public.t" {
+				t.Error(table)
+			}
+			said <- p
+		}
+		r.open()
+		r.ids(2000)
+		told := false
+		for p := range said {
+			if p.Rows > 0 && p.About == 2000 && p.Left >= 0 {
+				told = true
+			}
+			if p.Done {
+				break
+			}
+		}
+		if !told {
+			t.Error("nothing was told before the end")
+		}
+	})
+}
+
 // Partitions are told under their root, and the snapshot of the root has each row once.
 func TestPartitions(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
@@ -205,6 +258,7 @@ func TestPartitions(t *testing.T) {
 			CREATE TABLE p_c PARTITION OF p FOR VALUES IN ('c') PARTITION BY RANGE (id); CREATE TABLE p_c1 PARTITION OF p_c FOR VALUES FROM (0) TO (10);
 			INSERT INTO p VALUES ('a', 1, 1), ('b', 2, 2), ('c', 3, 3);
 			CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child () INHERITS (parent); INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2)`, "public.p", "public.parent")
+		r.cfg.readers = 1 // in the order of their names
 		r.open()
 		r.expect(`p snapshot {"id":1,"r":"a"} null {"r":"a","id":1,"v":1}`, `p snapshot {"id":2,"r":"b"} null {"r":"b","id":2,"v":2}`, `p snapshot {"id":3,"r":"c"} null {"r":"c","id":3,"v":3}`, `parent snapshot {"id":1} null {"id":1}`)
 		sql(t, r.conn, `UPDATE p SET v = v + 10`, `UPDATE p SET r = 'b' WHERE id = 1`, `CREATE TABLE p_d (LIKE p INCLUDING ALL); INSERT INTO p_d VALUES ('d', 4, 4); ALTER TABLE p ATTACH PARTITION p_d FOR VALUES IN ('d')`,

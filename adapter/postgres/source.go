@@ -66,14 +66,21 @@ type Config struct {
 	// means that or more, and -1 that it is not known; nil: nobody is.
 	Importing func(name string, rows int)
 
+	// Snapshotting is told now and then how far the snapshot of a table is, and when it
+	// is done; nil: nobody is.
+	Snapshotting func(table string, p Progress)
 	// Pushed reads the outbox from the log as well, which tells its rows at their commit.
 	Pushed bool
 	// Stream reads a backlog of the log by streaming alone. Otherwise a large one is read
 	// in slices, by queries.
 	Stream bool
 
-	slices *sliceSizes // for tests; nil: sliceDefaults
-	chunk  int         // rows of a chunk of a snapshot, for tests; 0: as many as it takes
+	// For tests; 0: as many as it takes, nil: sliceDefaults.
+	slices  *sliceSizes
+	chunk   int           // rows of a chunk of a snapshot
+	scan    int           // rows that are looked at for one that has a condition
+	readers int           // tables that are read at a time
+	say     time.Duration // how often it is said how far a snapshot is
 }
 
 // Source is the reader of one outbox. See [onewrite.Source].

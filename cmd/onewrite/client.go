@@ -205,6 +205,10 @@ func printStatus(w io.Writer, s dashboard.Status) {
 		if v := s.Sources[name].Importing; v != nil && *v > 0 {
 			fmt.Fprintf(w, "\nsource %s: %d rows wait to be imported (counted up to 10,000 a table)\n", name, *v)
 		}
+		for _, table := range sortedKeys(s.Sources[name].Snapshots) {
+			v := s.Sources[name].Snapshots[table]
+			fmt.Fprintf(w, "\nsource %s: snapshot of %s: %d of about %d rows%s\n", name, table, v.Rows, v.About, left(v.LeftSeconds))
+		}
 	}
 	for _, name := range sortedKeys(s.Destinations) {
 		if v := s.Destinations[name]; v.LastError != "" {
@@ -214,6 +218,14 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	for _, text := range s.Warnings {
 		fmt.Fprintf(w, "\nwarning: %s\n", text)
 	}
+}
+
+// left says how long something takes from now.
+func left(seconds *float64) string {
+	if seconds == nil {
+		return ""
+	}
+	return fmt.Sprintf(", about %s left", time.Duration(*seconds*float64(time.Second)).Round(time.Second))
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -133,6 +133,17 @@ Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`
 	return c
 }
 
+// snapshotFlags says what is wrong with --snapshot and --where.
+func snapshotFlags(o relay.MigrateOptions, other bool) error {
+	switch {
+	case len(o.Snapshot) > 0 && other:
+		return errors.New("--snapshot goes with none of --inbox, --down and --print")
+	case o.Where != "" && len(o.Snapshot) == 0:
+		return errors.New("--where is the condition of the rows of --snapshot; add --snapshot public.orders, or leave --where out")
+	}
+	return nil
+}
+
 func (a *app) migrate() *cobra.Command {
 	var o relay.MigrateOptions
 	var print, down, inbox bool
@@ -148,15 +159,16 @@ application's and the relay's role, for a database administrator to run.
 With --inbox it makes the tables of the consumer's side (package inbox) instead:
 in every source's database, or in the one that --database names, for which no
 configuration is needed.`,
-		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --snapshot public.orders\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
+		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --snapshot public.orders --where \"placed > now() - interval '7 days'\"\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := snapshotFlags(o, inbox || down || print); err != nil {
+				return usage(err)
+			}
 			switch {
 			case database != "" && !inbox:
 				return usage(errors.New("--database goes with --inbox only: the outbox is made in the sources of the configuration; add --inbox, or leave --database out"))
 			case inbox && down:
 				return usage(errors.New("--down does not go with --inbox: it removes the outbox; drop an inbox by SQL: DROP SCHEMA onewrite_inbox CASCADE, or in SQLite its tables onewrite_inbox_seen and onewrite_inbox_watermark"))
-			case len(o.Snapshot) > 0 && (inbox || down || print):
-				return usage(errors.New("--snapshot goes with none of --inbox, --down and --print"))
 			case inbox && o.RelayRole != "":
 				return usage(errors.New("--relay-role does not go with --inbox: onewrite run uses no inbox; name the consumer's role with --app-role"))
 			}
@@ -195,6 +207,7 @@ configuration is needed.`,
 	f.BoolVar(&inbox, "inbox", false, "make the tables of package inbox instead")
 	f.StringVar(&database, "database", "", "with --inbox: a postgres:// `url` or an SQLite file")
 	f.StringSliceVar(&o.Snapshot, "snapshot", nil, "make a snapshot of these captured `tables` once more (postgres)")
+	f.StringVar(&o.Where, "where", "", "with --snapshot: of the rows that meet this SQL `condition` (default: what snapshot_where says; true is all)")
 	f.BoolVar(&o.Force, "force", false, "with --down: remove undelivered events too")
 	f.StringVar(&o.AppRole, "app-role", "", "grant the application's `role` what it needs (postgres)")
 	f.StringVar(&o.RelayRole, "relay-role", "", "grant the relay's `role` what it needs (postgres)")

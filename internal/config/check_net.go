@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -35,6 +36,7 @@ func (c *checker) source(path string, s Source) {
 		}
 		c.captured(path, s.Tables)
 		c.masks(path, s)
+		c.conditions(path, s)
 		off := len(s.Tables) == 0 && !s.Messages && s.Outbox != "log"
 		if len(s.Tables) == 0 && (s.Toast != "omit" && s.Toast != "" || !s.Messages && s.OnGap != "snapshot" && s.OnGap != "" || s.Origins == "local" || off && (s.FlushWithin > 0 || !s.LogURL.Empty())) {
 			c.bad(path+".tables", "is missing: flush_within, log_url, on_gap, origins and toast are about row changes", "write tables: [public.orders], or take them out")
@@ -86,6 +88,34 @@ func (c *checker) masks(path string, s Source) {
 			c.bad(at, "is no rule", "write schema.table.column (or *.column) and then drop, hash or truncate 20; or schema.table only a, b")
 		} else if strings.HasSuffix(strings.TrimSpace(line), " hash") && s.MaskKey.Empty() && !c.broken(path+".mask_key") {
 			c.bad(at, "hashes without a key, so that everybody could try values out", "write mask_key: ${file:mask.key}, made with: (umask 077; openssl rand -hex 32 > mask.key)")
+		}
+	}
+}
+
+// conditions checks that those of snapshots are of tables that are captured; what they
+// say is for the server to understand.
+func (c *checker) conditions(path string, s Source) {
+	full := func(table string) string {
+		if !strings.Contains(table, ".") {
+			return "public." + table
+		}
+		return table
+	}
+	known := map[string]bool{}
+	for _, table := range s.Tables {
+		schema, _, _ := strings.Cut(full(table), ".")
+		known[full(table)], known[schema+".*"] = true, true
+	}
+	for _, table := range sorted(s.SnapshotWhere) {
+		schema, _, _ := strings.Cut(full(table), ".")
+		at := path + ".snapshot_where." + table
+		switch {
+		case !tableName.MatchString(table) || table == "*":
+			c.bad(at, "is no table, or pattern of tables", "write public.orders, or billing.* for all tables of a schema")
+		case !known[full(table)] && !slices.Contains(s.Tables, schema+".*"):
+			c.bad(at, "is not in tables, so there is no snapshot of it", "put it into tables:, or take it out here")
+		case s.Snapshot == "never":
+			c.warn(at, "counts only for snapshots that are asked for, and after a gap, as snapshot is never", "write snapshot: initial, if it is meant for the first one")
 		}
 	}
 }

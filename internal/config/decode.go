@@ -244,8 +244,8 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
 		d.batch(n, v, f, path)
 	case kindStrings, kindSecrets:
 		d.list(n, v, f, path)
-	case kindSecretMap:
-		d.secretMap(n, v, f, path)
+	case kindSecretMap, kindTextMap:
+		d.textMap(n, v, f, path)
 	default:
 		d.scalar(n, v, f, path)
 	}
@@ -315,7 +315,8 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, f *field, path string) {
 	}
 }
 
-func (d *decoder) secretMap(n *yaml.Node, v reflect.Value, f *field, path string) {
+// textMap reads a mapping of names to secrets or texts.
+func (d *decoder) textMap(n *yaml.Node, v reflect.Value, f *field, path string) {
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
 		return
 	}
@@ -324,16 +325,18 @@ func (d *decoder) secretMap(n *yaml.Node, v reflect.Value, f *field, path string
 		return
 	}
 	item := *f
-	item.kind, item.example = kindSecret, "${env:NAME}"
+	if item.kind, item.example = kindString, "TEXT"; f.kind == kindSecretMap {
+		item.kind, item.example = kindSecret, "${env:NAME}"
+	}
 	v.Set(reflect.MakeMap(v.Type()))
 	for _, p := range d.pairs(n, path) {
 		at := join(path, p.key)
 		d.places[at] = place{line: p.at.Line, column: p.at.Column}
 		if m := d.enter(p.value, at); m != nil {
-			var s Secret
+			text := reflect.New(v.Type().Elem()).Elem()
 			item.name = p.key
-			d.scalar(m, reflect.ValueOf(&s).Elem(), &item, at)
-			v.SetMapIndex(reflect.ValueOf(p.key), reflect.ValueOf(s))
+			d.scalar(m, text, &item, at)
+			v.SetMapIndex(reflect.ValueOf(p.key), text)
 		}
 	}
 }

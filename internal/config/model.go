@@ -71,9 +71,11 @@ type Source struct {
 	Toast       string   `yaml:"toast" for:"postgres" default:"omit" enum:"omit|debezium" doc:"What stands for a large value that an update did not touch, and that the log does not carry: nothing, its column being named in source.unchanged, or Debezium's placeholder."`
 	Roles       Roles    `yaml:"roles" for:"postgres" doc:"Database roles that onewrite migrate grants to."`
 
-	LogURL      Secret            `yaml:"log_url" for:"postgres" example:"${env:SHOP_STANDBY_URL}" doc:"A standby of the database, PostgreSQL 16 or newer, from which row changes are read, so that it does the decoding. All else is read from url, and written there."`
-	FlushWithin time.Duration     `yaml:"flush_within" for:"postgres" range:"2ms..1s" example:"10ms" doc:"For applications that commit with synchronous_commit = off: while row changes come, the server's log is flushed within this time, by a small commit. Otherwise such commits come when the server's WAL writer has flushed them, after up to three times wal_writer_delay (200 ms). Off by default."`
-	Import      map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
+	LogURL        Secret            `yaml:"log_url" for:"postgres" example:"${env:SHOP_STANDBY_URL}" doc:"A standby of the database, PostgreSQL 16 or newer, from which row changes are read, so that it does the decoding. All else is read from url, and written there."`
+	FlushWithin   time.Duration     `yaml:"flush_within" for:"postgres" range:"2ms..1s" example:"10ms" doc:"For applications that commit with synchronous_commit = off: while row changes come, the server's log is flushed within this time, by a small commit. Otherwise such commits come when the server's WAL writer has flushed them, after up to three times wal_writer_delay (200 ms). Off by default."`
+	SnapshotWhere map[string]string `yaml:"snapshot_where" for:"postgres" example:"{public.orders: placed > now() - interval '7 days'}" doc:"Which rows the snapshots of a table have, by table or by the pattern of its schema: an SQL condition over its columns. Without it, all. Changes come of all rows. Run onewrite migrate after changing it."`
+
+	Import map[string]Import `yaml:"import" for:"postgres" doc:"Tables that are an outbox already, by a name of your choice: their rows are moved into onewrite's."`
 }
 
 // Import is a table whose rows become events: a home-made outbox, or that of another

@@ -102,7 +102,7 @@ func (f *field) form() object {
 		return object{"type": "array", "minItems": 1, "items": text}
 	case kindSecrets:
 		return object{"anyOf": []object{text, {"type": "array", "minItems": 1, "items": text}}}
-	case kindSecretMap:
+	case kindSecretMap, kindTextMap:
 		return object{"type": sectionType(false), "additionalProperties": text}
 	case kindKeep:
 		return object{"anyOf": []object{pattern(keepPattern), reference, structSchema(f.sub, "", false)}}
@@ -167,6 +167,8 @@ func (f *field) typeText() string {
 		return "text or list of texts, hidden"
 	case kindSecretMap:
 		return "mapping of names to texts, hidden"
+	case kindTextMap:
+		return "mapping of names to texts"
 	case kindStructMap:
 		return "mapping of names to mappings"
 	case kindKeep:

@@ -21,6 +21,7 @@ const (
 	kindStrings    // a list of texts
 	kindSecrets    // one secret or a list
 	kindSecretMap  // name: secret
+	kindTextMap    // name: text
 	kindStruct     // a mapping of known keys
 	kindStructMap  // name: mapping of known keys
 	kindKeep       // "1GB / 24h" or a mapping
@@ -125,6 +126,8 @@ func kindOf(t reflect.Type) (kind, reflect.Type) {
 		return kindSecrets, nil
 	case reflect.TypeFor[map[string]Secret]():
 		return kindSecretMap, nil
+	case reflect.TypeFor[map[string]string]():
+		return kindTextMap, nil
 	case reflect.TypeFor[[]string]():
 		return kindStrings, nil
 	case reflect.TypeFor[Size]():
