@@ -34,8 +34,8 @@ type ringResult struct {
 }
 
 type logResult struct {
-	opened *logReader // the log can be read from now on
-	gap    *onewrite.Gap
+	opened *logReader    // the log can be read from now on
+	gap    *onewrite.Gap // is told before: the log may have to wait
 	items  []item
 	err    error
 }
@@ -63,14 +63,19 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	b := &Both{ring: ring, at: place, pos: ring.at.pos(), ringOut: make(chan ringResult), logOut: make(chan logResult)}
 	b.alive, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	b.pumps.Go(func() { b.pumpLog(place, broken) })
-	select {
-	case r := <-b.logOut:
-		err = r.err
-		b.opened(r)
-	case <-time.After(soon):
-		b.trouble("row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1")
-	case <-ctx.Done():
-		err = ctx.Err()
+	late := time.After(soon)
+	for waiting := true; waiting; {
+		waiting = false
+		select {
+		case r := <-b.logOut:
+			err = r.err
+			b.opened(r)
+			waiting = r.gap != nil
+		case <-late:
+			b.trouble("row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1")
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -85,10 +90,13 @@ func (b *Both) trouble(problem string) {
 	}
 }
 
-// opened takes over that the log can be read.
+// opened takes over that the log can be read, or will be after a gap.
 func (b *Both) opened(r logResult) {
+	if r.gap != nil {
+		b.gap = r.gap
+	}
 	if r.opened != nil {
-		b.at, b.gap = &r.opened.begin, r.gap
+		b.at = &r.opened.begin
 	}
 }
 
@@ -117,8 +125,13 @@ func (b *Both) pumpRing() {
 
 // pumpLog opens the log and reads it.
 func (b *Both) pumpLog(place *logPlace, broken bool) {
-	log, gap, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken)
-	r := logResult{opened: log, gap: gap, err: err}
+	log, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken, func(gap *onewrite.Gap) {
+		select {
+		case b.logOut <- logResult{gap: gap}:
+		case <-b.alive.Done():
+		}
+	})
+	r := logResult{opened: log, err: err}
 	if err == nil {
 		b.log.Store(log)
 		b.trouble("")
@@ -150,7 +163,7 @@ func (b *Both) Read(ctx context.Context) (onewrite.Batch, error) {
 		case r := <-b.ringOut:
 			return b.fromRing(r)
 		case r := <-b.logOut:
-			if r.opened == nil {
+			if r.opened == nil && r.gap == nil {
 				return b.fromLog(r)
 			}
 			b.opened(r)

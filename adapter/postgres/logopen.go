@@ -273,38 +273,38 @@ func (r *logReader) endsThere(ctx context.Context, at pgoutput.LSN) (there bool,
 }
 
 // openLog begins to read the log. ring has the lock that makes this the only reader;
-// broken says that its history is another one.
-func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, broken bool) (*logReader, *onewrite.Gap, error) {
+// broken says that its history is another one. A gap is told at once: the slot that is
+// made after it waits for all transactions that are open.
+func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, broken bool, tell func(*onewrite.Gap)) (*logReader, error) {
 	conn, err := connectText(ctx, cfg.URL, "onewrite log")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	r := &logReader{cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
 		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}}
-	gap, err := r.open(ctx, ring.id.system, stored, broken)
-	if err != nil {
+	if err := r.open(ctx, ring.id.system, stored, broken, tell); err != nil {
 		if r.rep != nil {
 			r.rep.close(false)
 		}
 		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, nil, err
+		return nil, err
 	}
 	r.alive, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	for _, f := range []func(){r.receive, r.tend, r.watch, r.fill.run} {
 		r.work.Go(f)
 	}
-	return r, gap, nil
+	return r, nil
 }
 
-func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, broken bool) (*onewrite.Gap, error) {
+func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, broken bool, tell func(*onewrite.Gap)) error {
 	conn := r.cat.conn
 	list, state, err := r.look(ctx, stored)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if state.slot != nil && state.slot.pid != 0 { // of a reader that is gone: this one has the lock
 		if err := r.evict(ctx, state.slot.pid); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	begin, fresh, why, err := judgeLog(asked{logState: state, stored: stored, system: system, busID: r.cfg.BusID, broken: broken && stored != nil,
@@ -313,28 +313,28 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		history: func(at pgoutput.LSN) (bool, error) { return r.endsThere(ctx, at) },
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var gap *onewrite.Gap
 	if why != nil {
-		gap = &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
+		gap := &onewrite.Gap{Reason: "row changes: " + why.reason, From: why.from, To: why.to}
 		if r.cfg.HoldGap && !why.agreed && !why.told {
 			gap.Cure = "rows have to be read again; set on_gap: snapshot for the source and restart onewrite"
-			return nil, gap
+			return gap
 		}
 		gap.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
+		tell(gap)
 	}
 	if fresh {
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
-			return nil, err
+			return err
 		}
 		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	rec, err := lookAtLog(ctx, conn, r.cfg.Name, r.slot)
 	if err != nil || rec.recorded == nil {
-		return nil, errors.Join(errors.New("postgres: onewrite.log lost its row"), err)
+		return errors.Join(errors.New("postgres: onewrite.log lost its row"), err)
 	}
 	r.noted, r.opened = rec.recorded.idle, *rec.recorded
 	r.startAt(begin, list)
@@ -343,12 +343,12 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	}
 	r.fill = newBackfill(r, r.cfg.URL, list)
 	if r.rep, err = connectReplication(ctx, r.cfg.URL, "onewrite log"); err != nil {
-		return nil, err
+		return err
 	}
 	if len(r.finish) > 0 {
 		r.wake()
 	}
-	return gap, r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done)
+	return r.rep.start(ctx, r.slot, publicationOf(r.cfg.Name), begin.done)
 }
 
 // look reads what the database has of the capturing. An error that is a Gap: it was
