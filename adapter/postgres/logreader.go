@@ -85,7 +85,7 @@ func (r *logReader) loop() error {
 	for {
 		data, err := r.rep.next()
 		if err != nil {
-			return err
+			return undecodable(err, r.slot)
 		}
 		switch data[0] {
 		case pgoutput.FrameXLogData:
