@@ -36,8 +36,8 @@ type ringResult struct {
 }
 
 type logResult struct {
-	opened *logReader // the log can be read from now on
-	gap    *onewrite.Gap
+	opened *logReader    // the log can be read from now on
+	gap    *onewrite.Gap // is told before: the log may have to wait
 	items  []item
 	err    error
 }
@@ -68,17 +68,21 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	b := &Both{ring: ring, at: place, pos: ring.at.pos(), ringOut: make(chan ringResult), logOut: make(chan logResult)}
 	b.alive, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	b.pumps.Go(func() { b.pumpLog(place, broken) })
-	select {
-	case r := <-b.logOut:
-		err = r.err
-		b.opened(r)
-	case <-time.After(soon):
-		if b.fallsBack() {
-			break // what is wrong was said
+	late := time.After(soon)
+	for waiting := true; waiting; {
+		waiting = false
+		select {
+		case r := <-b.logOut:
+			err = r.err
+			b.opened(r)
+			waiting = r.gap != nil
+		case <-late:
+			if !b.fallsBack() { // otherwise what is wrong was said
+				b.trouble(slotWaits)
+			}
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
-		b.trouble(slotWaits)
-	case <-ctx.Done():
-		err = ctx.Err()
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -102,10 +106,13 @@ func (b *Both) trouble(problem string) {
 	}
 }
 
-// opened takes over that the log can be read.
+// opened takes over that the log can be read, or will be after a gap.
 func (b *Both) opened(r logResult) {
+	if r.gap != nil {
+		b.gap = r.gap
+	}
 	if r.opened != nil {
-		b.at, b.gap = &r.opened.begin, r.gap
+		b.at = &r.opened.begin
 	}
 }
 
@@ -134,7 +141,13 @@ func (b *Both) pumpRing() {
 
 // pumpLog opens the log and reads it.
 func (b *Both) pumpLog(place *logPlace, broken bool) {
-	log, gap, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken)
+	tell := func(gap *onewrite.Gap) {
+		select {
+		case b.logOut <- logResult{gap: gap}:
+		case <-b.alive.Done():
+		}
+	}
+	log, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken, tell)
 	for err != nil && b.fallsBack() {
 		b.trouble("the outbox is read from its ring alone: " + err.Error())
 		select {
@@ -142,9 +155,9 @@ func (b *Both) pumpLog(place *logPlace, broken bool) {
 			return
 		case <-time.After(watchEvery):
 		}
-		log, gap, err = openLog(b.alive, b.ring.cfg, b.ring, place, broken)
+		log, err = openLog(b.alive, b.ring.cfg, b.ring, place, broken, tell)
 	}
-	r := logResult{opened: log, gap: gap, err: err}
+	r := logResult{opened: log, err: err}
 	if err == nil {
 		b.log.Store(log)
 		b.trouble("")
@@ -179,7 +192,7 @@ func (b *Both) Read(ctx context.Context) (onewrite.Batch, error) {
 		case r := <-b.ringOut:
 			return b.fromRing(r)
 		case r := <-b.logOut:
-			if r.opened == nil {
+			if r.opened == nil && r.gap == nil {
 				return b.fromLog(r)
 			}
 			b.opened(r)

@@ -253,15 +253,18 @@ func (t *table) keyBy(b []byte, row pgoutput.Tuple, column columnFunc) []byte {
 // in the transaction, and the event's within the change.
 const seqLen = 16 + 1 + 8 + 2
 
-// words returns the id and the sequence of a change.
+// words returns the id and the sequence of a change. The time of the commit is in the
+// id too: after a backup was put back, other transactions end at the same places, and a
+// consumer that remembers ids would take them for those that it has.
 func (v *envelope) words(c *change) []byte {
-	var where [8 + 4 + 1 + 1]byte
+	var where [8 + 4 + 1 + 1 + 8]byte
 	binary.BigEndian.PutUint64(where[:], uint64(c.lsn))
 	binary.BigEndian.PutUint32(where[8:], c.index)
 	where[12] = c.sub
 	if c.xid == 0 {
 		where[13] = 1
 	}
+	binary.BigEndian.PutUint64(where[14:], uint64(c.at.UnixMicro()))
 	v.keybuf = append(append(v.keybuf[:0], v.seed...), where[:]...)
 	sum := sha1.Sum(v.keybuf) // RFC 9562 version 5: a name's hash, no secret
 	sum[6] = sum[6]&0x0f | 0x50

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -147,4 +148,19 @@ func TestRowChanges(t *testing.T) {
 			t.Errorf("the two of a new key: %+v %+v", e.Tx, events[3].Tx)
 		}
 	})
+}
+
+// After a backup was put back another transaction may end at the place where one did
+// that was read: its events are others. What is read again has the same id.
+func TestIDsOfTwoHistories(t *testing.T) {
+	v := newEnvelope(Config{Name: "shop"}, 7)
+	id := func(at int64) string {
+		return string(v.words(&change{lsn: 4711, index: 3, xid: 9, at: time.UnixMicro(at).UTC()})[:36])
+	}
+	if id(1_795_941_665_366_723) == id(1_795_941_665_366_724) {
+		t.Error("two transactions have one id")
+	}
+	if id(1_795_941_665_366_723) != id(1_795_941_665_366_723) {
+		t.Error("one transaction has two ids")
+	}
 }

@@ -65,6 +65,8 @@ func explain(err error) error {
 	switch {
 	case pe.Code == "42501" && strings.HasPrefix(pe.Message, "permission denied for database"):
 		cure = "let an administrator run: onewrite migrate --print --relay-role " + markShellRole + " | psql -v ON_ERROR_STOP=1 " + markShellDB + ", or run as the owner of the database: GRANT CREATE ON DATABASE " + markDatabase + " TO " + markRole
+	case pe.Code == "42704" && strings.HasPrefix(pe.Message, "publication "):
+		cure = cureMigrate
 	case pe.Code == "42704":
 		if what := missing.FindStringSubmatch(pe.Message); what != nil && what[1] == "role" {
 			cure = "make it: CREATE ROLE " + quoted(what[2]) + " LOGIN"

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/onewrite/onewrite/inbox"
 	"github.com/onewrite/onewrite/internal/disk"
 	"github.com/onewrite/onewrite/internal/servers"
@@ -64,6 +66,25 @@ func TestCuresNameTheSession(t *testing.T) {
 	other := pg.NewRole(t)
 	if _, err := tryOpen(t, Config{URL: other.URL(url)}, ""); !strings.Contains(errText(err), "--relay-role "+disk.Quote(other.Name)+" | psql") {
 		t.Errorf("%v", err)
+	}
+}
+
+// The reader of the log may meet that its publication is gone before it looks for it.
+func TestLostPublicationIsCured(t *testing.T) {
+	err := explain(&pgconn.PgError{Code: "42704", Message: `publication "onewrite_shop" does not exist`})
+	if text := errText(err); !strings.HasSuffix(text, cureMigrate) || strings.Contains(text, "CREATE ROLE") {
+		t.Error(text)
+	}
+}
+
+// A server that cannot decode its log fails for ever: the cure is said with it.
+func TestUndecodableLogIsCured(t *testing.T) {
+	err := undecodable(explain(&pgconn.PgError{Code: "XX000", Message: `could not map filenode "base/5/6" to relation OID`}), "onewrite_shop_5")
+	if !strings.HasSuffix(errText(err), `SELECT pg_drop_replication_slot('onewrite_shop_5')`) {
+		t.Error(err)
+	}
+	if err := undecodable(explain(&pgconn.PgError{Code: "57P01", Message: "terminating"}), "onewrite_shop_5"); strings.Contains(errText(err), "drop") {
+		t.Error(err)
 	}
 }
 

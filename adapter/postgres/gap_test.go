@@ -3,6 +3,7 @@ package postgres
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/onewrite/onewrite"
@@ -202,6 +203,41 @@ func TestIdleSlotMoves(t *testing.T) {
 			f.noGap()
 		}
 		if len(f.gaps) > 0 {
+			t.Errorf("gaps: %v", f.gaps)
+		}
+	})
+}
+
+// A slot that is gone can be made anew only when the transactions that are open have
+// ended. The gap is told before, once, and the outbox is read meanwhile.
+func TestGapIsToldBeforeTheSlotIsMade(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		f := newFollower(t, pg)
+		f.begin()
+		f.close()
+		eventually(t, "the slot is not read", func() bool {
+			return one[bool](t, f.conn, `SELECT NOT active FROM pg_replication_slots WHERE database = current_database()`)
+		})
+		sql(t, f.conn, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+		f.change(1)
+		was := one[int](t, f.conn, `SELECT max(wanted) FROM onewrite.captured`)
+		open := dial(t, f.url)
+		sql(t, open, `BEGIN`, `INSERT INTO other (pad) VALUES ('open')`)
+		if err := f.try(); err != nil {
+			t.Fatal(err)
+		}
+		f.until("the gap is told", func() bool { return len(f.gaps) > 0 })
+		sql(t, f.conn, `INSERT INTO onewrite.outbox (topic, payload) VALUES ('order.placed', '{}')`)
+		f.state["order.placed"] = replica{}
+		f.until("the outbox is read", func() bool { return f.kinds["order.placed order.placed"] > 0 })
+		if one[bool](t, f.conn, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE database = current_database() AND confirmed_flush_lsn IS NOT NULL)`) {
+			t.Error("the slot did not wait: nothing is proven")
+		}
+		sql(t, open, `COMMIT`)
+		f.until("the slot is made", func() bool { return one[bool](t, f.conn, `SELECT min(wanted) > $1 FROM onewrite.captured`, was) })
+		f.settle()
+		f.equal(f.lingering()...)
+		if len(f.gaps) != 1 || !strings.Contains(f.gaps[0].Reason, "is gone") {
 			t.Errorf("gaps: %v", f.gaps)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -91,6 +92,17 @@ func (r *logReader) say(name, problem string) {
 func isCode(err error, code string) bool {
 	var pe *pgconn.PgError
 	return errors.As(err, &pe) && pe.Code == code
+}
+
+// undecodable adds the cure where the server fails inside while it decodes the log. It
+// does so each time that it comes there: PostgreSQL 15 for instance where tables were
+// rewritten while the slot was made ("could not map filenode").
+func undecodable(err error, slot string) error {
+	var se *serverError
+	if errors.As(err, &se) && se.cure == "" && strings.HasSuffix(se.says, "(SQLSTATE XX000)") {
+		se.cure = "if it stays so, the server cannot read its log from where the slot is; drop the slot, and the tables are read again: " + dropped(slot)
+	}
+	return err
 }
 
 // explainSlot is explain for what has to do with slots.

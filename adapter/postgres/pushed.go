@@ -69,7 +69,7 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 		case <-p.timer.C:
 			p.due = true
 		case r := <-b.logOut:
-			if r.opened != nil {
+			if r.opened != nil || r.gap != nil {
 				b.opened(r)
 				p.due, p.looks = true, b.ring.looks
 				continue

@@ -52,18 +52,27 @@ func missing(tb testing.TB, format string, args ...any) {
 // else from PATH. A missing program ends the test as a missing server does.
 func Bin(tb testing.TB, name string) string {
 	tb.Helper()
+	path, err := Tool(name)
+	if err != nil {
+		missing(tb, "%v", err)
+	}
+	return path
+}
+
+// Tool is [Bin] for a program that is no test.
+func Tool(name string) (string, error) {
 	for _, version := range []int{18, 17, 16, 15} {
 		for _, dir := range postgresDirs(version) {
 			if path := filepath.Join(dir, name); isProgram(path) {
-				return path
+				return path, nil
 			}
 		}
 	}
-	if path, err := findProgram(name); err == nil {
-		return path
+	path, err := findProgram(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is %w: %s", name, errMissing, installHint)
 	}
-	missing(tb, "%s is not installed: %s", name, installHint)
-	return ""
+	return path, nil
 }
 
 // findProgram looks in PATH, and in the folder for daemons that PATH of a plain
