@@ -22,15 +22,15 @@ var loadedTables = []string{"plain", "part", "shaped", "texts"}
 
 const loadedRows = 3000
 
-// writeLoaded changes rows of all tables, several of them in a transaction, until ctx
-// ends.
+// writeLoaded changes rows of all tables but the last 300, several in a transaction,
+// until ctx ends.
 func writeLoaded(t *testing.T, ctx context.Context, conn *pgx.Conn, seed uint64, count *atomic.Int64) {
 	rnd := rand.New(rand.NewPCG(seed, 2))
 	for i := 0; ctx.Err() == nil; i++ {
 		var b strings.Builder
 		b.WriteString("BEGIN; ")
 		for range rnd.IntN(3) + 1 {
-			id, table := rnd.IntN(loadedRows)+1, loadedTables[rnd.IntN(len(loadedTables))]
+			id, table := rnd.IntN(loadedRows-300)+1, loadedTables[rnd.IntN(len(loadedTables))]
 			fmt.Fprintf(&b, []string{
 				"UPDATE %[1]s SET n = n + 1 WHERE id = %[2]d; ", "UPDATE %[1]s SET n = n + 1, big = repeat('y', 2500) || %[3]d WHERE id = %[2]d; ",
 				"DELETE FROM %[1]s WHERE id = %[2]d; ", "INSERT INTO %[1]s (k, id, n, big) VALUES ('k' || %[2]d %% 5, %[2]d, %[3]d, repeat('z', 2600)) ON CONFLICT DO NOTHING; ",
@@ -177,7 +177,7 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 			missing += compareLoaded(t, r.conn, table, state[names[i]])
 		}
 		t.Logf("%d snapshot rows, %d changes in %d transactions, opened %d times, altered %d times, %d rows left out", snapshots, live, changes.Load(), opens, altered, missing)
-		if opens < 5 || altered < len(steps) || snapshots < loadedRows || missing < loadedRows/100 {
+		if opens < 5 || altered < len(steps) || snapshots < loadedRows || missing < 100 {
 			t.Error("nothing is proven")
 		}
 	})
