@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -128,6 +129,9 @@ func flags(c *cobra.Command, cfg *storm.Config) {
 	} {
 		f.IntVar(n.to, n.name, n.value, n.help)
 	}
+	f.StringVar(&cfg.Rows, "rows", "", "row changes beside the events, of PostgreSQL: W4 to W8, for instance \"W4 W5 W6\"")
+	f.IntVar(&cfg.Large, "large", 200_000, "rows of a transaction of W8")
+	f.StringArrayVar(&cfg.Traps, "trap", nil, "what is done to slot, publication and server, with --rows: "+strings.Join(storm.Traps(), ", "))
 	f.BoolVar(&cfg.Refuse, "refuse", false, "the webhook refuses some events until the end")
 	f.StringVar(&cfg.Point, "point", "", "what happens at a fail point: name:kill@1 (kill, late-kill, error, stall)")
 	f.StringArrayVar(&cfg.Env, "env", nil, "more for the environment of onewrite: OW_BUG=name")

@@ -66,8 +66,10 @@ func TestShortPoints(t *testing.T) {
 func TestShortMutants(t *testing.T) {
 	planted(t, func(bin string) (list []trial) {
 		for _, m := range mutations(bin) {
-			if slices.Contains([]string{"mutant-no-gap", "mutant-skip-batch", "mutant-id-cursor", "mutant-pos-early"}, m.Name) {
-				m.Storm.Events, m.Storm.Backlog = 800, 600
+			if slices.Contains([]string{"mutant-no-gap", "mutant-skip-batch", "mutant-id-cursor", "mutant-pos-early", "mutant-max-place"}, m.Name) {
+				if m.Storm.Rows == "" {
+					m.Storm.Events, m.Storm.Backlog = 800, 600
+				}
 				list = append(list, m)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // row makes the events of an INSERT, UPDATE or DELETE.
@@ -44,6 +45,13 @@ func (r *logReader) row(m *pgoutput.Message) error {
 // one comes, each in the lane of its key.
 func (r *logReader) update(c *change, m *pgoutput.Message) error {
 	t := c.table
+	if sabotage.Bug == "toast-null" {
+		for i := range m.New {
+			if m.New[i].Kind == pgoutput.ColumnUnchanged {
+				m.New[i].Kind = pgoutput.ColumnNull
+			}
+		}
+	}
 	moved := false
 	if m.OldKind != 0 {
 		for i := range m.New {

@@ -27,7 +27,7 @@ var Points = []string{
 
 // Bugs are the names of all planted bugs.
 var Bugs = []string{
-	"ack-early", "any-answer", "confirm-fastest", "count-outage", "cursor-early", "delete-on-read", "followers-flow", "followers-lost", "id-cursor",
-	"ignore-fence", "max-floor", "new-id", "no-gap", "no-last-commit", "no-msg-id", "no-puback", "no-window", "parallel-key", "pos-early",
-	"probe-failed-only", "reversed", "says-ok", "short-write", "skip-batch", "truncate-unread",
+	"ack-early", "any-answer", "change-place", "confirm-fastest", "count-outage", "cursor-early", "delete-on-read", "followers-flow", "followers-lost", "id-cursor",
+	"ignore-fence", "max-floor", "max-place", "new-id", "no-gap", "no-last-commit", "no-msg-id", "no-puback", "no-window", "parallel-key", "pos-early",
+	"probe-failed-only", "reversed", "says-ok", "short-write", "skip-batch", "toast-null", "truncate-unread",
 }

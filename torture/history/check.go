@@ -17,11 +17,14 @@ type Report struct {
 	Aborted   int             `json:"aborted"`
 	Unknown   int             `json:"unknown"`
 	Events    int             `json:"events"`
-	Arrived   map[string]int  `json:"arrived"`   // at each sink, repeats included
-	Repeats   map[string]int  `json:"repeats"`   // arrivals of an event that was there before
-	Faults    map[string]int  `json:"faults"`    // by kind
-	Lag       time.Duration   `json:"lag"`       // from the end of the last fault until all was quiet
-	Takeovers []time.Duration `json:"takeovers"` // ascending
+	Arrived   map[string]int  `json:"arrived"`           // at each sink, repeats included
+	Repeats   map[string]int  `json:"repeats"`           // arrivals of an event that was there before
+	Faults    map[string]int  `json:"faults"`            // by kind
+	Changes   int             `json:"changes,omitempty"` // of rows, that arrived
+	Rows      int             `json:"rows,omitempty"`    // that the tables and their copies hold
+	Memory    int64           `json:"memory,omitempty"`  // the most that a copy of onewrite had resident, in bytes
+	Lag       time.Duration   `json:"lag"`               // from the end of the last fault until all was quiet
+	Takeovers []time.Duration `json:"takeovers"`         // ascending
 }
 
 // shown is how many violations of a law are told in words.
@@ -45,12 +48,18 @@ func (r *Report) String() string {
 	for _, sink := range sorted(r.Arrived) {
 		fmt.Fprintf(&b, "%-12s %d arrived, %d of them again\n", sink, r.Arrived[sink], r.Repeats[sink])
 	}
+	if r.Changes > 0 {
+		fmt.Fprintf(&b, "%d changes of rows arrived, the copies hold %d rows\n", r.Changes, r.Rows)
+	}
 	for _, kind := range sorted(r.Faults) {
 		fmt.Fprintf(&b, "%-12s %d times\n", kind, r.Faults[kind])
 	}
 	if n := len(r.Takeovers); n > 0 {
 		fmt.Fprintf(&b, "takeover: %d times, p50 %v, p99 %v, longest %v\n", n,
 			r.Takeover(50).Round(time.Millisecond), r.Takeover(99).Round(time.Millisecond), r.Takeovers[n-1].Round(time.Millisecond))
+	}
+	if r.Memory > 0 {
+		fmt.Fprintf(&b, "onewrite had at most %d MB in memory\n", r.Memory>>20)
 	}
 	if r.OK() {
 		return b.String() + "every law held\n"
@@ -102,6 +111,7 @@ type checker struct {
 	most   map[string]int // events that may come again at a sink; under "" at each
 	reread []reread       // in the order of time
 	says   []Fault        // those that have to show
+	holes  []Fault        // those that lose row changes
 }
 
 // reread allows the source to have read n events again from a moment on.
@@ -234,6 +244,9 @@ func (c *checker) faults(dir string) error {
 			c.most[at] += f.Most
 		}
 		c.reread = append(c.reread, reread{f.At, f.Again})
+		if f.Healed > 0 {
+			c.holes = append(c.holes, *f)
+		}
 		switch f.Says {
 		case "":
 		case "gap", "trouble":

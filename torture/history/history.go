@@ -31,6 +31,10 @@ const (
 	FaultFile   = "fault.jsonl"     // Fault
 
 	CheckpointFile = "checkpoint-*.jsonl" // Checkpoint
+
+	ShadowFile = "shadow.jsonl"   // Change: what triggers noted of each change of a row, in order for each row
+	ChangeFile = "change-*.jsonl" // Change, in the order of arrival
+	RowFile    = "row.jsonl"      // Row: what the tables hold
 )
 
 // Event is an event as the database committed it.
@@ -98,9 +102,10 @@ type Sample struct {
 	Gap       string               `json:"gap,omitempty"`
 	Warnings  int                  `json:"warnings,omitempty"`
 	Sinks     map[string]SinkState `json:"sinks,omitempty"`
-	RSS       int64                `json:"rss,omitempty"`    // bytes
-	Outbox    int64                `json:"outbox,omitempty"` // bytes
-	Folder    int64                `json:"folder,omitempty"` // bytes of the bus
+	RSS       int64                `json:"rss,omitempty"`      // bytes
+	Outbox    int64                `json:"outbox,omitempty"`   // bytes
+	Folder    int64                `json:"folder,omitempty"`   // bytes of the bus
+	Retained  int64                `json:"retained,omitempty"` // bytes of the log from where the slot is
 }
 
 // SinkState is what onewrite says of a destination, and what the sink itself
@@ -135,6 +140,9 @@ type Fault struct {
 	// Takeover is how long it took, in nanoseconds, until an event of after the
 	// fault had arrived; 0: it was not measured.
 	Takeover int64 `json:"takeover,omitempty"`
+	// Healed is when the rows had been read again after a fault that loses row changes:
+	// those from At to there may be missing. 0: none may.
+	Healed int64 `json:"healed,omitempty"`
 }
 
 // Run says what kind of storm it was, and what has to be in it so that a green
@@ -149,15 +157,17 @@ type Run struct {
 	Floors   Floors              `json:"floors"`
 	Labels   map[string]int      `json:"labels"` // how often each thing that must happen did
 	Budget   Budget              `json:"budget"`
-	Parked   map[string][]string `json:"parked,omitempty"` // ids that onewrite set aside, a sink
+	Captured int64               `json:"captured,omitempty"` // since when row changes are captured
+	Parked   map[string][]string `json:"parked,omitempty"`   // ids that onewrite set aside, a sink
 }
 
 // Kind says what may be asked of a sink.
 type Kind struct {
-	Once     bool `json:"once"`     // its consumer remembers ids in the transaction of the effect
-	Ledger   bool `json:"ledger"`   // and keeps balances in it
-	Ordered  bool `json:"ordered"`  // one stream in the order of the bus
-	Distinct bool `json:"distinct"` // it refuses repeats itself: none may arrive, but what the source read again
+	Once     bool `json:"once"`           // its consumer remembers ids in the transaction of the effect
+	Ledger   bool `json:"ledger"`         // and keeps balances in it
+	Ordered  bool `json:"ordered"`        // one stream in the order of the bus
+	Rows     bool `json:"rows,omitempty"` // it gets row changes and nothing else; the other sinks get none
+	Distinct bool `json:"distinct"`       // it refuses repeats itself: none may arrive, but what the source read again
 }
 
 // Floors are the least a run has to have; 0 asks for nothing.
@@ -175,10 +185,11 @@ type Floors struct {
 
 // Budget bounds what a run may use; 0 does not.
 type Budget struct {
-	RSS    int64 `json:"rss,omitempty"`
-	Outbox int64 `json:"outbox,omitempty"`
-	Folder int64 `json:"folder,omitempty"`
-	Lag    int64 `json:"lag,omitempty"` // nanoseconds from Calm to Quiet
+	RSS      int64 `json:"rss,omitempty"`
+	Outbox   int64 `json:"outbox,omitempty"`
+	Folder   int64 `json:"folder,omitempty"`
+	Retained int64 `json:"retained,omitempty"`
+	Lag      int64 `json:"lag,omitempty"` // nanoseconds from Calm to Quiet
 
 	Takeover int64 `json:"takeover,omitempty"` // nanoseconds, of 99 in a hundred
 }

@@ -57,6 +57,12 @@ func (c *checker) sinks(dir string) error {
 		return err
 	}
 	for _, sink := range sorted(c.run.Sinks) {
+		if c.run.Sinks[sink].Rows {
+			if err := c.rows(dir, sink); err != nil {
+				return err
+			}
+			continue
+		}
 		a := &arrivals{
 			checker: c, sink: sink, kind: c.run.Sinks[sink],
 			seen: make([]uint8, len(c.facts)), lanes: map[uint32][]int32{}, next: map[uint32]int{}, parked: map[uint64]bool{},

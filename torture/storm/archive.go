@@ -22,6 +22,7 @@ type archive struct {
 	file string
 	mu   sync.Mutex // guards the place below
 	at   line
+	also func(*entry) // sees each entry as it is read
 }
 
 // line is a place in the files, which are numbered in the order of their rotation.
@@ -55,9 +56,11 @@ func (a *archive) close() error { return nil }
 
 // entry is an event in a file.
 type entry struct {
-	ID       string          `json:"id"`
-	Sequence string          `json:"sequence"`
-	Data     json.RawMessage `json:"data"`
+	ID           string          `json:"id"`
+	Sequence     string          `json:"sequence"`
+	Data         json.RawMessage `json:"data"`
+	Topic        string          `json:"topic"`
+	Partitionkey string          `json:"partitionkey"`
 }
 
 // lines calls do for each whole line from a place on and returns the place after
@@ -120,7 +123,12 @@ func linesOf(file string, from int64, do func(*entry) error) (int64, error) {
 func (a *archive) catchUp() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.at, _ = a.lines(a.at, func(e *entry) error { a.note(e.ID); return nil })
+	a.at, _ = a.lines(a.at, func(e *entry) error {
+		if a.note(e.ID); a.also != nil {
+			a.also(e)
+		}
+		return nil
+	})
 }
 
 func (a *archive) seen() uint64 {

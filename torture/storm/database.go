@@ -29,7 +29,7 @@ type database struct {
 	url     string // of PostgreSQL
 }
 
-func openDatabase(ctx context.Context, source, dir string, server *servers.PG) (*database, error) {
+func openDatabase(ctx context.Context, source, dir string, server *servers.PG, prepared string) (*database, error) {
 	if source == "sqlite" {
 		path, err := filepath.Abs(filepath.Join(dir, "shop.db"))
 		if err != nil {
@@ -48,7 +48,7 @@ func openDatabase(ctx context.Context, source, dir string, server *servers.PG) (
 		if err != nil {
 			return nil, fmt.Errorf("source %q is neither sqlite nor postgres-15, -18", source)
 		}
-		if d.server, err = servers.Launch(version, servers.Set("max_prepared_transactions", "0")); err != nil {
+		if d.server, err = servers.Launch(version, servers.Set("max_prepared_transactions", prepared)); err != nil {
 			return nil, err
 		}
 	}
@@ -58,13 +58,15 @@ func openDatabase(ctx context.Context, source, dir string, server *servers.PG) (
 	}
 	d.url = d.server.URL(name)
 	var err error
-	if d.DB, err = sql.Open("pgx", d.url); err != nil {
+	if d.DB, err = openAt(d.url); err != nil {
 		return nil, errors.Join(err, d.end())
 	}
 	d.SetMaxOpenConns(40)
 	d.SetMaxIdleConns(40)
 	return d, nil
 }
+
+func openAt(url string) (*sql.DB, error) { return sql.Open("pgx", url) }
 
 // make makes the database of this storm.
 func (d *database) make(ctx context.Context, name string) error {

@@ -26,6 +26,13 @@ func (s *storm) torment(ctx context.Context) error {
 	}
 	deeds := s.deeds()
 	s.rng.Shuffle(len(deeds), func(i, j int) { deeds[i], deeds[j] = deeds[j], deeds[i] })
+	next := 0
+	for i := range deeds { // traps in their order
+		if _, is := traps[deeds[i].kind]; is {
+			deeds[i] = deed{s.Traps[next], s.trapped(s.Traps[next])}
+			next++
+		}
+	}
 	share := max(1, s.Events/(len(deeds)+1)) // spread over the run
 	for i, d := range deeds {
 		if err := s.progress(ctx, uint64(i*share)); err != nil {
@@ -97,10 +104,14 @@ func (s *storm) deeds() []deed {
 		{s.Returns, deed{"older bus", s.returns}},
 		{s.Flips, deed{"changed bytes", s.flips}},
 		{s.Fills, deed{"full disk", s.fills}},
+		{s.idleRows(), deed{"idle row", s.idleRow}},
 	} {
 		for range k.n {
 			list = append(list, k.d)
 		}
+	}
+	for _, name := range s.Traps {
+		list = append(list, deed{name, s.trapped(name)})
 	}
 	return list
 }

@@ -36,7 +36,11 @@ const stateDir = "state"
 // writeConfig writes the one configuration of all copies.
 func (s *storm) writeConfig() error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "sources: {shop: %s}\n", s.db.source)
+	source := s.db.source
+	if s.Rows != "" {
+		source = strings.TrimSuffix(source, "}") + `, tables: ["rows.*"]}`
+	}
+	fmt.Fprintf(&b, "sources: {shop: %s}\n", source)
 	if s.bus != nil {
 		b.WriteString("bus: {url: \"${env:OW_BUS}\"}\n")
 	} else {
@@ -48,7 +52,15 @@ func (s *storm) writeConfig() error {
 	}
 	b.WriteString("destinations:\n")
 	for _, k := range s.sinks {
-		fmt.Fprintf(&b, "  %s: %s\n", k.name(), k.yaml())
+		text := k.yaml()
+		if s.Rows != "" {
+			topics := "ledger.>"
+			if k.kind().Rows {
+				topics = "rows.>"
+			}
+			text = strings.Replace(text, "{", "{topics: [\""+topics+"\"], ", 1)
+		}
+		fmt.Fprintf(&b, "  %s: %s\n", k.name(), text)
 	}
 	b.WriteString("listen: \"${env:OW_LISTEN}\"\n")
 	return os.WriteFile(s.path(configFile), []byte(b.String()), 0o600)

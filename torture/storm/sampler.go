@@ -23,7 +23,7 @@ func (s *storm) sample(ctx context.Context, p *program) {
 }
 
 func (s *storm) takeSample(p *program) {
-	out := &history.Sample{Sinks: map[string]history.SinkState{}, RSS: p.rss()}
+	out := &history.Sample{Sinks: map[string]history.SinkState{}, RSS: p.rss(), Retained: s.retained()}
 	if s.Copies > 1 {
 		out.Copy = p.n
 	}

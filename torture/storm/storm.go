@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,21 +31,24 @@ type Config struct {
 	Backlog int         // events that are written before onewrite starts
 	Rate    int         // transactions a second, about; 0: as many as the database takes
 
-	Kills   int    // SIGKILLs of onewrite
-	Terms   int    // SIGTERMs
-	Freezes int    // SIGSTOPs, each ended by SIGCONT
-	Crashes int    // immediate restarts of PostgreSQL
-	Nets    int    // faults of the network between onewrite and another program
-	Outages int    // times that the webhook cannot be reached for 13 s
-	Deaths  int    // SIGKILLs of a server of the external bus, one after the other
-	Rounds  int    // times that the copy which works is frozen or cut off, and another takes over
-	Lost    int    // answers of the webhook and of the NATS server that are lost, of each at least
-	Loses   int    // times that the folder of the embedded bus is lost
-	Returns int    // times that it is put back from an older copy
-	Flips   int    // times that bytes in it are changed
-	Fills   int    // times that its disk is full
-	Refuse  bool   // the webhook refuses some events until the end: they are parked, and then delivered
-	Point   string // what happens at a fail point: name:kill@1; needs a program with the tag owbug
+	Kills   int      // SIGKILLs of onewrite
+	Terms   int      // SIGTERMs
+	Freezes int      // SIGSTOPs, each ended by SIGCONT
+	Crashes int      // immediate restarts of PostgreSQL
+	Nets    int      // faults of the network between onewrite and another program
+	Outages int      // times that the webhook cannot be reached for 13 s
+	Deaths  int      // SIGKILLs of a server of the external bus, one after the other
+	Rounds  int      // times that the copy which works is frozen or cut off, and another takes over
+	Lost    int      // answers of the webhook and of the NATS server that are lost, of each at least
+	Loses   int      // times that the folder of the embedded bus is lost
+	Returns int      // times that it is put back from an older copy
+	Flips   int      // times that bytes in it are changed
+	Fills   int      // times that its disk is full
+	Refuse  bool     // the webhook refuses some events until the end: they are parked, and then delivered
+	Rows    string   // workloads of row changes beside the events, "W4 W5 W6" for instance; PostgreSQL only
+	Large   int      // rows of a transaction of W8; default 200,000
+	Traps   []string // what is done to the slot, the publication and the server's history, in this order
+	Point   string   // what happens at a fail point: name:kill@1; needs a program with the tag owbug
 
 	Seed   uint64   // of everything that is drawn
 	Dir    string   // where the run is recorded; made if need be
@@ -88,8 +92,13 @@ type storm struct {
 	disk   disk
 
 	clients, samples, faults *history.Log
-	healed                   atomic.Bool  // the webhook refuses nothing any more
-	age                      atomic.Int64 // how often the bus was another one
+	healed                   atomic.Bool      // the webhook refuses nothing any more
+	gate                     gate             // of the writers
+	stamp                    atomic.Int64     // of changes of rows
+	endMark                  atomic.Int64     // of rows.mark, the last
+	captured                 atomic.Int64     // since when row changes are captured
+	lost                     []history.Change // of a history that the database went back from
+	age                      atomic.Int64     // how often the bus was another one
 	deaths, rounds           atomic.Int64
 	drawn                    atomic.Int64 // requests of the stream whose answer was to be lost
 
@@ -110,6 +119,7 @@ func (c *Config) defaults() {
 	set(&c.Events, 2000)
 	set(&c.Writers, 8)
 	set(&c.Copies, 1)
+	set(&c.Large, 200_000)
 	if c.Source == "" {
 		c.Source = "sqlite"
 	}
@@ -131,6 +141,11 @@ func Run(ctx context.Context, c Config) (*history.Report, error) {
 	}
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, err
+	}
+	for _, name := range c.Traps {
+		if _, known := traps[name]; !known || c.Rows == "" || c.Copies > 1 {
+			return nil, fmt.Errorf("trap %q: it is one of %s, and needs row changes (--rows) and one copy of onewrite", name, strings.Join(Traps(), ", "))
+		}
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, configFile)); err == nil {
 		return nil, fmt.Errorf("%s holds a run already; judge it with: torture check %[1]s, or name another folder with --dir", c.Dir)
@@ -155,6 +170,10 @@ func (s *storm) run(ctx context.Context) error {
 	written := make(chan error, 1)
 	go func() { written <- s.write(writing) }()
 	if err := s.begin(ctx); err != nil {
+		stopWriting(err)
+		return errors.Join(err, <-written)
+	}
+	if err := s.capture(ctx); err != nil {
 		stopWriting(err)
 		return errors.Join(err, <-written)
 	}
@@ -203,7 +222,11 @@ func (s *storm) begin(ctx context.Context) error {
 
 // prepare makes the database, the bus, the sinks, the configuration and the logs.
 func (s *storm) prepare(ctx context.Context) (err error) {
-	if s.db, err = openDatabase(ctx, s.Source, s.Dir, s.Server); err != nil {
+	prepared := "0"
+	if s.Rows != "" {
+		prepared = "10"
+	}
+	if s.db, err = openDatabase(ctx, s.Source, s.Dir, s.Server, prepared); err != nil {
 		return err
 	}
 	if s.Nodes > 0 {
@@ -223,6 +246,12 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 	s.sinks = append(s.sinks, stream)
 	if s.Copies == 1 { // a frozen copy keeps the lock of its file
 		s.sinks = append(s.sinks, newArchive(s))
+	}
+	if s.Rows != "" {
+		s.sinks = append(s.sinks, newRowFile(s))
+		if err := s.db.makeRows(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.disk.prepare(s); err != nil {
 		return err
@@ -251,9 +280,15 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 	return s.db.schema(ctx)
 }
 
-// heal lets the webhook take what it refused, and has it delivered.
+// heal lets the webhook take what it refused, and has it delivered, and waits until all
+// tables were read.
 func (s *storm) heal(ctx context.Context) error {
 	s.healed.Store(true)
+	if s.Rows != "" && !s.Idle { // a snapshot that was interrupted may have much before it
+		if err := errors.Join(s.settleDoubt(ctx), s.readAgain(ctx)); err != nil {
+			return err
+		}
+	}
 	if !s.Refuse {
 		return nil
 	}
@@ -322,6 +357,11 @@ func (s *storm) record(ctx context.Context, calm, quiet int64) error {
 	if err := s.db.dump(ctx, s.Dir); err != nil {
 		return err
 	}
+	if s.Rows != "" {
+		if err := s.dumpRows(ctx); err != nil {
+			return err
+		}
+	}
 	for _, l := range []*history.Log{s.clients, s.samples, s.faults} {
 		if err := l.Close(); err != nil {
 			return err
@@ -334,6 +374,15 @@ func (s *storm) record(ctx context.Context, calm, quiet int64) error {
 	}
 	if s.db.postgres() {
 		run.Workload += " W3"
+	}
+	if s.Rows != "" {
+		run.Workload, run.Captured = run.Workload+" "+s.Rows, s.captured.Load()
+	}
+	if s.has("W7") {
+		run.Budget.Retained = 64 << 20
+	}
+	if s.has("W8") {
+		run.Budget.Lag = max(run.Budget.Lag, int64(s.Large)*int64(time.Millisecond)) // of which much is new after the last fault
 	}
 	if s.Flips > 0 { // each time much is delivered again
 		run.Budget.Lag = int64(time.Minute)
@@ -355,7 +404,7 @@ func (s *storm) floors() history.Floors {
 	}
 	for kind, n := range map[string]int{
 		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "outage": s.Outages, "death": s.Deaths,
-		"takeover": s.Rounds, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
+		"idle row": s.idleRows(), "takeover": s.Rounds, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
 	} {
 		if n > 0 {
 			f.Faults[kind] = n
@@ -367,12 +416,13 @@ func (s *storm) floors() history.Floors {
 	if s.Refuse {
 		f.Labels = append(f.Labels, "refused", "parked")
 	}
-	if s.Kills > 0 {
+	if s.Kills > 0 && s.Rows == "" { // those of row changes have few events
 		f.Labels = append(f.Labels, "replay_after_crash", "answer lost by hook")
 		if s.db.postgres() {
 			f.Labels = append(f.Labels, "inversion", "open_across_restart")
 		}
 	}
+	s.rowFloors(&f)
 	return f
 }
 

@@ -55,6 +55,7 @@ func TestShortStorms(t *testing.T) {
 		"copies":   {Source: "postgres-18", Events: 1000, Rate: 200, Nodes: 1, Copies: 3, Rounds: 1},
 		"cluster":  {Source: "sqlite", Events: 800, Rate: 150, Nodes: 3, Deaths: 1},
 		"traps":    {Source: "sqlite", Events: 1200, Loses: 1, Returns: 1, Flips: 1},
+		"rows":     {Source: "postgres-18", Events: 300, Rate: 60, Rows: "W5 W6", Kills: 2, Traps: []string{"slot dropped"}},
 		"disk":     {Source: "sqlite", Events: 800, Fills: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
