@@ -24,7 +24,14 @@ type rower struct {
 // simply runs statements as they are: each one has to be planned anew while tables are
 // altered.
 func (d *database) simply(ctx context.Context, query string) error {
-	_, err := d.ExecContext(ctx, query, pgx.QueryExecModeSimpleProtocol)
+	conn, err := d.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err = conn.ExecContext(ctx, query, pgx.QueryExecModeSimpleProtocol); err != nil { // what failed after a savepoint keeps its locks
+		_, _ = conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK", pgx.QueryExecModeSimpleProtocol)
+	}
 	return err
 }
 
