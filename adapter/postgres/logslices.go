@@ -35,6 +35,8 @@ const decodedAgain = 3
 // slot itself stays behind what the bus has.
 type slicer struct {
 	r        *logReader
+	alive    context.Context
+	stop     context.CancelFunc
 	sizes    sliceSizes
 	sessions []*sliceSession
 	released pgoutput.LSN // up to which the server was told that the log may go
@@ -74,6 +76,7 @@ func (r *logReader) sliceSizes() sliceSizes {
 func (r *logReader) catchUp(from pgoutput.LSN) (pgoutput.LSN, error) {
 	s := &slicer{r: r, sizes: r.sliceSizes(), released: from, handled: make(chan bool, 1)}
 	s.handled <- true
+	s.alive, s.stop = context.WithCancel(r.alive)
 	defer s.close()
 	if err := s.open(); err != nil {
 		var pe *pgconn.PgError
@@ -95,18 +98,18 @@ func (r *logReader) catchUp(from pgoutput.LSN) (pgoutput.LSN, error) {
 // open makes the sessions: two, or one where slots are scarce.
 func (s *slicer) open() error {
 	for i := range 2 {
-		conn, err := connectText(s.r.alive, s.r.cfg.URL, "onewrite log")
+		conn, err := connectText(s.alive, s.r.cfg.URL, "onewrite log")
 		if err != nil {
 			return err
 		}
 		// Slots of a session that was cut are there for a moment longer.
 		one := &sliceSession{conn: conn, slot: fmt.Sprintf("%.50s_p%d", s.r.slot, conn.PgConn().PID())}
-		_, err = conn.Exec(s.r.alive, `SET work_mem = '4MB'`)
+		_, err = conn.Exec(s.alive, `SET work_mem = '4MB'`)
 		if err == nil {
-			_, err = conn.Exec(s.r.alive, `SELECT pg_copy_logical_replication_slot($1, $2, true)`, s.r.slot, one.slot)
+			_, err = conn.Exec(s.alive, `SELECT pg_copy_logical_replication_slot($1, $2, true)`, s.r.slot, one.slot)
 		}
 		if err != nil {
-			_ = conn.Close(context.WithoutCancel(s.r.alive))
+			_ = conn.Close(context.WithoutCancel(s.alive))
 			if i == 0 {
 				return err
 			}
@@ -118,11 +121,12 @@ func (s *slicer) open() error {
 }
 
 func (s *slicer) close() {
+	s.stop()
 	for _, one := range s.sessions {
 		if one.end != nil {
 			<-one.end
 		}
-		_ = one.conn.Close(context.WithoutCancel(s.r.alive))
+		_ = one.conn.Close(context.WithoutCancel(s.alive))
 	}
 }
 
@@ -161,7 +165,7 @@ func (one *sliceSession) wait() error {
 
 // plan decides where the slice that begins at from ends; 0: what is left is streamed.
 func (s *slicer) plan(one *sliceSession, from pgoutput.LSN) (to pgoutput.LSN, err error) {
-	ctx := s.r.alive
+	ctx := s.alive
 	if err := s.release(one); err != nil {
 		return 0, err
 	}
@@ -194,7 +198,7 @@ func (s *slicer) release(one *sliceSession) error {
 		return nil
 	}
 	s.released = stored
-	_, err := one.conn.Exec(s.r.alive, `SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn`, s.r.slot, stored.String())
+	_, err := one.conn.Exec(s.alive, `SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn`, s.r.slot, stored.String())
 	return err
 }
 
@@ -205,7 +209,7 @@ func (s *slicer) begin(one *sliceSession, from, to pgoutput.LSN) {
 	w := &sliceWriter{r: s.r, before: before}
 	sql := fmt.Sprintf(`COPY (SELECT data FROM pg_logical_slot_get_binary_changes(%s, %s, NULL, %s)) TO STDOUT (FORMAT binary)`, quoteText(one.slot), quoteText(to.String()), s.r.options())
 	go func() {
-		_, err := one.conn.PgConn().CopyTo(s.r.alive, w, sql)
+		_, err := one.conn.PgConn().CopyTo(s.alive, w, sql)
 		if w.failed != nil {
 			err = w.failed
 		}

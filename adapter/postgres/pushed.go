@@ -22,7 +22,6 @@ type pushed struct {
 	due   bool // to sweep
 	looks int  // of the ring when the log was opened: what was committed before the slot began is in the ring alone, and comes first
 	swept time.Time
-	late  int // events that a sweep found and that had been there for long
 }
 
 const (
@@ -46,7 +45,9 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 			b.gap = nil
 			return onewrite.Batch{Pos: b.place(b.at, b.pos), Gap: g}, nil
 		}
-		if p.due && (b.at == nil || b.at.tx == 0) { // or the ring would tell the first part of a transaction again
+		// Inside a transaction of the log the ring would tell its first part again; but the
+		// outbox does not wait for a log that cannot be read.
+		if p.due && (b.at == nil || b.at.tx == 0 || b.log.Load() == nil) {
 			out, found, err := b.ring.sweep(ctx)
 			if err != nil {
 				return onewrite.Batch{}, err
@@ -90,19 +91,17 @@ func (b *Both) sweepEvery() time.Duration {
 
 // missed says that a sweep found what the log should have told.
 func (b *Both) missed(out onewrite.Batch) {
-	p := b.pushed
-	log := b.log.Load()
-	if log == nil || time.Since(p.swept) > 2*overdue {
+	if b.log.Load() == nil || time.Since(b.pushed.swept) > 2*overdue {
 		return // what is found is a backlog
 	}
+	late := 0
 	for i := range out.Events {
 		if time.Since(out.Events[i].Time) > overdue {
-			p.late++
+			late++
 		}
 	}
-	if p.late > 0 {
-		b.ring.log.Warn("the ring had events that the log has not told; is it far behind, or is the outbox not in the publication? onewrite migrate puts it there", "events", p.late, "publication", publicationOf(b.ring.cfg.Name))
-		p.late = 0
+	if late > 0 {
+		b.ring.log.Warn("the ring had events that the log has not told; is it far behind, or is the outbox not in the publication? onewrite migrate puts it there", "events", late, "publication", publicationOf(b.ring.cfg.Name))
 	}
 }
 
