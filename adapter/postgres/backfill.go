@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -48,7 +49,15 @@ type backfill struct {
 	lastID int
 	recent map[uint32]xids // transactions of the log that a chunk to come might not see, by table
 
-	windows map[uint32]*window // that are open, by table; of the goroutine that receives
+	seen  uint32 // transactions before it are seen by every snapshot to come
+	ended bool   // seen is known
+
+	version atomic.Int64 // of tables
+
+	// Of the goroutine that receives.
+	windows map[uint32]*window // that are open, by table
+	last    lastNoted
+	pending bool // whether the snapshot of last's table is wanted
 }
 
 type xids map[uint32]struct{}
@@ -110,6 +119,7 @@ func (f *backfill) set(list []captured) {
 		tables[c.rel] = c
 	}
 	f.tables = tables
+	f.version.Add(1)
 	f.wake()
 }
 

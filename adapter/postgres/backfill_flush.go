@@ -126,6 +126,7 @@ func (f *backfill) end(r *logReader, ch *chunk) {
 	if c := f.tables[ch.of.rel]; c.wanted == ch.of.wanted {
 		c.finished = c.wanted
 		f.tables[ch.of.rel] = c
+		f.version.Add(1)
 	}
 	f.mu.Unlock()
 	r.mu.Lock()

@@ -54,14 +54,26 @@ func (f *backfill) saw(r *logReader, c *change) bool {
 // no snapshot of the table is wanted yet, as the first chunk may not see it either.
 // False: none is wanted.
 func (f *backfill) noted(c *change, w *window) bool {
+	now := lastNoted{rel: c.table.rel, xid: c.xid, window: w, version: f.version.Load()}
+	if now == f.last { // as for all rows of a large transaction but the first
+		return f.pending
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if w != nil {
 		w.xids[c.xid] = struct{}{}
-	} else {
+	} else if f.busy[c.table.rel] || !f.ended || int32(c.xid-f.seen) >= 0 { // others are seen by every chunk to come
 		f.add(c.table.rel, c.xid)
 	}
-	return f.tables[c.table.rel].pending()
+	f.last, f.pending = now, f.tables[c.table.rel].pending()
+	return f.pending
+}
+
+// lastNoted is what was noted last.
+type lastNoted struct {
+	rel, xid uint32
+	window   *window
+	version  int64
 }
 
 // add notes transactions that the log had; f.mu is held.
@@ -160,6 +172,9 @@ func (f *backfill) shut(rel uint32, w *window) {
 func (f *backfill) prune(of uint32, s snapshot) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if of == 0 {
+		f.seen, f.ended = uint32(s.xmin), true
+	}
 	for rel, list := range f.recent {
 		if rel != of && f.busy[rel] {
 			continue

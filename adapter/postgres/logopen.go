@@ -307,6 +307,11 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		r.stored.done = begin.done
 	}
 	r.fill = newBackfill(r, r.cfg.URL, list)
+	now, err := takeSnapshot(ctx, r.cat.conn)
+	if err != nil {
+		return err
+	}
+	r.fill.prune(0, now)
 	if r.rep, err = connectReplication(ctx, r.cfg.logURL(), "onewrite log"); err != nil {
 		return err
 	}

@@ -147,11 +147,7 @@ func (r *logReader) reread(t *table, row pgoutput.Tuple) (bool, error) {
 // by as long as a synchronous standby may take.
 func (r *logReader) untilVisible(xid uint32) error {
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		var text string
-		if err := r.cat.conn.QueryRow(r.alive, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
-			return explain(err)
-		}
-		s, err := parseSnapshot(text)
+		s, err := takeSnapshot(r.alive, r.cat.conn)
 		if err != nil || s.sees(xid) || time.Now().After(deadline) {
 			return err
 		}

@@ -47,13 +47,12 @@ func (r *logReader) check() error {
 	}
 	r.fill.set(list)
 	var same bool
-	var text string
-	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn), pg_current_snapshot()::text`,
-		r.cfg.Name, publicationOf(r.cfg.Name), r.opened.began.String()).Scan(&same, &text)
+	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn)`,
+		r.cfg.Name, publicationOf(r.cfg.Name), r.opened.began.String()).Scan(&same)
 	if err != nil {
 		return explain(err)
 	}
-	now, err := parseSnapshot(text)
+	now, err := takeSnapshot(ctx, r.cat.conn)
 	if err != nil {
 		return err
 	}

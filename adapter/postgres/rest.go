@@ -187,9 +187,11 @@ func (s *Source) register(ctx context.Context, v int) error {
 	return explain(err)
 }
 
-func (s *Source) current(ctx context.Context) (snapshot, error) {
+func (s *Source) current(ctx context.Context) (snapshot, error) { return takeSnapshot(ctx, s.conn) }
+
+func takeSnapshot(ctx context.Context, conn *pgx.Conn) (snapshot, error) {
 	var text string
-	if err := s.conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
 		return snapshot{}, explain(err)
 	}
 	return parseSnapshot(text)
