@@ -342,7 +342,7 @@ func (r *logReader) emit(c *change, last bool) {
 // stamp says where in the log a change is, and whether its event is still to be handed
 // over.
 func (r *logReader) stamp(c *change) bool {
-	c.lsn, c.at, c.xid, c.index, c.order = r.tx.lsn, r.tx.at, r.tx.xid, r.tx.index, r.tx.order
+	c.lsn, c.at, c.xid, c.index, c.order, c.origin = r.tx.lsn, r.tx.at, r.tx.xid, r.tx.index, r.tx.order, r.tx.origin
 	r.tx.order++
 	return !r.skipped(c.sub)
 }
