@@ -206,6 +206,13 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	found := len(e.found)
+	if e.o.Capture.Pushed && e.objects["outbox"] {
+		if member, err := outboxMember(ctx, e.conn, e.o.Capture.Source); err != nil {
+			return err
+		} else if member == 0 {
+			e.problem("tables", "onewrite migrate", "outbox: log is set, and the outbox is not in the publication %s: its events come up to a second late", publicationOf(e.o.Capture.Source))
+		}
+	}
 	var gap *onewrite.Gap
 	if err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list); errors.As(err, &gap) {
 		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))

@@ -48,6 +48,8 @@ func TestExamineLog(t *testing.T) {
 		w.o.Capture.Where = map[string]string{"orders": "n > 0"}
 		w.sql(`ALTER PUBLICATION onewrite_shop SET (publish = 'insert')`)
 		said("tables", "leaves out")
+		w.o.Capture.Pushed = true
+		said("tables", "outbox: log is set, and the outbox is not in the publication")
 		w.migrate()
 		w.sql(`SELECT pg_create_logical_replication_slot('onewrite_left_' || oid, 'pgoutput') FROM pg_database WHERE datname = current_database()`)
 		cured(said("slot", "is read by nobody"))

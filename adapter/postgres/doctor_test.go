@@ -207,7 +207,7 @@ func TestExamine(t *testing.T) {
 	if len(illnesses) < 38 {
 		t.Fatalf("only %d illnesses", len(illnesses))
 	}
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		if bad := w.examine().bad(); len(bad) > 0 {
 			t.Fatalf("ill before anything was done:%v", bad)

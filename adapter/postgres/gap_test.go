@@ -53,7 +53,7 @@ func TestGapInTheLog(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			each(t, func(t *testing.T, pg *servers.PG) {
+			eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 				f := newFollower(t, pg)
 				f.begin()
 				f.close()
@@ -75,7 +75,7 @@ func TestGapInTheLog(t *testing.T) {
 func TestSlotDroppedWhileReading(t *testing.T) {
 	for _, made := range []bool{false, true} {
 		t.Run(fmt.Sprint("made again=", made), func(t *testing.T) {
-			each(t, func(t *testing.T, pg *servers.PG) {
+			eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 				f := newFollower(t, pg)
 				f.begin()
 				f.dropSlot()
@@ -93,7 +93,7 @@ func TestSlotDroppedWhileReading(t *testing.T) {
 // A gap is told until the bus has something of after it, however often the reader dies
 // before; and it is not told after that.
 func TestGapOfTheLogLasts(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		f.begin()
 		f.close()
@@ -115,7 +115,7 @@ func TestGapOfTheLogLasts(t *testing.T) {
 // What is no gap: a source that stops and starts, whose connections break, or that
 // was idle while much else was written; and a second reader.
 func TestNoGapInTheLog(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		if f.src != nil || f.pos != "" {
 			t.Fatal("something was read")

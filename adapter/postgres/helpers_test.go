@@ -18,15 +18,19 @@ import (
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
-// each runs a test on the oldest and the newest server that is at hand, on both at the
-// same time: most of a test is waiting.
+// each runs a test on the oldest and the newest server that is at hand.
 func each(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
 	for _, version := range []int{15, 18} {
-		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
-			t.Parallel()
-			f(t, servers.Postgres(t, version))
-		})
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) { f(t, servers.Postgres(t, version)) })
 	}
+}
+
+// eachAtOnce is each for tests that mostly wait.
+func eachAtOnce(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		t.Parallel()
+		f(t, pg)
+	})
 }
 
 // eachAsleep is each on servers without two-phase commit, where writers wake the

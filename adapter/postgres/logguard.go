@@ -38,7 +38,7 @@ func (r *logReader) guard(ctx context.Context, s *slotState, behind string) erro
 		err := fmt.Errorf("postgres: the slot kept %s of the server's log, more than max_retained allows (%s%s), and is dropped", mega(s.retained), mega(r.cfg.MaxRetained), open)
 		r.queue.fail(err) // before the receiver says that its connection is gone
 		r.rep.close(false)
-		return errors.Join(err, dropSlot(ctx, r.host, r.slot))
+		return errors.Join(err, dropSlot(context.WithoutCancel(ctx), r.host, r.slot)) // whoever was told of err closes the reader, which waits for it
 	}
 	text := behind
 	switch {

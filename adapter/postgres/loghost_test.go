@@ -94,8 +94,12 @@ func TestLogFromStandby(t *testing.T) {
 	o.settle()
 	o.equal()
 	o.until("it is said no more", func() bool { return *said.Load() == "" })
-	if len(o.gaps) > 0 {
-		t.Errorf("gaps: %v", o.gaps)
+	for _, g := range o.gaps {
+		// The server's own word: in the moment in which a standby that comes back has not said
+		// yet what it needs, the primary may remove it.
+		if !strings.Contains(g.Reason, "rows_removed") {
+			t.Errorf("a gap: %v", g)
+		}
 	}
 }
 

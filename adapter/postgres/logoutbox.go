@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/outbox"
@@ -169,16 +171,22 @@ func (r *logReader) pushHeld() {
 // notPublished is the trouble where the log does not tell the outbox.
 const notPublished = "the outbox is not in the publication: its events come from the ring, up to a second late; run onewrite migrate"
 
+// outboxMember is the outbox's entry in the publication, 0 if the log does not tell what
+// is inserted into it.
+func outboxMember(ctx context.Context, conn *pgx.Conn, source string) (member uint32, err error) {
+	err = conn.QueryRow(ctx, `SELECT coalesce((SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+		WHERE p.pubname = $1 AND r.prrelid = 'onewrite.outbox'::regclass AND r.prqual IS NULL AND r.prattrs IS NULL AND p.pubinsert AND p.pubviaroot), 0)`, publicationOf(source)).Scan(&member)
+	return member, explain(err)
+}
+
 // lookAtOutbox looks whether the log tells what is inserted into the outbox. An error:
 // since when it does is another time than at the start, and what was inserted before has
 // to come first, from the ring.
 func (r *logReader) lookAtOutbox(ctx context.Context) error {
-	var member uint32
-	err := r.cat.conn.QueryRow(ctx, `SELECT coalesce((SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-		WHERE p.pubname = $1 AND r.prrelid = 'onewrite.outbox'::regclass AND r.prqual IS NULL AND r.prattrs IS NULL AND p.pubinsert AND p.pubviaroot), 0)`, publicationOf(r.cfg.Name)).Scan(&member)
+	member, err := outboxMember(ctx, r.cat.conn, r.cfg.Name)
 	switch {
 	case err != nil:
-		return explain(err)
+		return err
 	case r.member == nil:
 		r.member = &member
 	case *r.member != member:

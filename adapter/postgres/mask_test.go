@@ -22,6 +22,9 @@ func TestMasks(t *testing.T) {
 		r.cfg.Masks, r.cfg.MaskKey = rules, "k"
 		r.open()
 		events := r.events(2)
+		if events[1].Topic != "public.customers" { // two tables are read at a time
+			events[0], events[1] = events[1], events[0]
+		}
 		sql(t, r.conn, `UPDATE customers SET name = NULL`, `UPDATE customers SET email = 'bob@example.org'`, `DELETE FROM customers`, `UPDATE cards SET number = 'hidden-4'`)
 		events = append(events, r.events(5)...)
 		hashed := masking.NewHasher("k").Sum([]byte("ann@example.org"))
