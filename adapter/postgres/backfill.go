@@ -198,9 +198,7 @@ func (f *backfill) work() {
 		} else {
 			f.leave(c.rel)
 		}
-		if f.r.cfg.Trouble != nil {
-			f.r.cfg.Trouble("snapshot of "+c.name, problem)
-		}
+		f.r.cfg.trouble("snapshot of "+c.name, problem)
 	}
 }
 

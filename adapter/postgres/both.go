@@ -78,7 +78,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 			waiting = r.gap != nil
 		case <-late:
 			if !b.fallsBack() { // otherwise what is wrong was said
-				b.trouble(slotWaits)
+				b.ring.cfg.trouble("log", slotWaits)
 			}
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -98,12 +98,6 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 // fallsBack reports whether the ring alone has all that is to be read.
 func (b *Both) fallsBack() bool {
 	return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 && !b.ring.cfg.Messages
-}
-
-func (b *Both) trouble(problem string) {
-	if b.ring.cfg.Trouble != nil {
-		b.ring.cfg.Trouble("log", problem)
-	}
 }
 
 // opened takes over that the log can be read, or will be after a gap.
@@ -149,7 +143,7 @@ func (b *Both) pumpLog(place *logPlace, broken bool) {
 	}
 	log, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken, tell)
 	for err != nil && b.fallsBack() {
-		b.trouble("the outbox is read from its ring alone: " + err.Error())
+		b.ring.cfg.trouble("log", "the outbox is read from its ring alone: "+err.Error())
 		select {
 		case <-b.alive.Done():
 			return
@@ -160,7 +154,7 @@ func (b *Both) pumpLog(place *logPlace, broken bool) {
 	r := logResult{opened: log, err: err}
 	if err == nil {
 		b.log.Store(log)
-		b.trouble("")
+		b.ring.cfg.trouble("log", "")
 	}
 	for {
 		select {

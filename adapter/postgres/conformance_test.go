@@ -13,10 +13,15 @@ import (
 	"github.com/onewrite/onewrite/outbox"
 )
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { testConformance(t, MigrateOptions{}) }
+
+// The same holds where the log tells the outbox.
+func TestConformancePushed(t *testing.T) { testConformance(t, pushedCapture) }
+
+func testConformance(t *testing.T, o MigrateOptions) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		onewritetest.TestSource(t, func(t *testing.T) onewritetest.SourceHarness {
-			url := newOutbox(t, pg, MigrateOptions{})
+			url := newOutbox(t, pg, o)
 			owner := dial(t, url)
 			db, err := database.Open("pgx", url)
 			if err != nil {
@@ -25,11 +30,7 @@ func TestConformance(t *testing.T) {
 			t.Cleanup(func() { _ = db.Close() })
 			return onewritetest.SourceHarness{
 				Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
-					s, err := Open(ctx, Config{Name: "shop", URL: url, BusID: "bus1"}, pos)
-					if err != nil {
-						return nil, err
-					}
-					return s, nil
+					return OpenSource(ctx, Config{Name: "shop", URL: url, BusID: "bus1", Pushed: o.Capture.Pushed}, pos)
 				},
 				Begin: onewritetest.BeginSQL(db, outbox.Postgres),
 				Held:  func(t *testing.T) int { return one[int](t, owner, "SELECT count(*) FROM onewrite.outbox") },

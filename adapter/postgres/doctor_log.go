@@ -57,7 +57,7 @@ func (e *examiner) logURL(ctx context.Context, tx pgx.Tx) error {
 		return nil
 	}
 	e.host = nil
-	host, err := connectHost(ctx, e.o.Capture.LogURL)
+	host, err := connectSender(ctx, e.o.Capture.LogURL, "onewrite")
 	if err != nil {
 		e.failed("log_url", err)
 		return nil

@@ -29,8 +29,8 @@ func (r *logReader) flushes() {
 	}()
 	said := ""
 	say := func(problem string) {
-		if problem != said && r.cfg.Trouble != nil {
-			r.cfg.Trouble("flush_within", problem)
+		if problem != said {
+			r.cfg.trouble("flush_within", problem)
 		}
 		said = problem
 	}

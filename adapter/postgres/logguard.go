@@ -47,7 +47,7 @@ func (r *logReader) guard(ctx context.Context, s *slotState, behind string) erro
 	case s.retained > warnRetained:
 		text = fmt.Sprintf("the server keeps %s of its log for the slot %s%s; is the bus full? onewrite status", mega(s.retained), r.slot, open)
 	}
-	r.trouble(text)
+	r.cfg.trouble("log", text)
 	return nil
 }
 

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
@@ -37,10 +35,7 @@ func (s *asked) forked(p *logPlace) (string, error) {
 
 // timelineHistory asks a server how it came to a timeline.
 func timelineHistory(ctx context.Context, url string, line uint32) (content string, err error) {
-	rep, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
-		c.RuntimeParams["replication"] = "database"
-		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-	})
+	rep, err := connectSender(ctx, url, "onewrite log")
 	if err != nil {
 		return "", err
 	}

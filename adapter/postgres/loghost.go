@@ -17,20 +17,6 @@ import (
 // rows of a snapshot. A standby has the same log at the same places, a moment later; what
 // has to be made sure is that it is a standby of that primary, and still is.
 
-// connectHost opens a session on a standby. It is one of replication, because SQL does not
-// tell the timeline there.
-func connectHost(ctx context.Context, url string) (*pgx.Conn, error) {
-	conn, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
-		for k, v := range textForm {
-			c.RuntimeParams[k] = v
-		}
-		c.RuntimeParams["application_name"] = "onewrite log"
-		c.RuntimeParams["replication"] = "database"
-		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-	})
-	return conn, err
-}
-
 // standbySlot ends the name of a slot on a standby: one of the usual name may be there, a
 // copy of the primary's.
 const standbySlot = "_s"
@@ -121,22 +107,16 @@ func (r *logReader) follow(ctx context.Context, system uint64) error {
 			text = "the standby of log_url has not replayed yet what the server of url has"
 		default:
 			if said { // what is waited for from now on
-				r.trouble(slotWaits)
+				r.cfg.trouble("log", slotWaits)
 			}
 			return r.sameHistory(ctx, line)
 		}
-		r.trouble("row changes are not read yet: " + text + "; look there: " + lookAtReceiver)
+		r.cfg.trouble("log", "row changes are not read yet: "+text+"; look there: "+lookAtReceiver)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(100 * time.Millisecond):
 		}
-	}
-}
-
-func (r *logReader) trouble(problem string) {
-	if r.cfg.Trouble != nil {
-		r.cfg.Trouble("log", problem)
 	}
 }
 

@@ -236,7 +236,8 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn}
 	if cfg.LogURL != "" {
 		r.slot += standbySlot
-		if r.host, err = connectHost(ctx, cfg.LogURL); err == nil {
+		// SQL does not tell the timeline of a standby.
+		if r.host, err = connectSender(ctx, cfg.LogURL, "onewrite log"); err == nil {
 			err = r.follow(ctx, ring.id.system)
 		}
 	}

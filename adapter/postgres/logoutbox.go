@@ -192,6 +192,6 @@ func (r *logReader) lookAtOutbox(ctx context.Context) error {
 	case *r.member != member:
 		return errors.New("postgres: the outbox was taken out of the publication, or put into it")
 	}
-	r.say("outbox", map[bool]string{true: notPublished}[member == 0])
+	r.cfg.trouble("outbox", map[bool]string{true: notPublished}[member == 0])
 	return nil
 }

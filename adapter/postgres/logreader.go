@@ -56,6 +56,7 @@ type logReader struct {
 	begin    logPlace // where reading began
 	tx       transaction
 	held     *item // the newest event of tx that is not of the outbox: is it the last?
+	newest   item  // where held is
 	outbox   outboxRows
 	member   *uint32 // the outbox's entry in the publication at the start, 0: it has none; nil: it is not known yet
 	tail     []item  // events of the outbox behind held
@@ -355,7 +356,8 @@ func (r *logReader) hold(c *change, last bool, e onewrite.Event) {
 		p.index, p.sub = c.index+1, 0
 	}
 	r.pushHeld()
-	r.held = &item{event: e, at: p, xid: r.tx.outbox}
+	r.newest = item{event: e, at: p, xid: r.tx.outbox}
+	r.held = &r.newest
 }
 
 // Read returns the next items.

@@ -46,8 +46,7 @@ type slicer struct {
 type sliceSession struct {
 	conn *pgx.Conn
 	slot string
-	from pgoutput.LSN // where its newest slice begins
-	end  chan error   // how that ended; nil: it has none
+	end  chan error // how its newest slice ended; nil: it has none
 }
 
 // unread is a slice that the server refused before it sent a row of it.
@@ -169,7 +168,7 @@ func (s *slicer) plan(one *sliceSession, from pgoutput.LSN) (to pgoutput.LSN, er
 	if err := s.release(one); err != nil {
 		return 0, err
 	}
-	if _, err := one.conn.Exec(ctx, `SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn`, one.slot, from.String()); err != nil {
+	if err := s.advance(one, one.slot, from); err != nil {
 		return 0, err
 	}
 	var again, rest int64
@@ -198,14 +197,19 @@ func (s *slicer) release(one *sliceSession) error {
 		return nil
 	}
 	s.released = stored
-	_, err := one.conn.Exec(s.alive, `SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn`, s.r.slot, stored.String())
+	return s.advance(one, s.r.slot, stored)
+}
+
+// advance moves a slot to a place, unless it is there already.
+func (s *slicer) advance(one *sliceSession, slot string, to pgoutput.LSN) error {
+	_, err := one.conn.Exec(s.alive, `SELECT pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn`, slot, to.String())
 	return err
 }
 
 // begin asks for a slice. Its rows are handled when those of the one before are.
 func (s *slicer) begin(one *sliceSession, from, to pgoutput.LSN) {
 	before, handled := s.handled, make(chan bool, 1)
-	s.handled, one.from, one.end = handled, from, make(chan error, 1)
+	s.handled, one.end = handled, make(chan error, 1)
 	w := &sliceWriter{r: s.r, before: before}
 	sql := fmt.Sprintf(`COPY (SELECT data FROM pg_logical_slot_get_binary_changes(%s, %s, NULL, %s)) TO STDOUT (FORMAT binary)`, quoteText(one.slot), quoteText(to.String()), s.r.options())
 	go func() {

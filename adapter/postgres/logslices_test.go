@@ -105,7 +105,7 @@ func TestSlices(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if rnd.IntN(6) == 0 && cut < 10 { // a session dies
+			if rnd.IntN(3) == 0 && cut < 10 { // a session dies
 				cut += one[int](t, r.conn, `SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE temporary AND database = current_database()`)
 			}
 			if b.Gap != nil {
@@ -133,7 +133,7 @@ func TestSlices(t *testing.T) {
 		}
 		slices := strings.Count(said.String(), sliced)
 		t.Logf("%d events, opened %d times, %d slices, %d sessions cut", h.n, opened, slices, cut)
-		if slices < 5 || opened < 5 || cut < 3 {
+		if slices < 5 || opened < 5 || cut < 1 {
 			t.Errorf("%d slices, opened %d times, %d sessions cut", slices, opened, cut)
 		}
 	})

@@ -81,13 +81,6 @@ func (r *logReader) check() error {
 	return r.guard(ctx, s, behind)
 }
 
-// say tells what is wrong beside the reading of the outbox; "" is nothing.
-func (r *logReader) say(name, problem string) {
-	if r.cfg.Trouble != nil {
-		r.cfg.Trouble(name, problem)
-	}
-}
-
 func isCode(err error, code string) bool {
 	var pe *pgconn.PgError
 	return errors.As(err, &pe) && pe.Code == code

@@ -159,58 +159,88 @@ func TestOrderUnderLoad(t *testing.T) {
 // A reader that stops at any place and goes on there has seen each event once.
 func TestRestartAnywhere(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
-		url := newOutbox(t, pg, MigrateOptions{})
-		done := make(chan map[string]int, 1)
-		go func() { done <- workload(t, url, 8, 150) }()
-		rnd := rand.New(rand.NewPCG(7, 7))
-		var events []onewrite.Event
-		var pos onewrite.Pos
-		var committed map[string]int
-		restarts, want := 0, -1
-		for want < 0 || len(events) < want {
-			if want < 0 {
-				select {
-				case committed = <-done:
-					want = total(committed)
-				default:
-				}
-			}
-			s, err := Open(t.Context(), Config{Name: "shop", URL: url, BusID: "bus1", MaxBatchBytes: 20_000}, pos)
-			if errors.Is(err, onewrite.ErrStandby) {
-				time.Sleep(10 * time.Millisecond) // the server sees the end of the last session a moment later
-				continue
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			for range 1 + rnd.IntN(3) {
-				if want >= 0 && len(events) >= want {
-					break
-				}
-				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-				b, err := s.Read(ctx)
-				cancel()
-				if errors.Is(err, context.DeadlineExceeded) {
-					break // all is read, and the writers are just about to say how much that is
-				}
-				if err != nil || b.Gap != nil {
-					t.Fatalf("%v, gap: %v", err, b.Gap)
-				}
-				if n := len(b.Events); n > 0 && rnd.IntN(2) == 0 { // in the middle of a batch
-					i := rnd.IntN(n)
-					events, pos = append(events, b.Events[:i+1]...), b.PosAt(i)
-					break
-				}
-				events, pos = append(events, b.Events...), b.Pos
-			}
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
-			restarts++
-		}
-		t.Logf("%d events, %d restarts", len(events), restarts)
-		verify(t, events, committed)
+		r := restarts{url: newOutbox(t, pg, MigrateOptions{}), writers: 8, each: 150, reads: 3, cut: 2}
+		r.config = func(int, onewrite.Pos) Config { return Config{MaxBatchBytes: 20_000} }
+		t.Logf("%d restarts", r.run(t))
 	})
+}
+
+// restarts reads the workload with a reader that stops again and again.
+type restarts struct {
+	url           string
+	writers, each int                                                // of the workload
+	reads         int                                                // after so many reads at the most the reader stops
+	cut           int                                                // one in so many is taken in part, and the reader stops there
+	config        func(n int, pos onewrite.Pos) Config               // of the n-th reader
+	took          func(src onewrite.Source, pos onewrite.Pos, n int) // after the n-th whole batch, if set
+}
+
+// run checks that all came once and in order, and returns how often the reader stopped.
+func (r *restarts) run(t *testing.T) (stops int) {
+	t.Helper()
+	done := make(chan map[string]int, 1)
+	go func() { done <- workload(t, r.url, r.writers, r.each) }()
+	rnd := rand.New(rand.NewPCG(7, 7))
+	var events []onewrite.Event
+	var pos onewrite.Pos
+	var committed map[string]int
+	want, batches, deadline := -1, 0, time.Now().Add(4*patience)
+	all := func() bool { return want >= 0 && len(events) >= want }
+	for ; !all(); stops++ {
+		select {
+		case committed = <-done:
+			want = total(committed)
+		default:
+		}
+		src := r.open(t, stops, pos)
+		for range 1 + rnd.IntN(r.reads) {
+			if all() {
+				break
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			b, err := src.Read(ctx)
+			cancel()
+			if errors.Is(err, context.DeadlineExceeded) {
+				break // all is read, and the writers are just about to say how much that is
+			}
+			if err != nil || b.Gap != nil {
+				t.Fatalf("%v, gap: %v", err, b.Gap)
+			}
+			if n := len(b.Events); n > 0 && rnd.IntN(r.cut) == 0 { // in the middle of a batch
+				i := rnd.IntN(n)
+				events, pos = append(events, b.Events[:i+1]...), b.PosAt(i)
+				break
+			}
+			events, pos = append(events, b.Events...), b.Pos
+			if batches++; r.took != nil {
+				r.took(src, pos, batches)
+			}
+		}
+		if err := src.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d events came", len(events), want)
+		}
+	}
+	verify(t, events, committed)
+	return stops
+}
+
+// open waits for the place of the reader before: the server sees the end of a session a
+// moment later.
+func (r *restarts) open(t *testing.T, n int, pos onewrite.Pos) (src onewrite.Source) {
+	t.Helper()
+	cfg := r.config(n, pos)
+	cfg.Name, cfg.URL, cfg.BusID = "shop", r.url, "bus1"
+	eventually(t, "the place of the reader before is free", func() (ok bool) {
+		var err error
+		if src, err = OpenSource(t.Context(), cfg, pos); err != nil && !errors.Is(err, onewrite.ErrStandby) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	return src
 }
 
 // Every place inside a backlog is one to go on from.

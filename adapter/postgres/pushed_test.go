@@ -2,10 +2,7 @@ package postgres
 
 import (
 	"context"
-	database "database/sql"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
@@ -17,33 +14,9 @@ import (
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/internal/servers"
-	"github.com/onewrite/onewrite/onewritetest"
-	"github.com/onewrite/onewrite/outbox"
 )
 
 var pushedCapture = MigrateOptions{Capture: Capture{Source: "shop", Pushed: true}}
-
-func TestConformancePushed(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
-		onewritetest.TestSource(t, func(t *testing.T) onewritetest.SourceHarness {
-			url := newOutbox(t, pg, pushedCapture)
-			owner := dial(t, url)
-			db, err := database.Open("pgx", url)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = db.Close() })
-			return onewritetest.SourceHarness{
-				Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
-					return OpenSource(ctx, Config{Name: "shop", URL: url, BusID: "bus1", Pushed: true}, pos)
-				},
-				Begin: onewritetest.BeginSQL(db, outbox.Postgres),
-				Held:  func(t *testing.T) int { return one[int](t, owner, "SELECT count(*) FROM onewrite.outbox") },
-				Break: func(t *testing.T) { sql(t, owner, "UPDATE onewrite.bus SET database = 1") },
-			}
-		})
-	})
-}
 
 // pushing opens a source, and waits until the log tells what is published.
 func (r *rig) pushing() {
@@ -99,91 +72,43 @@ func TestPushedRestartAnywhere(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, pushedCapture)
 		conn := dial(t, url)
-		done := make(chan map[string]int, 1)
-		go func() { done <- workload(t, url, 4, 1200) }()
-		rnd := rand.New(rand.NewPCG(7, 7))
-		var events []onewrite.Event
-		var pos onewrite.Pos
-		var committed map[string]int
-		restarts, rings, lost, told, want := 0, 0, 0, 0, -1
+		rings, lost, told := 0, 0, 0
 		var newest pgoutput.LSN
-		deadline := time.Now().Add(4 * patience)
-		for want < 0 || len(events) < want {
-			if time.Now().After(deadline) {
-				t.Fatalf("%d of %d events came", len(events), want)
-			}
-			if want < 0 {
-				select {
-				case committed = <-done:
-					want = total(committed)
-				default:
-				}
-			}
+		r := restarts{url: url, writers: 4, each: 1200, reads: 150, cut: 12}
+		r.config = func(n int, pos onewrite.Pos) Config {
 			place, _, err := splitPlaces(pos)
 			if err != nil {
 				t.Fatal(err)
 			}
 			whole := place == nil || place.tx == 0 // else the ring would tell the transaction from its beginning
-			cfg := Config{Name: "shop", URL: url, BusID: "bus1", MaxBatchBytes: 60_000, Pushed: !whole || restarts%4 > 0}
+			if whole && n%7 == 5 {
+				sql(t, conn, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active`)
+				lost++
+			}
+			cfg := Config{MaxBatchBytes: 60_000, Pushed: !whole || n%4 > 0}
 			if !cfg.Pushed {
 				rings++
 			}
-			if whole && restarts%7 == 5 {
-				if _, err := conn.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active`); err != nil {
-					t.Fatal(err)
-				}
-				lost++
-			}
-			src, err := OpenSource(t.Context(), cfg, pos)
-			if errors.Is(err, onewrite.ErrStandby) {
-				time.Sleep(10 * time.Millisecond) // the server sees the end of the last session a moment later
-				continue
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			for range 1 + rnd.IntN(150) {
-				if want >= 0 && len(events) >= want {
-					break
-				}
-				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-				b, err := src.Read(ctx)
-				cancel()
-				if errors.Is(err, context.DeadlineExceeded) {
-					break // all is read, and the writers are just about to say how much that is
-				}
-				if err != nil || b.Gap != nil {
-					t.Fatalf("%v, gap: %v", err, b.Gap)
-				}
-				if p, _, err := splitPlaces(b.Pos); err != nil {
-					t.Fatal(err)
-				} else if p != nil && p.done != newest {
-					told++
-					newest = p.done
-				}
-				if n := len(b.Events); n > 0 && rnd.IntN(12) == 0 { // in the middle of a batch
-					i := rnd.IntN(n)
-					events, pos = append(events, b.Events[:i+1]...), b.PosAt(i)
-					break
-				}
-				events, pos = append(events, b.Events...), b.Pos
-				if s, ok := src.(*Both); ok {
-					s.Stored(pos)
-				}
-				if rnd.IntN(3) == 0 {
-					if err := src.Ack(t.Context(), pos); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			if err := src.Close(); err != nil {
-				t.Fatal(err)
-			}
-			restarts++
+			return cfg
 		}
-		t.Logf("%d events, %d restarts, %d of the ring alone, %d slots lost, %d batches of the log", len(events), restarts, rings, lost, told)
-		verify(t, events, committed)
-		if restarts < 12 || rings < 2 || lost < 1 || told < 50 {
+		r.took = func(src onewrite.Source, pos onewrite.Pos, n int) {
+			if p, _, err := splitPlaces(pos); err != nil {
+				t.Fatal(err)
+			} else if p != nil && p.done != newest {
+				told, newest = told+1, p.done
+			}
+			if s, ok := src.(*Both); ok {
+				s.Stored(pos)
+			}
+			if n%3 == 0 {
+				if err := src.Ack(t.Context(), pos); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		n := r.run(t)
+		t.Logf("%d restarts, %d of the ring alone, %d slots lost, %d batches of the log", n, rings, lost, told)
+		if n < 12 || rings < 2 || lost < 1 || told < 50 {
 			t.Error("the test is too tame")
 		}
 	})

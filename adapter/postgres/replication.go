@@ -41,6 +41,23 @@ func connectText(ctx context.Context, url, name string) (*pgx.Conn, error) {
 	return conn, err
 }
 
+// connectSender opens a session of replication, which knows more commands, and one
+// statement at a time. A test may change its settings.
+func connectSender(ctx context.Context, url, name string, with ...func(*pgx.ConnConfig)) (*pgx.Conn, error) {
+	conn, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
+		for _, f := range with {
+			f(c)
+		}
+		for k, v := range textForm {
+			c.RuntimeParams[k] = v
+		}
+		c.RuntimeParams["application_name"] = name
+		c.RuntimeParams["replication"] = "database"
+		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	})
+	return conn, err
+}
+
 // replication is a connection that streams the log. One goroutine receives, another
 // sends what is confirmed, at least each interval, whatever the receiver waits for:
 // a server that hears nothing hangs up.
@@ -63,20 +80,9 @@ type replication struct {
 	once      sync.Once
 }
 
-// connectReplication opens the connection. Nothing is sent on it before start. A test
-// may change the settings.
+// connectReplication opens the connection. Nothing is sent on it before start.
 func connectReplication(ctx context.Context, url, name string, with ...func(*pgx.ConnConfig)) (*replication, error) {
-	conn, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
-		for _, f := range with {
-			f(c)
-		}
-		for k, v := range textForm {
-			c.RuntimeParams[k] = v
-		}
-		c.RuntimeParams["application_name"] = name
-		c.RuntimeParams["replication"] = "database"
-		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-	})
+	conn, err := connectSender(ctx, url, name, with...)
 	if err != nil {
 		return nil, err
 	}

@@ -145,8 +145,8 @@ func (c *schedule) poke() {
 
 // trouble says aloud what is wrong beside the reading of the outbox, or no more.
 func (s *Source) trouble(what, problem string) {
-	if last, said := s.troubled[what]; s.cfg.Trouble != nil && (!said || last != problem) {
-		s.cfg.Trouble(what, problem)
+	if last, said := s.troubled[what]; !said || last != problem {
+		s.cfg.trouble(what, problem)
 	}
 	s.troubled[what] = problem
 }

@@ -83,6 +83,13 @@ type Config struct {
 	say     time.Duration // how often it is said how far a snapshot is
 }
 
+// trouble tells what is wrong beside the reading of the outbox; "" is nothing any more.
+func (c *Config) trouble(name, problem string) {
+	if c.Trouble != nil {
+		c.Trouble(name, problem)
+	}
+}
+
 // Source is the reader of one outbox. See [onewrite.Source].
 type Source struct {
 	cfg   Config
@@ -152,8 +159,8 @@ func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
 	for _, im := range cfg.Imports {
 		last, waiting := "?", -2
 		i := &importer{Import: &im, url: cfg.URL, report: func(problem string) {
-			if problem != last && cfg.Trouble != nil {
-				cfg.Trouble(im.Name, problem)
+			if problem != last {
+				cfg.trouble(im.Name, problem)
 			}
 			last = problem
 		}, waits: func(rows int) {
