@@ -17,6 +17,7 @@ import (
 func kills(plain string) []trial {
 	return []trial{
 		{Name: "kill-postgres", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 1_000_000, Kills: 100, Terms: 5, Freezes: 5, Crashes: 5}},
+		{Name: "kill-pushed", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 400_000, Kills: 25, Terms: 5, Freezes: 5, Crashes: 5, Pushed: true}},
 		{Name: "kill-sqlite", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 200_000, Kills: 100, Terms: 5, Freezes: 5}},
 	}
 }
@@ -26,6 +27,7 @@ func kills(plain string) []trial {
 func fences(plain string) []trial {
 	return []trial{
 		{Name: "fence-rounds", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Rate: 200, Nodes: 1, Copies: 5, Rounds: 50, Wait: 2 * time.Minute}},
+		{Name: "fence-pushed", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 30_000, Nodes: 1, Copies: 3, Kills: 15, Freezes: 5, Rounds: 5, Pushed: true, Wait: 2 * time.Minute}},
 		{Name: "fence-kills", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 30_000, Nodes: 1, Copies: 3, Kills: 30, Freezes: 10, Terms: 5}},
 		{Name: "cluster-deaths", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 3, Copies: 2, Deaths: 12, Kills: 5, Wait: 2 * time.Minute}},
 		{Name: "network-postgres", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Nodes: 1, Copies: 2, Nets: 60, Wait: 2 * time.Minute}},

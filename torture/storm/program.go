@@ -37,6 +37,9 @@ const stateDir = "state"
 func (s *storm) writeConfig() error {
 	var b strings.Builder
 	source := s.db.source
+	if s.Pushed {
+		source = strings.TrimSuffix(source, "}") + ", outbox: log}"
+	}
 	if s.Rows != "" {
 		source = strings.TrimSuffix(source, "}") + `, tables: ["rows.*"]}`
 	}

@@ -45,6 +45,7 @@ type Config struct {
 	Flips   int      // times that bytes in it are changed
 	Fills   int      // times that its disk is full
 	Refuse  bool     // the webhook refuses some events until the end: they are parked, and then delivered
+	Pushed  bool     // the outbox is read from the log (outbox: log); PostgreSQL only
 	Rows    string   // workloads of row changes beside the events, "W4 W5 W6" for instance; PostgreSQL only
 	Large   int      // rows of a transaction of W8; default 200,000
 	Traps   []string // what is done to the slot, the publication and the server's history, in this order

@@ -51,6 +51,7 @@ func TestShortStorms(t *testing.T) {
 	for name, c := range map[string]Config{
 		"sqlite":   {Source: "sqlite", Events: 1000, Kills: 3, Terms: 1, Freezes: 1, Refuse: true},
 		"postgres": {Source: "postgres-18", Events: 2500, Kills: 4, Terms: 1, Freezes: 1, Crashes: 1},
+		"pushed":   {Source: "postgres-18", Events: 2500, Kills: 4, Terms: 1, Freezes: 1, Crashes: 1, Pushed: true},
 		"network":  {Source: "sqlite", Events: 800, Nets: 3, Lost: 10},
 		"copies":   {Source: "postgres-18", Events: 1000, Rate: 200, Nodes: 1, Copies: 3, Rounds: 1},
 		"cluster":  {Source: "sqlite", Events: 800, Rate: 150, Nodes: 3, Deaths: 1},

@@ -73,7 +73,7 @@ func (k *stream) open(ctx context.Context) (err error) {
 // read takes what arrives until it is stopped.
 func (k *stream) read(ctx context.Context, c jetstream.Consumer) error {
 	for ctx.Err() == nil {
-		msgs, err := c.Fetch(500, jetstream.FetchMaxWait(200*time.Millisecond))
+		msgs, err := c.Fetch(every, jetstream.FetchMaxWait(200*time.Millisecond))
 		if err != nil {
 			return err
 		}
