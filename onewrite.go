@@ -177,6 +177,23 @@ type Sink interface {
 	Close() error
 }
 
+// Placed is a [Sink] that keeps a record of its destination's place together with
+// the events, in one atomic step. What a crash leaves unconfirmed is compared with
+// the record and not written again: no event comes twice. A delivery writes to it
+// by WriteAt alone, one write at a time.
+type Placed interface {
+	Sink
+	// Place returns the record of the last WriteAt that is durable; nil if there is
+	// none. From when it returns, WriteAt of every sink of this destination that was
+	// opened before fails with ErrFenced and changes nothing.
+	Place(ctx context.Context) ([]byte, error)
+	// WriteAt makes all messages and the record durable, or nothing. An error is
+	// about messages[bad], and as one of Write otherwise; if it is unknown whether
+	// all is durable or nothing, Place of the next sink says so. The messages are
+	// in the order of their logs, but for those that were refused before.
+	WriteAt(ctx context.Context, messages []Message, place []byte) (bad int, err error)
+}
+
 // Bus is the durable, ordered middle. It keeps one log per source; events and
 // the source's position are stored together, in one atomic step.
 type Bus interface {
