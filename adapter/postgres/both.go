@@ -47,8 +47,12 @@ const slotWaits = "row changes are not read yet: the slot can be made when the t
 
 // soon is how long the opening of the log is waited for. A slot can be made only when
 // the transactions that are open have ended, which may take hours: the outbox does not
-// wait for that.
-const soon = 3 * time.Second
+// wait for that. Where the ring has all that the log has, it hardly waits: a takeover
+// would last that much longer.
+const (
+	soon   = 2 * time.Second
+	sooner = 250 * time.Millisecond
+)
 
 // OpenSource opens a source that reads the outbox and, if tables are captured or messages wanted, the log.
 // The errors are those of [Open]; one that is a Gap: row changes are missing.
@@ -69,6 +73,9 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	b.alive, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	b.pumps.Go(func() { b.pumpLog(place, broken) })
 	late := time.After(soon)
+	if b.fallsBack() {
+		late = time.After(sooner)
+	}
 	for waiting := true; waiting; {
 		waiting = false
 		select {
