@@ -274,6 +274,9 @@ type Cursor struct {
 	// of the newest of them; 0 if none is.
 	Parked     uint64 `json:"parked,omitempty"`
 	LastParked uint64 `json:"last_parked,omitempty"`
+	// Placed ties the cursor to the record that a [Placed] sink keeps; empty if there
+	// is none.
+	Placed string `json:"placed,omitempty"`
 }
 
 // Parked is an event that a destination refused, or that waits behind one.

@@ -23,6 +23,7 @@ type deliverer struct {
 	finish context.Context // outlives the session's ctx by the drain time
 
 	sink    onewrite.Sink
+	placed  placed
 	opening bool
 	writing int
 	results chan result
@@ -68,10 +69,12 @@ type feed struct {
 
 // result is the answer to a write, or to the opening of the sink.
 type result struct {
-	batch []*entry
-	n     int
-	err   error
-	sink  onewrite.Sink
+	batch  []*entry
+	n      int
+	bad    int // of a whole batch that failed, the one that err is about
+	err    error
+	sink   onewrite.Sink
+	record []byte // the place that it keeps
 }
 
 // session delivers until something of the bus fails, another copy takes over or
@@ -297,6 +300,11 @@ func (r *deliverer) accept(f feed) error {
 			t.finish(m.Offset) // the last owner died between the lot and the cursor
 			continue
 		}
+		if r.placed.has(m) { // the last owner died between the sink and the cursor
+			r.cursor.Delivered++
+			t.finish(m.Offset)
+			continue
+		}
 		l := r.lanes.find(onewrite.Lane{Log: m.Log, Key: m.Key})
 		e := &entry{msg: *m, lane: l}
 		if l.keyed() && (l.parked || l.redo) && sabotage.Bug != "followers-flow" {
@@ -365,6 +373,7 @@ func (r *deliverer) stored(err error) error {
 		return fmt.Errorf("bus: store the cursor of %s: %w", r.d.Interest.Name, err)
 	}
 	r.renewed = r.committed
+	r.placed.stored(c)
 	r.d.mu.Lock()
 	for name, lc := range c.Logs {
 		r.d.floors[name] = lc.Floor

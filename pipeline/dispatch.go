@@ -17,6 +17,9 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time) {
 	if now.Before(r.health.hold) {
 		return r.health.hold
 	}
+	if r.placed.full() {
+		return time.Time{} // until the cursor is stored
+	}
 	if r.health.outage() || r.sink == nil {
 		return r.probe(now)
 	}
@@ -43,14 +46,7 @@ func (r *deliverer) probe(now time.Time) (next time.Time) {
 	}
 	if r.sink == nil {
 		r.opening = true
-		go func() {
-			err := sabotage.At("delivery.open")
-			var s onewrite.Sink
-			if err == nil {
-				s, err = r.d.Open(r.finish)
-			}
-			r.results <- result{sink: s, err: err}
-		}()
+		go func() { r.results <- r.open() }()
 		return time.Time{}
 	}
 	// Failed events and fresh ones take turns: those that failed may all be
@@ -76,6 +72,15 @@ func (r *deliverer) write(batch []*entry) {
 		return
 	}
 	r.writing++
+	if r.placed.sink != nil {
+		for _, e := range batch {
+			if e.tries == 0 {
+				e.sentGen = r.health.gen
+			}
+		}
+		r.writePlaced(batch)
+		return
+	}
 	sink := r.sink
 	events := make([]onewrite.Event, len(batch))
 	for i, e := range batch {
@@ -115,6 +120,9 @@ func (r *deliverer) answer(res result) error {
 	if sabotage.Bug == "short-write" {
 		res.n = len(res.batch)
 	}
+	if r.placed.sink != nil && res.n > 0 {
+		r.note(res.batch)
+	}
 	for _, e := range res.batch[:res.n] {
 		if err := r.delivered(e, now); err != nil {
 			return err
@@ -131,7 +139,11 @@ func (r *deliverer) answer(res result) error {
 	if res.n < len(res.batch) {
 		rest := res.batch[res.n:]
 		r.lanes.back(rest)
-		err = r.failed(rest, res.err, now)
+		if r.placed.sink != nil {
+			err = r.failedPlaced(res, now)
+		} else {
+			err = r.failed(rest, res.err, now)
+		}
 	}
 	r.lanes.release(res.batch)
 	return err
@@ -229,7 +241,7 @@ func (r *deliverer) shut() {
 	if err := r.sink.Close(); err != nil {
 		r.log.Debug("close the sink", "error", err)
 	}
-	r.sink = nil
+	r.sink, r.placed.sink = nil, nil
 	if r.health.probe.IsZero() {
 		if l := r.lanes.earliest(); l != nil {
 			r.health.probe = l.retry
@@ -240,8 +252,21 @@ func (r *deliverer) shut() {
 // opened takes the answer to the opening of the sink.
 func (r *deliverer) opened(res result, now time.Time) error {
 	r.opening = false
+	if p, keeps := res.sink.(onewrite.Placed); keeps && res.err == nil {
+		if res.err = r.takeOver(p, res.record, now); res.err != nil {
+			if err := p.Close(); err != nil {
+				r.log.Debug("close the sink", "error", err)
+			}
+		}
+		if r.torn != nil {
+			return r.torn
+		}
+	}
 	if res.err == nil {
 		r.sink = res.sink
+		if r.placed.sink == nil && r.cursor.Placed != "" {
+			r.cursor.Placed, r.dirty = "", true // a record that is still there will be old
+		}
 		return nil
 	}
 	if errors.Is(res.err, onewrite.ErrFenced) {

@@ -2,6 +2,9 @@ package pipeline
 
 import (
 	"container/heap"
+	"iter"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -197,6 +200,12 @@ func (h *laneHeap) Pop() any {
 	*h = old[:len(old)-1]
 	l.index = -1
 	return l
+}
+
+// all returns every lane with events; none of them is being written.
+func (ls *lanes) all() iter.Seq[*lane] {
+	list := slices.Concat(ls.ready, slices.Collect(maps.Keys(ls.later)))
+	return slices.Values(list)
 }
 
 // takeFrom removes the first event of one lane.
