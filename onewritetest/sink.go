@@ -23,7 +23,8 @@ const (
 // delivered.
 type SinkHarness struct {
 	// New opens a sink. All sinks of a harness deliver to one destination; the
-	// suite closes each and never has two of them open.
+	// suite closes each, and has two of them open only to see one that keeps its
+	// place take over from the other.
 	New func(t *testing.T) onewrite.Sink
 	// Received returns the events at the destination in the order in which they
 	// arrived, repeats included. It may return those of other tests too.
@@ -45,8 +46,8 @@ type SinkHarness struct {
 	Stall func(t *testing.T) (resume func())
 }
 
-// TestSink checks that a sink keeps the contract of [onewrite.Sink]. What the
-// harness has no means for is skipped.
+// TestSink checks that a sink keeps the contract of [onewrite.Sink], and that of
+// [onewrite.Placed] if it is one. What the harness has no means for is skipped.
 func TestSink(t *testing.T, h SinkHarness) {
 	if h.MaxData == 0 {
 		h.MaxData = 1 << 20
@@ -70,6 +71,9 @@ func TestSink(t *testing.T, h SinkHarness) {
 	run("refuse", h.Refuse != nil, (*sinkTest).refuse)
 	run("break", h.Break != nil, (*sinkTest).broken)
 	run("stall", h.Stall != nil, (*sinkTest).stall)
+	run("placed", true, (*sinkTest).placed)
+	run("placed-refuse", h.Refuse != nil, (*sinkTest).placedRefuse)
+	run("placed-break", h.Break != nil, (*sinkTest).placedBroken)
 }
 
 // sinkTest is one check; its events have a topic of their own.
@@ -78,6 +82,8 @@ type sinkTest struct {
 	h     SinkHarness
 	topic string
 	made  int
+	// offset is the place of the newest message on the bus.
+	offset uint64
 }
 
 // open opens a sink that is closed with the test.
