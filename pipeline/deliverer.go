@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -60,12 +59,6 @@ type deliverer struct {
 
 // unread is an answer of the bus: n events were not accepted when accepted were.
 type unread struct{ n, accepted uint64 }
-
-// feed is what the reader hands to the loop.
-type feed struct {
-	msgs []onewrite.Message
-	upto map[string]uint64
-}
 
 // result is the answer to a write, or to the opening of the sink.
 type result struct {
@@ -131,7 +124,7 @@ func (r *deliverer) run(ctx context.Context) error {
 				return
 			}
 			select {
-			case feeds <- feed{msgs, upto}:
+			case feeds <- feed{msgs, r.d.shapes(msgs), upto}:
 			case <-readCtx.Done():
 				return
 			}
@@ -210,7 +203,11 @@ func (r *deliverer) step(now time.Time) (wake time.Time, err error) {
 		}
 	}
 	if r.halted == nil && r.mayWrite(now) {
-		soonest(r.dispatch(now))
+		due, err := r.dispatch(now)
+		if err != nil {
+			return wake, err
+		}
+		soonest(due)
 	}
 	if r.storing == nil && (r.dirty || r.leaseDue(now)) {
 		due := r.committed.Add(20 * time.Millisecond * time.Duration(1+r.spans/64))
@@ -251,79 +248,6 @@ func (r *deliverer) leaseDue(now time.Time) bool {
 func (r *deliverer) mayWrite(now time.Time) bool {
 	l := r.sub.Lease()
 	return l == 0 || now.Sub(r.renewed) < l/2
-}
-
-// blocked reports whether an event has to wait until all that its log had before it is
-// done: it is a barrier, or comes after one.
-func (r *deliverer) blocked(m *onewrite.Message) bool {
-	switch barrier := m.Barrier(); {
-	case !barrier && !r.behind[m.Log]:
-		return false
-	case r.lanes.held[m.Log] > 0:
-		return true
-	case barrier:
-		r.behind[m.Log] = true
-	default:
-		delete(r.behind, m.Log)
-	}
-	return false
-}
-
-// resume goes on with what a barrier holds up.
-func (r *deliverer) resume() error {
-	if r.stalled == nil {
-		return nil
-	}
-	f := *r.stalled
-	r.stalled = nil
-	return r.accept(f)
-}
-
-// accept takes events from the reader.
-func (r *deliverer) accept(f feed) error {
-	for i := range f.msgs {
-		m := &f.msgs[i]
-		if r.blocked(m) {
-			r.stalled = &feed{msgs: f.msgs[i:], upto: f.upto}
-			return nil
-		}
-		t := r.track(m.Log)
-		filtered, fresh := t.hand(m.Offset, m.Time)
-		r.cursor.Filtered += filtered
-		if !fresh {
-			continue
-		}
-		r.accepted++
-		r.unread -= min(r.unread, 1)
-		delete(r.lot.ahead, place{m.Log, m.Offset})
-		if id, parked := r.lot.at[place{m.Log, m.Offset}]; parked && id == m.ID {
-			t.finish(m.Offset) // the last owner died between the lot and the cursor
-			continue
-		}
-		if r.placed.has(m) { // the last owner died between the sink and the cursor
-			r.cursor.Delivered++
-			t.finish(m.Offset)
-			continue
-		}
-		l := r.lanes.find(onewrite.Lane{Log: m.Log, Key: m.Key})
-		e := &entry{msg: *m, lane: l}
-		if l.keyed() && (l.parked || l.redo) && sabotage.Bug != "followers-flow" {
-			if err := r.park(e, true, "waits behind an event of its key", true); err != nil {
-				return err
-			}
-			continue
-		}
-		r.lanes.add(l, e)
-	}
-	for name, offset := range f.upto {
-		r.cursor.Filtered += r.track(name).pass(offset)
-		maps.DeleteFunc(r.lot.ahead, func(p place, _ struct{}) bool { return p.log == name && p.offset <= offset })
-	}
-	if r.d.Linger > 0 && r.linger.IsZero() && len(f.msgs) > 0 {
-		r.linger = time.Now().Add(r.d.Linger)
-	}
-	r.dirty = true
-	return nil
 }
 
 func (r *deliverer) track(log string) *track {

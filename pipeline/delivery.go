@@ -42,6 +42,11 @@ type Delivery struct {
 	// and 32 MiB.
 	Window      int
 	WindowBytes int
+	// Shape, if set, says what the destination gets of an event: another form of it, or
+	// nothing, which counts as filtered. An error is a refusal: OnReject decides at
+	// once. It leaves the event as it is, always says the same of it, and may be called
+	// by several goroutines.
+	Shape func(e *onewrite.Event) (out onewrite.Event, keep bool, err error)
 	// Attempts is how often a poison event is tried before it is parked, default 10;
 	// 1 means 2, as the first failure counts once a second one is held against it.
 	Attempts int

@@ -10,15 +10,15 @@ import (
 )
 
 // dispatch starts the writes that may start now and returns when to try again.
-func (r *deliverer) dispatch(now time.Time) (next time.Time) {
+func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 	if r.opening {
-		return time.Time{}
+		return time.Time{}, nil
 	}
 	if now.Before(r.health.hold) {
-		return r.health.hold
+		return r.health.hold, nil
 	}
 	if r.placed.full() {
-		return time.Time{} // until the cursor is stored
+		return time.Time{}, nil // until the cursor is stored
 	}
 	if r.health.outage() || r.sink == nil {
 		return r.probe(now)
@@ -26,28 +26,30 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time) {
 	next = r.lanes.due(now)
 	for r.writing < r.d.Concurrency && len(r.lanes.ready) > 0 {
 		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount {
-			return r.linger
+			return r.linger, nil
 		}
-		r.write(r.lanes.take(r.d.BatchCount, r.d.BatchBytes))
+		if err := r.write(r.lanes.take(r.d.BatchCount, r.d.BatchBytes)); err != nil {
+			return next, err
+		}
 	}
 	r.linger = time.Time{}
-	return next
+	return next, nil
 }
 
 // probe opens the sink if need be, and in an outage sends one event at a time,
 // of another key each time, so that a poison event cannot hide that the
 // destination is back.
-func (r *deliverer) probe(now time.Time) (next time.Time) {
+func (r *deliverer) probe(now time.Time) (next time.Time, err error) {
 	if r.writing > 0 {
-		return time.Time{}
+		return time.Time{}, nil
 	}
 	if now.Before(r.health.probe) {
-		return r.health.probe
+		return r.health.probe, nil
 	}
 	if r.sink == nil {
 		r.opening = true
 		go func() { r.results <- r.open() }()
-		return time.Time{}
+		return time.Time{}, nil
 	}
 	// Failed events and fresh ones take turns: those that failed may all be
 	// poison, and would never show that the destination is back.
@@ -57,19 +59,19 @@ func (r *deliverer) probe(now time.Time) (next time.Time) {
 		r.lanes.settle(l)
 		l.queue[0].solo = true
 		batch := r.lanes.takeFrom(l)
-		r.write(batch)
-		return time.Time{}
+		return time.Time{}, r.write(batch)
 	}
 	if len(r.lanes.ready) > 0 {
-		r.write(r.lanes.take(1, r.d.BatchBytes))
+		err = r.write(r.lanes.take(1, r.d.BatchBytes))
 	}
-	return time.Time{}
+	return time.Time{}, err
 }
 
-// write hands a batch to the sink in a goroutine of its own.
-func (r *deliverer) write(batch []*entry) {
-	if len(batch) == 0 {
-		return
+// write hands a batch to the sink in a goroutine of its own. The error is one of the bus.
+func (r *deliverer) write(batch []*entry) error {
+	batch, err := r.shapely(batch)
+	if len(batch) == 0 || err != nil {
+		return err
 	}
 	r.writing++
 	if r.placed.sink != nil {
@@ -79,12 +81,12 @@ func (r *deliverer) write(batch []*entry) {
 			}
 		}
 		r.writePlaced(batch)
-		return
+		return nil
 	}
 	sink := r.sink
 	events := make([]onewrite.Event, len(batch))
 	for i, e := range batch {
-		events[i] = e.msg.Event
+		events[i] = *e.event()
 		if e.tries == 0 {
 			e.sentGen = r.health.gen
 		} else if sabotage.Bug == "new-id" {
@@ -108,6 +110,7 @@ func (r *deliverer) write(batch []*entry) {
 		}
 		r.results <- result{batch: batch, n: min(n, len(batch)), err: err}
 	}()
+	return nil
 }
 
 // answer takes the result of a write. An error ends the session.

@@ -18,6 +18,7 @@ type entry struct {
 	size  int
 	lane  *lane
 	ref   uint64 // the entry in the parking lot that this redelivers, or 0
+	shaped
 	trial
 }
 
@@ -68,7 +69,7 @@ func (ls *lanes) find(id onewrite.Lane) *lane {
 // add puts a new event at the end of its lane.
 func (ls *lanes) add(l *lane, e *entry) {
 	ls.next++
-	e.order, e.lane, e.size = ls.next, l, e.msg.Size()
+	e.order, e.lane, e.size = ls.next, l, e.msg.Size()+e.shaped.size()
 	l.queue = append(l.queue, e)
 	ls.count++
 	ls.held[e.msg.Log]++

@@ -245,7 +245,11 @@ func (r *deliverer) load(l *lane, p *onewrite.Parked) {
 		return
 	}
 	r.lot.loaded[p.Ref] = struct{}{}
-	r.lanes.add(l, &entry{msg: p.Message, ref: p.Ref})
+	e := &entry{msg: p.Message, ref: p.Ref}
+	if r.d.Shape != nil {
+		e.shaped = r.d.shape(&e.msg.Event)
+	}
+	r.lanes.add(l, e)
 }
 
 // refill loads the next parked entries of a lane; when there are none left, the

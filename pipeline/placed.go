@@ -263,6 +263,7 @@ func (r *deliverer) writePlaced(batch []*entry) {
 	sink, msgs := r.placed.sink, make([]onewrite.Message, len(batch))
 	for i, e := range batch {
 		msgs[i] = e.msg
+		msgs[i].Event = *e.event()
 	}
 	go func() {
 		bad := 0
