@@ -102,11 +102,13 @@ func opened[S onewrite.Source](s S, err error) (onewrite.Source, error) {
 
 // newDelivery builds the delivery of a destination: how many writes at once and
 // how much in each follows from what its sink can do.
-func newDelivery(name string, c config.Destination, bus config.Bus, sources []string, log *slog.Logger) *pipeline.Delivery {
+func newDelivery(name string, c config.Destination, cfg *Config, sources []string, log *slog.Logger) *pipeline.Delivery {
+	bus, maxEvent := cfg.Bus, int(cfg.MaxEvent)
 	from, _ := c.Start() // the configuration was validated
 	d := &pipeline.Delivery{
 		Interest: onewrite.Interest{Name: name, Sources: sources, Topics: c.Topics, From: from},
 		Attempts: c.Retry.Attempts,
+		Shape:    shapeOf(c, maxEvent),
 		OnReject: pipeline.OnReject(c.OnReject),
 		Retry:    pipeline.Backoff{First: c.Retry.First, Max: c.Retry.Max},
 	}

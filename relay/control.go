@@ -195,7 +195,7 @@ func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, er
 	if r.opts.ConfigPath == "" {
 		return dashboard.Reload{}, errors.New("this instance was not started from a file; restart it with its new configuration")
 	}
-	fresh, warnings, err := config.Load(r.opts.ConfigPath)
+	fresh, warnings, err := Load(r.opts.ConfigPath)
 	if err != nil {
 		return dashboard.Reload{}, fmt.Errorf("%w: %w", errNothingChanged, err)
 	}

@@ -35,7 +35,7 @@ type MigrateOptions struct {
 // each calls do for the chosen sources in the order of their names.
 func each(cfg *Config, o MigrateOptions, do func(name string, s config.Source) error) error {
 	own := *cfg
-	if err := own.Validate(); err != nil {
+	if err := own.Validate(checks...); err != nil {
 		return err
 	}
 	cfg = &own

@@ -49,7 +49,7 @@ type (
 // Load reads and checks the configuration in a file; warnings are problems that do
 // not keep it from being used. The error is [Problems], with file, line and field, or
 // says why the file cannot be read.
-func Load(path string) (cfg *Config, warnings Problems, err error) { return config.Load(path) }
+func Load(path string) (cfg *Config, warnings Problems, err error) { return config.Load(path, checks...) }
 
 // NewSecret makes a secret of a text.
 func NewSecret(text string) Secret { return config.NewSecret(text) }
@@ -117,7 +117,7 @@ func (d *destination) halt() {
 // with it is what Run returns.
 func New(cfg *Config, opts Options) *Relay {
 	own := *cfg
-	invalid := own.Validate()
+	invalid := own.Validate(checks...)
 	cfg = &own
 	log := opts.Log
 	if log == nil {
@@ -242,7 +242,7 @@ func (r *Relay) startSource(name string, c config.Source) {
 
 // startDestination starts one delivery; r.mu is held.
 func (r *Relay) startDestination(name string, c config.Destination) {
-	d := newDelivery(name, c, r.cfg.Bus, slices.Sorted(maps.Keys(r.cfg.Sources)), r.log)
+	d := newDelivery(name, c, r.cfg, slices.Sorted(maps.Keys(r.cfg.Sources)), r.log)
 	d.Bus, d.Observe, d.Log = r.bus, r.observe, r.log
 	r.metrics.Destination(name)
 	ctx, stop := context.WithCancel(r.ctx)

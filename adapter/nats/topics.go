@@ -137,3 +137,6 @@ func (f topicFilter) subject(prefix string) string {
 	}
 	return prefix + strings.Join(tokens, ".")
 }
+
+// Wants reports whether a destination with these topics wants a topic.
+func Wants(topics []string, topic string) bool { return newTopicFilter(topics).wants(topic) }

@@ -89,17 +89,25 @@ func (a *app) init() *cobra.Command {
 
 func (a *app) check() *cobra.Command {
 	var schema bool
+	var event string
 	c := &cobra.Command{
 		Use: "check", Short: "Check the configuration file", Args: cobra.NoArgs,
 		Long: `Reads the file and reports every problem at once with line, column and cure.
-Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`,
-		Example: "  onewrite check\n  onewrite check --schema > onewrite.schema.json",
+Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.
+
+With --event, shows what each destination would get of events: one CloudEvents JSON
+object a line, as a file destination writes them. Exit code 3: a destination would
+refuse one.`,
+		Example: "  onewrite check\n  onewrite check --event sample.json\n  onewrite check --schema > onewrite.schema.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if event != "" {
+				return a.checkEvents(cmd, event)
+			}
 			if schema {
 				_, err := cmd.OutOrStdout().Write(config.Schema())
 				return err
 			}
-			cfg, warnings, err := config.Load(a.file)
+			cfg, warnings, err := relay.Load(a.file)
 			var problems config.Problems
 			if err != nil && !errors.As(err, &problems) {
 				return usage(err)
@@ -130,6 +138,8 @@ Exit code 2: the file cannot be used; 3: it can, with warnings; 0: all is well.`
 		},
 	}
 	c.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema for editors")
+	c.Flags().StringVar(&event, "event", "", "show what each destination would get of the events in this `file`; - reads them from the standard input")
+	c.MarkFlagsMutuallyExclusive("schema", "event")
 	a.jsonFlag(c)
 	return c
 }

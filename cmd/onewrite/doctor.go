@@ -41,10 +41,10 @@ warning; 2: the configuration cannot be used.`,
 			if timeout <= 0 {
 				return usage(errors.New("--timeout must be longer than nothing, such as 10s"))
 			}
-			cfg, warnings, err := config.Load(a.file)
+			cfg, warnings, err := relay.Load(a.file)
 			if err == nil && a.listen != "" {
 				cfg.Listen = a.listen
-				err = cfg.Validate()
+				err = relay.Validate(cfg)
 			}
 			var problems config.Problems
 			if a.json && errors.As(err, &problems) {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/relay"
 )
 
 // version is set by the release build; otherwise the module's version tells.
@@ -88,7 +89,7 @@ func hidden(c *cobra.Command) *cobra.Command {
 
 // load reads the configuration and prints its warnings on stderr.
 func (a *app) load() (*config.Config, error) {
-	cfg, warnings, err := config.Load(a.file)
+	cfg, warnings, err := relay.Load(a.file)
 	for _, w := range warnings {
 		fmt.Fprintln(os.Stderr, "warning:", w)
 	}
@@ -97,7 +98,7 @@ func (a *app) load() (*config.Config, error) {
 	}
 	if a.listen != "" {
 		cfg.Listen = a.listen
-		if err := cfg.Validate(); err != nil {
+		if err := relay.Validate(cfg); err != nil {
 			return nil, usage(err)
 		}
 	}

@@ -18,6 +18,7 @@ type checker struct {
 	file     string
 	places   map[string]place
 	problems Problems
+	also     []Check
 }
 
 // at returns the place of a setting, or of the nearest one around it.
@@ -101,6 +102,13 @@ func (c *checker) run() {
 	c.twins()
 	c.bus("bus", c.cfg.Bus)
 	c.listen()
+	for _, check := range c.also {
+		check(c.cfg, func(path, message, cure string) {
+			if !c.broken(path) {
+				c.bad(path, message, cure)
+			}
+		})
+	}
 }
 
 func sorted[V any](m map[string]V) []string {

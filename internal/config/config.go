@@ -21,19 +21,23 @@ import (
 // Load reads and checks a file. The warnings say what is allowed but unwise;
 // they may come with an error too. The error is [Problems] for what is wrong
 // inside the file, else says why it cannot be read; the configuration is nil
-// then.
-func Load(path string) (*Config, Problems, error) {
+// then. also are checks of what this package cannot judge.
+func Load(path string, also ...Check) (*Config, Problems, error) {
 	data, info, err := read(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	d := &decoder{file: path, dir: filepath.Dir(path)}
+	d := &decoder{file: path, dir: filepath.Dir(path), also: also}
 	cfg := d.run(data)
 	if d.literal && worldReadable(info) {
 		d.warn(&yaml.Node{}, "", "every user of this machine can read this file and the secret in it", "chmod 600 "+path)
 	}
 	return d.finish(cfg)
 }
+
+// Check looks for what is wrong with settings, and reports each by its path, what is
+// wrong and the cure.
+type Check func(c *Config, bad func(path, message, cure string))
 
 // read returns the bytes of a configuration file; one more than maxFile if it is
 // larger.
@@ -62,18 +66,18 @@ func read(path string) ([]byte, fs.FileInfo, error) {
 
 // Parse reads and checks a configuration from memory. The name stands in the
 // problems; relative paths start at dir. It returns what [Load] does.
-func Parse(data []byte, name, dir string) (*Config, Problems, error) {
-	d := &decoder{file: name, dir: dir}
+func Parse(data []byte, name, dir string, also ...Check) (*Config, Problems, error) {
+	d := &decoder{file: name, dir: dir, also: also}
 	return d.finish(d.run(data))
 }
 
 // Validate gives the settings that hold nothing their defaults and checks all.
 // The error is [Problems], without lines. It is for configurations that a
 // program made or changed.
-func (c *Config) Validate() error {
+func (c *Config) Validate(also ...Check) error {
 	c.ownMaps()
 	fill(reflect.ValueOf(c).Elem(), root, "", func(string) bool { return false })
-	check := &checker{cfg: c}
+	check := &checker{cfg: c, also: also}
 	check.run()
 	if bad, _ := check.problems.split(); len(bad) > 0 {
 		return bad
@@ -128,7 +132,7 @@ func (d *decoder) run(data []byte) *Config {
 	if _, written := d.places["bus.dir"]; !written && cfg.Bus.Dir != "" { // the default, too, starts at the file's folder
 		cfg.Bus.Dir = filepath.Join(d.dir, cfg.Bus.Dir)
 	}
-	check := &checker{cfg: cfg, file: d.file, places: d.places}
+	check := &checker{cfg: cfg, file: d.file, places: d.places, also: d.also}
 	check.run()
 	d.problems = append(d.problems, check.problems...)
 	return cfg

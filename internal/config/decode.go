@@ -35,6 +35,7 @@ type decoder struct {
 	depth     int
 	full      bool // a bound was passed: the walk ends
 	literal   bool // a secret stands in the file itself
+	also      []Check
 }
 
 // pair is one key and its value in a mapping.

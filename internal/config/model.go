@@ -114,6 +114,11 @@ type Destination struct {
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
 	Retry    Retry    `yaml:"retry" doc:"The pause between tries."`
 
+	Filter    string `yaml:"filter" example:"data.total > 100 && topic.startsWith(\"order.\")" doc:"A CEL expression that is true for the events wanted, over id, source, topic, type, key, time, headers and data. Without it, all that topics has."`
+	Transform string `yaml:"transform" example:"{order: .id, total}" doc:"A jq program that makes the payload the destination gets from the event's; $event has its id, source, topic, type, key, time and headers. Nothing as the result leaves the event out."`
+	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
+	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
+
 	URL          Secret            `yaml:"url" for:"webhook,nats" need:"webhook,nats" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`

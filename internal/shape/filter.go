@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -31,8 +32,9 @@ func newFilter(text string) (*filter, error) {
 		return nil, err
 	}
 	tree, issues := env.Compile(text)
-	if err := issues.Err(); err != nil {
-		return nil, err
+	if issues.Err() != nil {
+		first := issues.Errors()[0]
+		return nil, fmt.Errorf("at line %d, character %d: %s", first.Location.Line(), first.Location.Column()+1, strings.TrimSuffix(first.Message, " (in container '')"))
 	}
 	if out := tree.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
 		return nil, fmt.Errorf("the expression is not true or false, but of type %s; compare it with something", out)

@@ -177,7 +177,7 @@ func TestCompileErrors(t *testing.T) {
 		c    Config
 		want string
 	}{
-		{Config{Filter: `data.total >`}, "filter: ERROR: <input>:1:13"},
+		{Config{Filter: `data.total >`}, "filter: at line 1, character 13: Syntax error"},
 		{Config{Filter: `nosuch == 1`}, "undeclared reference to 'nosuch'"},
 		{Config{Filter: `key + "x"`}, "filter: the expression is not true or false, but of type string"},
 		{Config{Transform: `.a | `}, "transform: unexpected"},

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/internal/cloudevents"
 )
 
 // view is an event whose parts are parsed when they are first asked for.
@@ -28,7 +27,7 @@ func (v *view) payload() (any, error) {
 		v.parsed = true
 		switch {
 		case v.e.Data == nil:
-		case !cloudevents.IsJSON(v.e.ContentType):
+		case !strings.Contains(strings.ToLower(v.e.ContentType), "json"):
 			v.err = errNotJSON(v.e)
 		default:
 			if v.data, v.err = parse(v.e.Data); v.err != nil {

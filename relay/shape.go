@@ -1,0 +1,106 @@
+package relay
+
+import (
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/shape"
+)
+
+// checks are what a configuration has to pass beside its own rules.
+var checks = []config.Check{checkShapes}
+
+// Validate gives the settings that hold nothing their defaults and checks all. The
+// error is [Problems], without lines. New and the other functions do it themselves.
+func Validate(cfg *Config) error { return cfg.Validate(checks...) }
+
+// shapeConfig is what a destination makes of events.
+func shapeConfig(d config.Destination, maxEvent int) shape.Config {
+	return shape.Config{Filter: d.Filter, Transform: d.Transform, Topic: d.Topic, Key: d.Key, MaxData: maxEvent}
+}
+
+// shapeCures say what to write, by field.
+var shapeCures = map[string]string{
+	"filter":    `write a CEL expression that is true or false, such as data.total > 100`,
+	"transform": `write a jq program, such as {order: .id, total}; try it with: onewrite check --event FILE`,
+	"topic":     `write a template such as shop.{topic}`,
+	"key":       `write a template such as "{data.customer}"`,
+}
+
+func checkShapes(cfg *Config, bad func(path, message, cure string)) {
+	for name, d := range cfg.Destinations {
+		_, err := shape.New(shapeConfig(d, 0))
+		for _, err := range unjoin(err) {
+			var f *shape.FieldError
+			if errors.As(err, &f) {
+				bad("destinations."+name+"."+f.Field, f.Err.Error(), shapeCures[f.Field])
+			}
+		}
+	}
+}
+
+// unjoin are the errors that errors.Join made one of.
+func unjoin(err error) []error {
+	var list interface{ Unwrap() []error }
+	if errors.As(err, &list) {
+		return list.Unwrap()
+	}
+	return nil
+}
+
+// shapeOf is what a delivery does to each event; nil: nothing. The configuration was
+// validated.
+func shapeOf(d config.Destination, maxEvent int) func(*onewrite.Event) (onewrite.Event, bool, error) {
+	s, err := shape.New(shapeConfig(d, maxEvent))
+	if err != nil {
+		return func(e *onewrite.Event) (onewrite.Event, bool, error) { return *e, false, err }
+	}
+	if s == nil {
+		return nil
+	}
+	return s.Apply
+}
+
+// Preview is what a destination would get of an event.
+type Preview struct {
+	// Destination is the name.
+	Destination string
+	// Event is what it gets; nil if it gets nothing.
+	Event *onewrite.Event
+	// Reason says why it gets nothing; it is empty otherwise.
+	Reason string
+	// Parked is true if the event would be refused, and so parked.
+	Parked bool
+}
+
+// Look says what each destination would get of an event, in the order of their names.
+// It connects to nothing: whether a destination takes the event, only it can say.
+func Look(cfg *Config, e onewrite.Event) (list []Preview) {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Destinations)) {
+		d := cfg.Destinations[name]
+		p := Preview{Destination: name}
+		apply := shapeOf(d, int(cfg.MaxEvent))
+		switch {
+		case !nats.Wants(d.Topics, e.Topic):
+			p.Reason = "its topics do not match " + e.Topic
+		case apply == nil:
+			p.Event = &e
+		default:
+			out, keep, err := apply(&e)
+			switch {
+			case err != nil:
+				p.Reason, p.Parked = err.Error(), true
+			case !keep:
+				p.Reason = "it is filtered out"
+			default:
+				p.Event = &out
+			}
+		}
+		list = append(list, p)
+	}
+	return list
+}
