@@ -275,9 +275,12 @@ type Cursor struct {
 	Parked     uint64 `json:"parked,omitempty"`
 	LastParked uint64 `json:"last_parked,omitempty"`
 	// Placed ties the cursor to the record that a [Placed] sink keeps; empty if there
-	// is none.
+	// is none, [PlacedVoid] if what it names is to be written again.
 	Placed string `json:"placed,omitempty"`
 }
+
+// PlacedVoid stands in a cursor that was moved back on purpose.
+const PlacedVoid = "void"
 
 // Parked is an event that a destination refused, or that waits behind one.
 type Parked struct {

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -115,7 +116,7 @@ GET   /metrics                               for Prometheus
 GET   /api/status                            sources, destinations, bus, warnings
 GET   /api/tail?topic=order.>                events as they pass, a JSON line each
 GET   /api/parked/NAME                       the events of a destination that were set aside
-POST  /api/parked/NAME/retry?ref=REF         deliver one again, or without ref all
+POST  /api/parked/NAME/retry?ref=REF         deliver one again, or without ref all; a body is its new payload
 POST  /api/parked/NAME/skip?ref=REF          give one up
 POST  /api/replay/NAME?from=beginning        deliver again what the bus still keeps
 POST  /api/reload                            read the configuration again
@@ -180,8 +181,28 @@ func (a *api) parked(w http.ResponseWriter, r *http.Request) {
 	answer(w, shown)
 }
 
-func (a *api) retry(w http.ResponseWriter, r *http.Request) { a.act(w, r, "retry", a.Control.Retry) }
-func (a *api) skip(w http.ResponseWriter, r *http.Request)  { a.act(w, r, "skip", a.Control.Skip) }
+// maxPayload bounds the body of a retry.
+const maxPayload = 64 << 20
+
+// retry takes the payload that the event is to get from the body, if there is one.
+func (a *api) retry(w http.ResponseWriter, r *http.Request) {
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPayload))
+	if err == nil && len(data) > 0 && r.URL.Query().Get("ref") == "" {
+		err = errors.New("a payload is for one event: name it, as in /retry?ref=1")
+	}
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	if len(data) == 0 {
+		data = nil
+	}
+	a.act(w, r, "retry", func(ctx context.Context, destination string, ref uint64) error {
+		return a.Control.Retry(ctx, destination, ref, data)
+	})
+}
+
+func (a *api) skip(w http.ResponseWriter, r *http.Request) { a.act(w, r, "skip", a.Control.Skip) }
 
 func (a *api) act(w http.ResponseWriter, r *http.Request, what string, do func(ctx context.Context, destination string, ref uint64) error) {
 	destination := r.PathValue("destination")

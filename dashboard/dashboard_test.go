@@ -41,6 +41,7 @@ type call struct {
 	n, limit          uint64
 	from              onewrite.From
 	list              []string
+	data              string
 }
 
 func (c *control) note(x call) error {
@@ -79,8 +80,8 @@ func (c *control) Parked(_ context.Context, d string, after uint64, limit int) (
 	return out, nil
 }
 
-func (c *control) Retry(_ context.Context, d string, ref uint64) error {
-	return c.note(call{what: "retry", destination: d, n: ref})
+func (c *control) Retry(_ context.Context, d string, ref uint64, data []byte) error {
+	return c.note(call{what: "retry", destination: d, n: ref, data: string(data)})
 }
 
 func (c *control) Skip(_ context.Context, d string, ref uint64) error {

@@ -125,8 +125,9 @@ type Control interface {
 	Reload(ctx context.Context, forget []string) (Reload, error)
 	// Parked lists a destination's parked events with a ref greater than after.
 	Parked(ctx context.Context, destination string, after uint64, limit int) ([]onewrite.Parked, error)
-	// Retry delivers a parked event and what waits behind it; ref 0 is all.
-	Retry(ctx context.Context, destination string, ref uint64) error
+	// Retry delivers a parked event and what waits behind it; ref 0 is all. data, if not
+	// nil, is the payload that it gets this time.
+	Retry(ctx context.Context, destination string, ref uint64, data []byte) error
 	// Skip forgets a parked event undelivered.
 	Skip(ctx context.Context, destination string, ref uint64) error
 	// Replay delivers again what the bus stored since from.

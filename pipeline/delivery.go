@@ -166,6 +166,23 @@ func (d *Delivery) Redrive(ctx context.Context, ref uint64) error {
 	return d.command(ctx, func(r *deliverer) error { return r.redrive(ref) })
 }
 
+// RedriveAs is Redrive of one entry with another payload, of the same content type,
+// which only this delivery of it has: if it is refused again, it stays parked as it
+// was.
+func (d *Delivery) RedriveAs(ctx context.Context, ref uint64, data []byte) error {
+	return d.command(ctx, func(r *deliverer) error {
+		p, err := r.parked(ref)
+		if err != nil {
+			return err
+		}
+		if _, underWay := r.lot.loaded[ref]; underWay {
+			return fmt.Errorf("parked event %d is being delivered now; try again when it is done", ref)
+		}
+		r.lot.edited[ref] = data
+		return r.redo(p)
+	})
+}
+
 // Discard forgets the parked entry ref without delivering it and lets what
 // waits behind it go. It counts as skipped. Errors are those of Redrive.
 func (d *Delivery) Discard(ctx context.Context, ref uint64) error {

@@ -17,6 +17,7 @@ type lot struct {
 	at     map[place]string    // the ids of the events at those places
 	ahead  map[place]struct{}  // those of them that the loop has not accepted since: the cursor was older
 	loaded map[uint64]struct{} // refs of those loaded to be delivered again
+	edited map[uint64][]byte   // the payloads that some of them get for it
 	sweep  bool                // all entries are being loaded, as there is room
 	swept  uint64              // up to this ref
 }
@@ -85,7 +86,7 @@ const page = 500
 // that the last owner had counted, and died before it forgot them, are forgotten
 // now.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.loaded, r.lot.places, r.lot.at, r.lot.ahead = map[uint64]struct{}{}, map[uint64]place{}, map[place]string{}, map[place]struct{}{}
+	r.lot.edited, r.lot.loaded, r.lot.places, r.lot.at, r.lot.ahead = map[uint64][]byte{}, map[uint64]struct{}{}, map[uint64]place{}, map[place]string{}, map[place]struct{}{}
 	for _, ref := range r.cursor.Settled {
 		if err := r.sub.Unpark(ctx, ref); err != nil {
 			return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
@@ -246,6 +247,10 @@ func (r *deliverer) load(l *lane, p *onewrite.Parked) {
 	}
 	r.lot.loaded[p.Ref] = struct{}{}
 	e := &entry{msg: p.Message, ref: p.Ref}
+	if data, ok := r.lot.edited[p.Ref]; ok {
+		delete(r.lot.edited, p.Ref)
+		e.msg.Data = data
+	}
 	if r.d.Shape != nil {
 		e.shaped = r.d.shape(&e.msg.Event)
 	}
@@ -315,6 +320,7 @@ func (r *deliverer) giveBack(l *lane) {
 		delete(r.lot.loaded, e.ref)
 	}
 	l.queue, l.redo, l.after = nil, false, 0
+	clear(r.lot.edited)
 }
 
 // discard forgets a parked entry undelivered. If it held its key, what waits

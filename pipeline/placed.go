@@ -134,8 +134,12 @@ func (r *deliverer) takeOver(s onewrite.Placed, data []byte, now time.Time) erro
 	if err != nil {
 		return err
 	}
-	name := r.d.Interest.Name
-	switch known := r.cursor.Placed; {
+	name, known := r.d.Interest.Name, r.cursor.Placed
+	if known == onewrite.PlacedVoid {
+		rec, known = nil, ""
+		clear(written)
+	}
+	switch {
 	case rec == nil && known != "":
 		r.log.Error("the destination had a place and has none any more; was it emptied? What it had got is not sent again", "delivered", r.cursor.Delivered,
 			"cure", "to fill it again give the destination another name and from: beginning; the bus has what bus.keep says")
@@ -146,7 +150,7 @@ func (r *deliverer) takeOver(s onewrite.Placed, data []byte, now time.Time) erro
 	}
 	p := &r.placed
 	p.sink, p.written = s, written
-	if p.pair = r.cursor.Placed; p.pair == "" {
+	if p.pair = known; known == "" {
 		p.pair = rand.Text()
 	}
 	if rec == nil {
@@ -288,7 +292,12 @@ func (r *deliverer) writePlaced(batch []*entry) {
 // say that nothing is durable, it is opened again, which says what is.
 func (r *deliverer) failedPlaced(res result, now time.Time) error {
 	if errors.Is(res.err, onewrite.ErrRejected) || answered(res.err) {
-		return r.failed(res.batch[res.bad:res.bad+1], res.err, now)
+		e := res.batch[res.bad]
+		e.solo = true
+		if e.lane.queue[0] != e { // what its key has before goes first, without it
+			return nil
+		}
+		return r.failed([]*entry{e}, res.err, now)
 	}
 	err := r.failed(res.batch, res.err, now)
 	r.shut()

@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"slices"
+
 	"github.com/onewrite/onewrite"
 )
 
@@ -53,20 +55,29 @@ func (d *Delivery) shapes(msgs []onewrite.Message) []shaped {
 }
 
 // shapely settles the events of a batch that cannot be shaped, and those parked once
-// that the destination does not want any more, and returns the others. Here an event is
-// the first of its lane, so that what is parked stays in order.
+// that the destination does not want any more, and returns the others. Such an event has
+// its turn when what its lane had before is done, and what comes after waits for it.
 func (r *deliverer) shapely(batch []*entry) ([]*entry, error) {
-	rest := batch[:0]
-	for i, e := range batch {
-		if e.bad == nil && !e.drop {
+	rest := make([]*entry, 0, len(batch))
+	var back, first []*entry
+	in := func(list []*entry, e *entry) bool {
+		return slices.ContainsFunc(list, func(o *entry) bool { return o.lane == e.lane })
+	}
+	for _, e := range batch {
+		fine := e.bad == nil && !e.drop
+		switch {
+		case fine && !in(back, e):
 			rest = append(rest, e)
 			continue
+		case !fine && !in(back, e) && !in(rest, e):
+			first = append(first, e)
 		}
-		alone := batch[i : i+1]
-		r.lanes.back(alone)
-		err := r.settleUnshaped(e)
-		r.lanes.release(alone)
-		if err != nil {
+		back = append(back, e)
+	}
+	r.lanes.back(back)
+	defer r.lanes.release(back)
+	for _, e := range first {
+		if err := r.settleUnshaped(e); err != nil {
 			return nil, err
 		}
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/internal/cloudevents"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/pipeline"
 )
@@ -116,13 +118,27 @@ func (r *Relay) Parked(ctx context.Context, destination string, after uint64, li
 	return d.Parked(ctx, after, limit)
 }
 
-// Retry delivers parked events again.
-func (r *Relay) Retry(ctx context.Context, destination string, ref uint64) error {
+// Retry delivers a parked event again, and what waits behind it; all for ref 0. data, if
+// not nil, is the payload that it gets, of the same content type: if it is refused
+// again, it stays parked as it was.
+func (r *Relay) Retry(ctx context.Context, destination string, ref uint64, data []byte) error {
 	d, err := r.destination(destination)
+	switch {
+	case err != nil:
+		return err
+	case data == nil:
+		return d.Redrive(ctx, ref)
+	case len(data) > int(r.config().MaxEvent):
+		return fmt.Errorf("the payload has %d bytes, more than max_event, %d", len(data), r.config().MaxEvent)
+	}
+	list, err := d.Parked(ctx, max(ref, 1)-1, 1)
+	if err == nil && len(list) == 1 && list[0].Ref == ref && cloudevents.IsJSON(list[0].Message.ContentType) && !json.Valid(data) {
+		err = fmt.Errorf("the payload is not JSON, and event %s has the content type %s", list[0].Message.ID, list[0].Message.ContentType)
+	}
 	if err != nil {
 		return err
 	}
-	return d.Redrive(ctx, ref)
+	return d.RedriveAs(ctx, ref, data)
 }
 
 // Skip forgets a parked event undelivered.

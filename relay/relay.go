@@ -49,7 +49,9 @@ type (
 // Load reads and checks the configuration in a file; warnings are problems that do
 // not keep it from being used. The error is [Problems], with file, line and field, or
 // says why the file cannot be read.
-func Load(path string) (cfg *Config, warnings Problems, err error) { return config.Load(path, checks...) }
+func Load(path string) (cfg *Config, warnings Problems, err error) {
+	return config.Load(path, checks...)
+}
 
 // NewSecret makes a secret of a text.
 func NewSecret(text string) Secret { return config.NewSecret(text) }

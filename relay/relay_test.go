@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -51,7 +52,7 @@ func TestParked(t *testing.T) {
 	}
 
 	// Retried while it is still refused, it stays where it is.
-	if err := g.relay.Retry(t.Context(), "hook", list[0].Ref); err != nil {
+	if err := g.relay.Retry(t.Context(), "hook", list[0].Ref, nil); err != nil {
 		t.Fatal(err)
 	}
 	stays(t, "what is refused again is parked", func() bool {
@@ -59,7 +60,7 @@ func TestParked(t *testing.T) {
 		return d.Delivered == 8 && d.Parked == 2 && d.Pending == 0
 	})
 	hook.refuse(sick, 0)
-	if err := g.relay.Retry(t.Context(), "hook", list[0].Ref); err != nil {
+	if err := g.relay.Retry(t.Context(), "hook", list[0].Ref, nil); err != nil {
 		t.Fatal(err)
 	}
 	g.untilCounts("hook", 10, 0, 0)
@@ -67,9 +68,56 @@ func TestParked(t *testing.T) {
 		t.Errorf("the receiver got %v", got)
 	}
 	until(t, "the rows to go", g.rowsAre(nil))
-	if err := g.relay.Retry(t.Context(), "hook", list[0].Ref); err == nil || !strings.Contains(err.Error(), "onewrite parked list hook") {
+	if err := g.relay.Retry(t.Context(), "hook", list[0].Ref, nil); err == nil || !strings.Contains(err.Error(), "onewrite parked list hook") {
 		t.Errorf("retry of what is not parked: %v", err)
 	}
+}
+
+// TestRetryWithPayload: a parked event is delivered with another payload, under its id;
+// refused again, it is parked as it was.
+func TestRetryWithPayload(t *testing.T) {
+	hook := newWebhook(t)
+	g := newRig(t, "", hook.line("hook"), "all: {type: file, path: all.jsonl}")
+	g.start()
+	g.publish("order.placed", "k", `{"n":1}`, 1)
+	hook.refuse(g.nextID(), http.StatusUnprocessableEntity)
+	g.publish("order.placed", "sick", `{"n":"two"}`, 1)
+	g.publish("order.placed", "k", `{"n":3}`, 3)
+	g.untilCounts("hook", 4, 0, 1)
+	sick := g.ids[1]
+	list, err := g.relay.Parked(t.Context(), "hook", 0, 10)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%v %v", list, err)
+	}
+	ref := list[0].Ref
+	for payload, want := range map[string]string{"no json": "is not JSON", strings.Repeat("1", 2<<20): "more than max_event"} {
+		if err := g.relay.Retry(t.Context(), "hook", ref, []byte(payload)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.20s: %v, want %q", payload, err, want)
+		}
+	}
+	if code, body := g.post("/api/parked/hook/retry?ref="+strconv.FormatUint(ref, 10), `{"n":"worse"}`); code != http.StatusOK {
+		t.Fatalf("%d %s", code, body)
+	}
+	until(t, "the refusal", func() bool { return hook.asked(sick) == `{"n":"worse"}` })
+	stays(t, "what is refused again is parked", func() bool {
+		d, _ := g.destination("hook")
+		return d.Delivered == 4 && d.Parked == 1 && d.Pending == 0
+	})
+	if list, err = g.relay.Parked(t.Context(), "hook", 0, 10); err != nil || len(list) != 1 || string(list[0].Message.Data) != `{"n":"two"}` {
+		t.Errorf("parked: %+v, %v", list, err)
+	}
+	hook.refuse(sick, 0)
+	if code, body := g.post("/api/parked/hook/retry", `{"n":2}`); code != http.StatusBadRequest {
+		t.Errorf("a payload for all: %d %s", code, body)
+	}
+	if code, body := g.post("/api/parked/hook/retry?ref="+strconv.FormatUint(ref, 10), `{"n":2}`); code != http.StatusOK {
+		t.Fatalf("%d %s", code, body)
+	}
+	g.untilCounts("hook", 5, 0, 0)
+	if got := hook.asked(sick); got != `{"n":2}` {
+		t.Errorf("the receiver got %s", got)
+	}
+	until(t, "the rows to go", g.rowsAre(nil))
 }
 
 // TestSkip: a parked event that nobody needs goes, undelivered and counted.
@@ -119,7 +167,7 @@ func TestUnknownDestination(t *testing.T) {
 	g.start()
 	_, parked := g.relay.Parked(t.Context(), "two", 0, 1)
 	for what, err := range map[string]error{
-		"parked": parked, "retry": g.relay.Retry(t.Context(), "two", 1), "skip": g.relay.Skip(t.Context(), "two", 1), "replay": g.relay.Replay(t.Context(), "two", onewrite.From{}),
+		"parked": parked, "retry": g.relay.Retry(t.Context(), "two", 1, nil), "skip": g.relay.Skip(t.Context(), "two", 1), "replay": g.relay.Replay(t.Context(), "two", onewrite.From{}),
 	} {
 		if err == nil || !strings.Contains(err.Error(), `"two"`) || !strings.Contains(err.Error(), "one") {
 			t.Errorf("%s: %v", what, err)

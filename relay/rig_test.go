@@ -269,7 +269,18 @@ func (g *rig) fileIs(name string, want []string) func() bool {
 // api calls the HTTP face and returns the status and the body.
 func (g *rig) api(method, path string, out any) (int, string) {
 	g.t.Helper()
-	req, err := http.NewRequestWithContext(g.t.Context(), method, "http://"+g.addr+path, nil)
+	return g.ask(method, path, "", out)
+}
+
+// post posts a body.
+func (g *rig) post(path, body string) (int, string) {
+	g.t.Helper()
+	return g.ask(http.MethodPost, path, body, nil)
+}
+
+func (g *rig) ask(method, path, text string, out any) (int, string) {
+	g.t.Helper()
+	req, err := http.NewRequestWithContext(g.t.Context(), method, "http://"+g.addr+path, strings.NewReader(text))
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -296,10 +307,11 @@ type webhook struct {
 	mu      sync.Mutex
 	got     []string
 	refused map[string]int // id to the status it is answered with
+	bodies  map[string]string
 }
 
 func newWebhook(t *testing.T) *webhook {
-	w := &webhook{refused: map[string]int{}}
+	w := &webhook{refused: map[string]int{}, bodies: map[string]string{}}
 	w.Server = httptest.NewServer(w)
 	t.Cleanup(w.Close)
 	return w
@@ -307,8 +319,10 @@ func newWebhook(t *testing.T) *webhook {
 
 func (w *webhook) ServeHTTP(resp http.ResponseWriter, req *http.Request) {
 	id := req.Header.Get("ce-id")
+	body, _ := io.ReadAll(req.Body)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.bodies[id] = string(body)
 	if code := w.refused[id]; code != 0 {
 		resp.WriteHeader(code)
 		return
@@ -320,6 +334,13 @@ func (w *webhook) refuse(id string, code int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.refused[id] = code
+}
+
+// asked is the newest payload that came with an id, taken or refused.
+func (w *webhook) asked(id string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bodies[id]
 }
 
 func (w *webhook) received() []string {

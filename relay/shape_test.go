@@ -39,7 +39,7 @@ func TestShaped(t *testing.T) {
 		d, _ := g.destination("small")
 		return d.State == "ok" && d.Parked == 2
 	})
-	if err := g.relay.Retry(t.Context(), "small", 0); err != nil {
+	if err := g.relay.Retry(t.Context(), "small", 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	g.untilCounts("small", 3, 0, 0)

@@ -299,6 +299,9 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	for _, source := range sources { // never forward: what is pending would be lost
 		r.Cursor.Logs[source] = rewound(r.Cursor.Logs[source], back[source].Floor)
 	}
+	if r.Cursor.Placed != "" {
+		r.Cursor.Placed = onewrite.PlacedVoid
+	}
 	r.Epoch++
 	r.Rewinds++
 	r.Owner, r.Released = b.owner, true

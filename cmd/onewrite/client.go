@@ -89,7 +89,7 @@ func (c *client) same(ctx context.Context) error {
 }
 
 // do sends a request; an answer other than 2xx is an error with its text.
-func (c *client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
+func (c *client) do(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Response, error) {
 	if method != "GET" {
 		if err := c.same(ctx); err != nil {
 			return nil, err
@@ -99,7 +99,7 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values) 
 	if len(query) > 0 {
 		u += "?" + query.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, method, u, nil)
+	req, err := http.NewRequestWithContext(ctx, method, u, body)
 	if err != nil {
 		return nil, err
 	}
@@ -118,16 +118,21 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values) 
 	}
 	defer resp.Body.Close()
 	var e struct{ Error string }
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if json.Unmarshal(body, &e) != nil || e.Error == "" { // something else than onewrite may listen there
-		return nil, fmt.Errorf("%s answered %s: %s", u, resp.Status, body)
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if json.Unmarshal(text, &e) != nil || e.Error == "" { // something else than onewrite may listen there
+		return nil, fmt.Errorf("%s answered %s: %s", u, resp.Status, text)
 	}
 	return nil, errors.New(e.Error)
 }
 
 // get decodes the answer into v.
 func (c *client) call(ctx context.Context, method, path string, query url.Values, v any) error {
-	resp, err := c.do(ctx, method, path, query)
+	return c.send(ctx, method, path, query, nil, v)
+}
+
+// send is call with a body.
+func (c *client) send(ctx context.Context, method, path string, query url.Values, body io.Reader, v any) error {
+	resp, err := c.do(ctx, method, path, query, body)
 	if err != nil {
 		return err
 	}
@@ -271,7 +276,7 @@ func (a *app) tail() *cobra.Command {
 					return usage(err)
 				}
 			}
-			resp, err := cl.do(cmd.Context(), "GET", "/api/tail", url.Values{"topic": topics, "from": {from}})
+			resp, err := cl.do(cmd.Context(), "GET", "/api/tail", url.Values{"topic": topics, "from": {from}}, nil)
 			if err != nil {
 				return err
 			}

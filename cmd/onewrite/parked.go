@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/internal/cloudevents"
 )
 
 func (a *app) parked() *cobra.Command {
@@ -31,27 +34,37 @@ secrets. show prints the payload.`,
 		RunE:    a.parkedList,
 	}
 	a.jsonFlag(list)
+	var payload bool
 	show := &cobra.Command{
 		Use: "show destination ref", Short: "Show one parked event with its payload", Args: cobra.ExactArgs(2),
-		Example: "  onewrite parked show warehouse 42",
-		RunE:    a.parkedShow,
+		Example: "  onewrite parked show warehouse 42\n  onewrite parked show warehouse 42 --payload > fixed.json",
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.parkedShow(cmd, args, payload) },
 	}
+	show.Flags().BoolVar(&payload, "payload", false, "print the payload alone, byte for byte")
 	var all bool
+	var with string
 	retry := &cobra.Command{
 		Use: "retry destination [ref]", Short: "Deliver a parked event and what waits behind it", Args: cobra.RangeArgs(1, 2),
-		Example: "  onewrite parked retry warehouse 42\n  onewrite parked retry warehouse --all",
+		Long: `With --payload the event gets the content of a file in place of its own payload. Its
+id and all else stay; if it is refused again, it stays parked as it was. Consumers
+that have not seen the id take it as they would have taken the first one.`,
+		Example: "  onewrite parked retry warehouse 42\n  onewrite parked retry warehouse 42 --payload fixed.json\n  onewrite parked retry warehouse --all",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all == (len(args) == 2) {
 				return usage(fmt.Errorf("name one ref, or --all"))
 			}
-			return a.parkedAct(cmd, args, "retry")
+			if all && with != "" {
+				return usage(fmt.Errorf("--payload is for one event: name its ref in place of --all"))
+			}
+			return a.parkedAct(cmd, args, "retry", with)
 		},
 	}
 	retry.Flags().BoolVar(&all, "all", false, "every parked event of the destination")
+	retry.Flags().StringVar(&with, "payload", "", "deliver it with the content of this `file`; - is the standard input")
 	skip := &cobra.Command{
 		Use: "skip destination ref", Short: "Forget a parked event undelivered; what waits behind it goes on", Args: cobra.ExactArgs(2),
 		Example: "  onewrite parked skip warehouse 42",
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.parkedAct(cmd, args, "skip") },
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.parkedAct(cmd, args, "skip", "") },
 	}
 	for _, sub := range []*cobra.Command{list, show, retry, skip} {
 		a.listenFlag(sub)
@@ -114,7 +127,7 @@ func printParked(w io.Writer, all map[string][]dashboard.Parked) {
 	t.Flush()
 }
 
-func (a *app) parkedShow(cmd *cobra.Command, args []string) error {
+func (a *app) parkedShow(cmd *cobra.Command, args []string, payload bool) error {
 	cl, err := a.client()
 	if err != nil {
 		return err
@@ -129,10 +142,19 @@ func (a *app) parkedShow(cmd *cobra.Command, args []string) error {
 	if len(list) == 0 {
 		return fmt.Errorf("destination %s has no parked event %s; see onewrite parked list %s", args[0], args[1], args[0])
 	}
+	if payload {
+		e, err := cloudevents.ParseJSON(list[0].Event)
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(e.Data)
+		return err
+	}
 	return printJSON(cmd.OutOrStdout(), list[0])
 }
 
-func (a *app) parkedAct(cmd *cobra.Command, args []string, what string) error {
+// parkedAct retries or skips; payload names a file with what the event gets.
+func (a *app) parkedAct(cmd *cobra.Command, args []string, what, payload string) error {
 	cl, err := a.client()
 	if err != nil {
 		return err
@@ -144,8 +166,12 @@ func (a *app) parkedAct(cmd *cobra.Command, args []string, what string) error {
 		}
 		q.Set("ref", args[1])
 	}
+	body, err := readPayload(cmd, payload)
+	if err != nil {
+		return err
+	}
 	var answer map[string]any
-	if err := cl.call(cmd.Context(), "POST", "/api/parked/"+url.PathEscape(args[0])+"/"+what, q, &answer); err != nil {
+	if err := cl.send(cmd.Context(), "POST", "/api/parked/"+url.PathEscape(args[0])+"/"+what, q, body, &answer); err != nil {
 		return err
 	}
 	done := map[string]string{"retry": "is being delivered again; follow it with onewrite status", "skip": "is forgotten; what waited behind it goes on"}
@@ -157,6 +183,27 @@ func (a *app) parkedAct(cmd *cobra.Command, args []string, what string) error {
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s %s\n", args[0], subject, done[what])
 	return nil
+}
+
+// readPayload reads the file of --payload; nil without one.
+func readPayload(cmd *cobra.Command, file string) (io.Reader, error) {
+	var data []byte
+	var err error
+	switch file {
+	case "":
+		return nil, nil
+	case "-":
+		data, err = io.ReadAll(cmd.InOrStdin())
+	default:
+		data, err = os.ReadFile(file)
+	}
+	if err != nil {
+		return nil, usage(err)
+	}
+	if len(data) == 0 {
+		return nil, usage(fmt.Errorf("%s is empty", file))
+	}
+	return bytes.NewReader(data), nil
 }
 
 func (a *app) replay() *cobra.Command {
