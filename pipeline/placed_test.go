@@ -215,6 +215,37 @@ func TestPlacedRefusalIsAboutOne(t *testing.T) {
 	})
 }
 
+// What its key has before a refused event is delivered, though it was in one write with
+// it; what comes after is parked behind it.
+func TestPlacedRefusalInItsKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &keeper{}
+		k.fault = func(msgs []onewrite.Message) (bool, int, error) {
+			for i := range msgs {
+				if msgs[i].ID == "e0017" {
+					return false, i, onewrite.ErrRejected
+				}
+			}
+			return true, 0, nil
+		}
+		w := keeping(k)
+		for i := range 40 {
+			w.source.commit(event(i, "k"))
+		}
+		w.startKeeping()
+		for i := range 30 { // others pass
+			w.source.commit(event(100+i, ""))
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		s := w.d.Status()
+		w.stop()
+		if got := k.all(t); len(got) != 47 || s.Parked != 23 || s.Delivered != 47 {
+			t.Errorf("%d events, %+v", len(got), s)
+		}
+	})
+}
+
 // A destination that was restored from a copy gets again what it has forgotten, and
 // nothing else.
 func TestPlacedForgot(t *testing.T) {
