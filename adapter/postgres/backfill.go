@@ -213,6 +213,9 @@ func (f *backfill) snapshot(c captured) error {
 	if _, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_sort = off; SET synchronous_commit = on`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
+	if err := f.settled(ctx, conn, c); err != nil {
+		return err
+	}
 	progress := newProgress(f.r, c)
 	defer progress.stop()
 	for limit := cmp.Or(f.r.cfg.chunk, 1000); ; {
@@ -235,6 +238,43 @@ func (f *backfill) snapshot(c captured) error {
 		}
 	}
 }
+
+// settled waits until the transactions that are open now have ended. One of them may have
+// written the table before it was published: the log tells only what it writes after
+// that, and no snapshot sees the rest before it has ended. And one that the log told to a
+// reader before this one may not be visible yet.
+func (f *backfill) settled(ctx context.Context, conn *pgx.Conn, c captured) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	begun, open, said := time.Now(), uint64(0), false
+	for {
+		now, err := takeSnapshot(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if open == 0 {
+			open = now.xmax
+		}
+		if now.xmin >= open {
+			if said {
+				f.r.cfg.trouble("snapshot of "+c.name, "")
+			}
+			return nil
+		}
+		if !said && time.Since(begun) > soon {
+			said = true
+			f.r.cfg.trouble("snapshot of "+c.name, "the snapshot of "+c.name+" begins when the transactions that are open now have ended; the oldest: "+oldest)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// oldest finds the transactions that are waited for; prepared ones are waited for too.
+const oldest = "SELECT pid::text, xact_start, application_name FROM pg_stat_activity WHERE backend_xid IS NOT NULL UNION ALL SELECT gid, prepared, 'prepared transaction' FROM pg_prepared_xacts ORDER BY 2 LIMIT 1"
 
 // readOn reads a table from a chunk on, to its end.
 func (f *backfill) readOn(ctx context.Context, conn *pgx.Conn, ch *chunk, limit *int) error {

@@ -2,8 +2,11 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -26,7 +29,7 @@ func (s *asked) forked(p *logPlace) (string, error) {
 	if s.slot.confirmed >= p.done {
 		return "", nil
 	}
-	ok, err := s.history(p.done)
+	ok, err := s.history(p)
 	if err == nil && !ok {
 		return fmt.Sprintf("the database went back in time (a backup was restored): no transaction ends at %s, where one that was read did", p.done), nil
 	}
@@ -61,11 +64,44 @@ func timelineEnd(ctx context.Context, url string, line uint32, now uint32) (pgou
 	return 0, nil // no ancestor: nothing of ours is in it
 }
 
-// endsThere asks whether a transaction of the publication ended at a place behind the
-// one that the slot is confirmed up to.
-func (r *logReader) endsThere(ctx context.Context, at pgoutput.LSN) (there bool, err error) {
-	err = r.host.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, `+r.options()+`)
-		WHERE lsn = $2::text::pg_lsn AND get_byte(data, 0) = 67)`, // 'C', a commit
-		r.slot, at.String()).Scan(&there)
-	return there, explainSlot(err)
+// endsThere asks whether the transaction that ended at a place, behind the one that the
+// slot is confirmed up to, still does: another history may have one that ends there too,
+// but not at the same moment.
+func (r *logReader) endsThere(ctx context.Context, p *logPlace) (there bool, err error) {
+	var commit []byte
+	err = r.host.QueryRow(ctx, `SELECT data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, NULL, `+r.options()+`)
+		WHERE lsn = $2::text::pg_lsn AND get_byte(data, 0) = 67`, // 'C', a commit
+		r.slot, p.done.String()).Scan(&commit)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, explainSlot(err)
+	}
+	var m pgoutput.Message
+	if err := new(pgoutput.Decoder).Decode(commit, &m); err != nil {
+		return false, err
+	}
+	return p.when == 0 || int64(m.CommitTime) == p.when, nil
 }
+
+// unmoved makes sure that the slot, which is held now, was not moved by another since it
+// was opened: the server would begin where the slot is, and say nothing.
+func (r *logReader) unmoved(ctx context.Context, from pgoutput.LSN) error {
+	r.side.Lock()
+	s, err := lookAtSlot(ctx, r.host, r.slot, 150000)
+	r.side.Unlock()
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	allowed := max(from, r.judged, r.stored.done, pgoutput.LSN(r.rep.confirmed.Load()))
+	r.mu.Unlock()
+	if s == nil || s.confirmed > allowed {
+		return errMoved
+	}
+	return nil
+}
+
+// errMoved ends a reader; opening it again says what is missing.
+var errMoved = errors.New("postgres: the slot is not where this process has left it")

@@ -143,7 +143,7 @@ type asked struct {
 	system  uint64
 	busID   string
 	ended   func(line uint32) (pgoutput.LSN, error) // where a timeline did
-	history func(at pgoutput.LSN) (bool, error)     // whether a transaction ended there
+	history func(p *logPlace) (bool, error)         // whether the transaction that ended there still does
 }
 
 // judgeLog decides where reading begins. fresh: the slot is made anew there, and every
@@ -276,7 +276,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	begin, fresh, why, err := judgeLog(asked{logState: state, stored: stored, system: system, busID: r.cfg.BusID, broken: broken && stored != nil,
 		before:  slices.ContainsFunc(list, func(c captured) bool { return c.finished > 0 }),
 		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, r.cfg.logURL(), line, state.line) },
-		history: func(at pgoutput.LSN) (bool, error) { return r.endsThere(ctx, at) },
+		history: func(p *logPlace) (bool, error) { return r.endsThere(ctx, p) },
 	})
 	if err != nil {
 		return err
@@ -290,7 +290,11 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		}
 		tell(gap)
 	}
+	if state.slot != nil {
+		r.judged = state.slot.confirmed
+	}
 	if fresh {
+		r.judged = 0
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
 			return err
 		}

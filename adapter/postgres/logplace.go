@@ -20,6 +20,7 @@ type logPlace struct {
 	slot  pgoutput.LSN // where the slot began; the identity of the slot
 	line  uint32       // the timeline
 	done  pgoutput.LSN
+	when  int64        // the moment of the commit that ended at done, as the server writes it; 0: not known
 	tx    pgoutput.LSN // 0: not inside a transaction
 	index uint32       // changes of tx that were handed over whole
 	sub   uint8        // events of the next change that were handed over
@@ -81,6 +82,10 @@ func (p logPlace) append(b []byte) []byte {
 		b = append(b, ',')
 		b = strconv.AppendUint(b, n, 16)
 	}
+	if p.when != 0 {
+		b = append(b, ",@"...)
+		b = strconv.AppendInt(b, p.when, 16)
+	}
 	if p.snaps == nil {
 		return b
 	}
@@ -115,6 +120,12 @@ func parseLogPlace(text string) (p logPlace, err error) {
 	}
 	p = logPlace{slot: pgoutput.LSN(n[0]), line: uint32(n[1]), done: pgoutput.LSN(n[2]), tx: pgoutput.LSN(n[3]), index: uint32(n[4]), sub: uint8(n[5])}
 	for _, word := range f[7:] {
+		if when, ok := strings.CutPrefix(word, "@"); ok {
+			if p.when, err = strconv.ParseInt(when, 16, 64); err != nil {
+				return p, bad
+			}
+			continue
+		}
 		w := strings.Split(word, ":")
 		if len(w) != 3 {
 			return p, bad

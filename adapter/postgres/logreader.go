@@ -37,7 +37,8 @@ type logReader struct {
 	stop     context.CancelFunc
 	work     sync.WaitGroup
 
-	streams atomic.Bool // rep has the slot
+	streams atomic.Bool  // rep has the slot
+	judged  pgoutput.LSN // where the slot was when it was opened
 
 	side sync.Mutex // guards cat and its session, and host
 	cat  catalog
@@ -180,7 +181,7 @@ func (r *logReader) stream(ctx context.Context, from pgoutput.LSN) error {
 		return err
 	}
 	r.streams.Store(true)
-	return nil
+	return r.unmoved(ctx, from)
 }
 
 // options are pgoutput's, for the functions that read a slot by a query.
@@ -249,7 +250,7 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	if r.tx.old {
 		return nil
 	}
-	r.at.done, r.at.tx, r.at.index, r.at.sub = m.EndLSN, 0, 0, 0
+	r.at.done, r.at.when, r.at.tx, r.at.index, r.at.sub = m.EndLSN, int64(m.CommitTime), 0, 0, 0
 	if r.held != nil {
 		r.held.event.Tx.Last = true
 	}
@@ -351,7 +352,7 @@ func (r *logReader) stamp(c *change) bool {
 // hold keeps the event of a change until it is known whether it is the transaction's
 // last.
 func (r *logReader) hold(c *change, last bool, e onewrite.Event) {
-	p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, tx: r.tx.lsn, index: c.index, sub: c.sub + 1, snaps: r.at.snaps}
+	p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, index: c.index, sub: c.sub + 1, snaps: r.at.snaps}
 	if last {
 		p.index, p.sub = c.index+1, 0
 	}

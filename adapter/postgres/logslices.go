@@ -107,6 +107,9 @@ func (s *slicer) open() error {
 		if err == nil {
 			_, err = conn.Exec(s.alive, `SELECT pg_copy_logical_replication_slot($1, $2, true)`, s.r.slot, one.slot)
 		}
+		if err == nil {
+			err = s.unmoved(one)
+		}
 		if err != nil {
 			_ = conn.Close(context.WithoutCancel(s.alive))
 			if i == 0 {
@@ -117,6 +120,16 @@ func (s *slicer) open() error {
 		s.sessions = append(s.sessions, one)
 	}
 	return nil
+}
+
+// unmoved makes sure that a copy begins where the slot was when it was opened.
+func (s *slicer) unmoved(one *sliceSession) error {
+	var moved bool
+	err := one.conn.QueryRow(s.alive, `SELECT confirmed_flush_lsn > $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`, one.slot, max(s.released, s.r.judged).String()).Scan(&moved)
+	if err == nil && moved {
+		return errMoved
+	}
+	return err
 }
 
 func (s *slicer) close() {
