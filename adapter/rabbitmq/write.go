@@ -8,7 +8,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // lane is what has an order.
@@ -52,9 +51,6 @@ func (w *write) run() (int, error) {
 		if w.cause = w.publish(i); w.cause != nil {
 			break
 		}
-	}
-	if sabotage.Bug == "no-confirm" {
-		return len(w.flights), w.cause
 	}
 	for i := range w.flights {
 		w.wait(i)
@@ -100,9 +96,6 @@ func (w *write) free(i int) bool {
 }
 
 func (w *write) publish(i int) error {
-	if err := sabotage.At("stream.publish"); err != nil {
-		return err
-	}
 	e := &w.events[i]
 	key := w.routingKey(e)
 	if len(key) > maxShort {
@@ -124,7 +117,7 @@ func (w *write) publish(i int) error {
 		return w.unknown(err)
 	}
 	w.flights = append(w.flights, flight{confirm: c, id: printOf(key, m.MessageId, m.Headers), size: len(m.Body)})
-	if e.Key != "" && sabotage.Bug != "no-window" {
+	if e.Key != "" {
 		w.lanes[lane{e.Source, e.Key}] = i
 	}
 	return nil
@@ -156,9 +149,6 @@ func (w *write) wait(i int) bool {
 // takeReturns notes what the broker gave back. It does so before it confirms, and the
 // client reads both in one goroutine: whoever has the confirmation has the return.
 func (w *write) takeReturns() {
-	if sabotage.Bug == "ignore-returns" {
-		return
-	}
 	for {
 		select {
 		case r, ok := <-w.returns:

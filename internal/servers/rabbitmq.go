@@ -301,11 +301,12 @@ func (r *Rabbit) Control(ctx context.Context, args ...string) (string, error) {
 	return out, nil
 }
 
-// Sync writes down what the broker knows of new quorum queues. One that is killed
-// within seconds of making such a queue does not elect a leader for it after its
-// restart (RabbitMQ 3.10), so that nothing published is confirmed.
+// Sync writes down what the broker was told of exchanges, queues and bindings. One
+// that is killed within seconds of that has forgotten a part after its restart
+// (RabbitMQ 3.10): bindings are gone, or a quorum queue elects no leader, so that
+// nothing published to it is confirmed.
 func (r *Rabbit) Sync(ctx context.Context) error {
-	_, err := r.Control(ctx, "eval", "[dets:sync(T) || T <- dets:all()].")
+	_, err := r.Control(ctx, "eval", "mnesia:sync_log(), mnesia:dump_log(), [dets:sync(T) || T <- dets:all()].")
 	return err
 }
 
