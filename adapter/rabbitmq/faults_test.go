@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/faultnet"
 )
 
 // TestKilled kills the broker while it has what it has not confirmed: nothing that was
@@ -216,5 +218,57 @@ func TestManyAtOnce(t *testing.T) {
 	lost := open(t, Config{URL: r.URL(), Exchange: "amq.topic"})
 	if n, err := lost.Write(t.Context(), events); n != 0 || !errors.Is(err, onewrite.ErrRejected) {
 		t.Fatalf("all are returned: %d, %v", n, err)
+	}
+}
+
+// TestLostAnswers: the broker has stored what it was sent, and nobody was told. It is
+// sent again, the same, and in its place.
+func TestLostAnswers(t *testing.T) {
+	r := sharedBroker(t)
+	name := target(t, r.URL(), "#", nil)
+	proxy, err := faultnet.Listen(r.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = proxy.Close() })
+	s := open(t, Config{URL: strings.Replace(r.URL(), r.Addr(), proxy.Addr(), 1), Exchange: name, Timeout: patience})
+	ch := channel(t, r.URL())
+	events := some(1, 40, "order.placed", "a", "b", "c")
+	for round := range 5 {
+		proxy.Set(faultnet.Fault{Down: faultnet.Stream{Hold: true}})
+		wrote := make(chan error, 1)
+		left := events[round*3:]
+		go func() {
+			n, err := s.Write(context.Background(), left)
+			if n != 0 {
+				err = fmt.Errorf("%d are durable without an answer: %w", n, err)
+			}
+			wrote <- err
+		}()
+		stored := 3 * (2*round + 1) // the first of each key
+		waitFor(t, "the broker to store", func() bool {
+			q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+			return err == nil && q.Messages == stored
+		})
+		proxy.Cut(true)
+		proxy.Set(faultnet.Fault{})
+		if err := <-wrote; err == nil || errors.Is(err, onewrite.ErrRejected) || answered(err) || strings.Contains(err.Error(), "durable without") {
+			t.Fatalf("no answer: %v", err)
+		}
+		put(t, s, left[:3]...)
+	}
+	put(t, s, events[15:]...)
+	list := drain(t, r.URL(), name)
+	inOrder(t, events, ids(t, list))
+	bodies := map[string]string{}
+	for i := range list {
+		if b := string(list[i].Body); bodies[list[i].MessageId] != "" && bodies[list[i].MessageId] != b {
+			t.Errorf("%s came with two contents", list[i].MessageId)
+		} else {
+			bodies[list[i].MessageId] = b
+		}
+	}
+	if len(list) != 55 {
+		t.Errorf("%d messages, want 40 and 15 repeats", len(list))
 	}
 }
