@@ -53,6 +53,7 @@ type session struct {
 	user, vhost, host string
 
 	raw     net.Conn
+	wire    *cork
 	conn    *amqp.Connection
 	ch      *amqp.Channel
 	returns chan amqp.Return
@@ -111,7 +112,8 @@ func (s *Sink) dial(ctx context.Context, a address) (*session, error) {
 		}
 		wire = secure
 	}
-	if err := ses.login(wire, a, s.c.Name); err != nil {
+	ses.wire = &cork{Conn: wire}
+	if err := ses.login(a, s.c.Name); err != nil {
 		ses.abort()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -121,7 +123,7 @@ func (s *Sink) dial(ctx context.Context, a address) (*session, error) {
 	return ses, nil
 }
 
-func (ses *session) login(wire net.Conn, a address, name string) error {
+func (ses *session) login(a address, name string) error {
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(name)
 	c := amqp.Config{Vhost: a.uri.Vhost, Properties: properties, Locale: "en_US", Heartbeat: 10 * time.Second,
@@ -129,7 +131,7 @@ func (ses *session) login(wire net.Conn, a address, name string) error {
 	if a.external {
 		c.SASL = []amqp.Authentication{&amqp.ExternalAuth{}}
 	}
-	conn, err := amqp.Open(wire, c)
+	conn, err := amqp.Open(ses.wire, c)
 	if err != nil {
 		return err
 	}
