@@ -25,7 +25,7 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 		return e.found
 	}
 	s := &Sink{c: e.c, addrs: addrs}
-	for i, a := range addrs {
+	for _, a := range addrs {
 		ses, err := s.dial(ctx, a)
 		if err != nil {
 			e.add(diagnosis.Problem, "connection", "rabbitmqctl status", "%v", err)
@@ -33,7 +33,7 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 		}
 		stop := context.AfterFunc(ctx, ses.cut)
 		e.connection(ses, a)
-		if i == 0 || len(e.found) == i+1 { // the first that lets us in tells of the rest
+		if e.ses == nil { // the first that lets us in tells of the rest
 			e.ses = ses
 			e.exchange()
 			e.queues()
@@ -115,7 +115,8 @@ func (e *examiner) exchange() {
 	if declared {
 		kind = e.c.Declare.Exchange
 	}
-	// It is there, so this changes nothing; whoever may not declare is not told.
+	// It is there, so this changes nothing, but tells where it is otherwise. Whoever may
+	// not declare is not told.
 	declare := func(kind string, durable bool) *amqp.Error {
 		said, _ := e.try(func(ch *amqp.Channel) error {
 			return ch.ExchangeDeclare(name, kind, durable, false, false, false, nil)
@@ -123,7 +124,7 @@ func (e *examiner) exchange() {
 		return said
 	}
 	said = declare(kind, true)
-	if m := mismatch(said, "type"); m != "" && !declared && known4(m) {
+	if m := mismatch(said, "type"); m != "" && !declared && standard(m) {
 		kind = m
 		said = declare(kind, true)
 	}
@@ -140,7 +141,7 @@ func (e *examiner) exchange() {
 	e.ok("routing", "what is bound to %s, its alternate exchange and the limits of its queues cannot be seen by a client: rabbitmqctl list_bindings; rabbitmqctl list_policies", name)
 }
 
-func known4(kind string) bool {
+func standard(kind string) bool {
 	return slices.Contains([]string{amqp.ExchangeTopic, amqp.ExchangeDirect, amqp.ExchangeFanout, amqp.ExchangeHeaders}, kind)
 }
 

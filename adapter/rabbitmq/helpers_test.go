@@ -102,6 +102,10 @@ func target(t testing.TB, url, pattern string, args amqp.Table) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if x := taps[url+name]; x != nil {
+			_ = x.connectionClose()
+			delete(taps, url+name)
+		}
 		if ch, err := amqpChannel(url); err == nil { // the broker of a test that kills it may be away
 			_, _ = ch.QueueDelete(name, false, false, false)
 			_ = ch.ExchangeDelete(name, false, false)
@@ -127,41 +131,61 @@ func amqpChannel(url string) (ownChannel, error) {
 	return ownChannel{ch, conn}, err
 }
 
-// drain takes all that is in a queue by now, up to a message of its own behind it. A
-// quorum queue may forget what was acknowledged just before the channel was closed,
-// and hand it out once more: that was seen by an earlier call.
-func drain(t testing.TB, url, queue string) []amqp.Delivery {
+// tap is a consumer that stays: a quorum queue may forget what was acknowledged just
+// before a channel is closed, and hand it out once more. It ends with its target.
+type tap struct {
+	ownChannel
+	in <-chan amqp.Delivery
+}
+
+var taps = map[string]*tap{} // by broker and queue; tests do not run in parallel
+
+func tapOf(t testing.TB, url, queue string) *tap {
 	t.Helper()
+	at := url + queue
+	if x := taps[at]; x != nil && !x.conn.IsClosed() && !x.IsClosed() {
+		return x
+	}
 	c, err := amqpChannel(url)
+	if err == nil {
+		err = c.Confirm(false)
+	}
 	if err != nil {
 		t.Fatal(err)
-	}
-	defer c.connectionClose() //nolint:errcheck // all is acknowledged by then
-	if err := c.Confirm(false); err != nil {
-		t.Fatal(err)
-	}
-	sentinel := "sentinel " + rand.Text()
-	d, err := c.PublishWithDeferredConfirm("", queue, true, false, amqp.Publishing{DeliveryMode: amqp.Persistent, Type: sentinel})
-	if err != nil || !d.Wait() {
-		t.Fatal("the sentinel was not taken", err)
 	}
 	in, err := c.Consume(queue, "", false, false, false, false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list []amqp.Delivery
+	taps[at] = &tap{c, in}
+	return taps[at]
+}
+
+// drain takes all that is in a queue by now, up to a message of its own behind it.
+func drain(t testing.TB, url, queue string) (list []amqp.Delivery) {
+	t.Helper()
+	x := tapOf(t, url, queue)
+	sentinel := "sentinel " + rand.Text()
+	d, err := x.PublishWithDeferredConfirm("", queue, true, false, amqp.Publishing{DeliveryMode: amqp.Persistent, Type: sentinel})
+	if err != nil || !d.Wait() {
+		t.Fatal("the sentinel was not taken", err)
+	}
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	for {
 		select {
-		case m := <-in:
+		case m, ok := <-x.in:
+			if !ok {
+				t.Fatalf("the consumer has ended, %d messages came", len(list))
+			}
 			if err := m.Ack(false); err != nil { // at once: a quorum queue hands out 2000
 				t.Fatal(err)
 			}
-			if m.Type == sentinel {
+			switch {
+			case m.Type == sentinel:
 				return list
-			}
-			if !m.Redelivered {
+			case strings.HasPrefix(m.Type, "sentinel "): // of before a kill
+			default:
 				list = append(list, m)
 			}
 		case <-late.C:

@@ -67,7 +67,7 @@ type session struct {
 
 // open dials the addresses in turn, and makes what is published to ready.
 func (s *Sink) open(ctx context.Context) (*session, error) {
-	var errs []error
+	var all error
 	for _, a := range s.addrs {
 		ses, err := s.dial(ctx, a)
 		if err == nil {
@@ -76,12 +76,16 @@ func (s *Sink) open(ctx context.Context) (*session, error) {
 			}
 			ses.abort()
 		}
-		errs = append(errs, err)
+		if all == nil {
+			all = err
+		} else {
+			all = fmt.Errorf("%w; and then %w", all, err) // on one line
+		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, errors.Join(errs...)
+	return nil, all
 }
 
 // dial connects and logs in.
