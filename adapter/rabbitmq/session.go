@@ -40,7 +40,7 @@ func parse(urls string) ([]address, error) {
 		}
 		uri, err := amqp.ParseURI(u.String())
 		if err != nil || u.Hostname() == "" {
-			return nil, errors.New("rabbitmq: the address is not one of RabbitMQ; write amqp://user:password@host:5672/vhost or amqps://...")
+			return nil, errors.New("rabbitmq: the address is not one of RabbitMQ; write amqp://user:password@host:5672/vhost, or amqps:// and so on")
 		}
 		list = append(list, address{uri: uri, external: u.Query().Get("auth_mechanism") == "external"})
 	}
