@@ -15,7 +15,7 @@ import (
 )
 
 // Examine looks at a RabbitMQ that is delivered to, and says what it finds; the caller
-// adds the Subject. It declares nothing and publishes no event: one empty message goes
+// adds the Subject. It declares nothing and publishes no event: two empty messages go
 // to a queue that is not there, as a broker tells only a publisher that it is blocked.
 func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 	e := &examiner{c: c.withDefaults()}
@@ -247,29 +247,40 @@ func (e *examiner) alarms(ctx context.Context) {
 		return
 	}
 	nobody := "onewrite-doctor-" + rand.Text()
-	sent, err := e.ses.ch.PublishWithDeferredConfirm("", nobody, true, false, amqp.Publishing{})
-	if err != nil {
-		e.add(diagnosis.Problem, "alarms", "rabbitmqctl status", "%v", err)
-		return
+	// The broker may answer the first before it says that it is blocked; it does not
+	// read the second then.
+	for range 2 {
+		sent, err := e.ses.ch.PublishWithDeferredConfirm("", nobody, true, false, amqp.Publishing{})
+		if err != nil {
+			e.add(diagnosis.Problem, "alarms", "rabbitmqctl status", "%v", err)
+			return
+		}
+		if !e.taken(ctx, sent.Done()) {
+			return
+		}
 	}
+	e.ok("alarms", "the broker takes messages")
+}
+
+// taken waits for the answer to a message and reports whether it came.
+func (e *examiner) taken(ctx context.Context, answer <-chan struct{}) bool {
 	for {
 		why, change := e.ses.block()
 		if why != "" {
 			e.add(diagnosis.Problem, "alarms", blockedCure(why), "the broker takes no messages, it is blocked: %s", why)
-			return
+			return false
 		}
 		select {
-		case <-sent.Done():
+		case <-answer:
 			if e.ses.ch.IsClosed() {
 				e.ok("alarms", "whether the broker takes messages cannot be seen: the user may not publish to the default exchange, and need not")
-				return
+				return false
 			}
-			e.ok("alarms", "the broker takes messages")
-			return
+			return true
 		case <-change:
 		case <-ctx.Done():
 			e.add(diagnosis.Problem, "alarms", "rabbitmqctl status", "the broker does not answer: %v", context.Cause(ctx))
-			return
+			return false
 		}
 	}
 }
