@@ -53,7 +53,6 @@ type session struct {
 	user, vhost, host string
 
 	raw     net.Conn
-	wire    *cork
 	conn    *amqp.Connection
 	ch      *amqp.Channel
 	returns chan amqp.Return
@@ -116,8 +115,7 @@ func (s *Sink) dial(ctx context.Context, a address) (*session, error) {
 		}
 		wire = secure
 	}
-	ses.wire = &cork{Conn: wire}
-	if err := ses.login(a, s.c.Name); err != nil {
+	if err := ses.login(wire, a, s.c.Name); err != nil {
 		ses.abort()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -127,7 +125,7 @@ func (s *Sink) dial(ctx context.Context, a address) (*session, error) {
 	return ses, nil
 }
 
-func (ses *session) login(a address, name string) error {
+func (ses *session) login(wire net.Conn, a address, name string) error {
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(name)
 	c := amqp.Config{Vhost: a.uri.Vhost, Properties: properties, Locale: "en_US", Heartbeat: 10 * time.Second,
@@ -135,7 +133,7 @@ func (ses *session) login(a address, name string) error {
 	if a.external {
 		c.SASL = []amqp.Authentication{&amqp.ExternalAuth{}}
 	}
-	conn, err := amqp.Open(ses.wire, c)
+	conn, err := amqp.Open(wire, c)
 	if err != nil {
 		return err
 	}

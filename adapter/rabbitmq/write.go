@@ -44,7 +44,6 @@ func (w *write) run() (int, error) {
 	// The client knows no context; closing the connection ends its calls.
 	stop := context.AfterFunc(w.ctx, w.cut)
 	defer stop()
-	w.wire.hold()
 	for i := range w.events {
 		if !w.free(i) || w.cause != nil {
 			break
@@ -53,7 +52,6 @@ func (w *write) run() (int, error) {
 			break
 		}
 	}
-	w.wire.free()
 	for i := range w.flights {
 		w.wait(i)
 	}
@@ -85,7 +83,6 @@ func (w *write) free(i int) bool {
 		if why == "" {
 			return true
 		}
-		w.wire.flush()
 		select {
 		case <-change:
 		case <-w.ctx.Done():
@@ -132,12 +129,7 @@ func (w *write) wait(i int) bool {
 	if !f.settled {
 		select {
 		case <-f.confirm.Done():
-		default:
-			w.wire.flush() // what is waited for may still be here
-			select {
-			case <-f.confirm.Done():
-			case <-w.ctx.Done():
-			}
+		case <-w.ctx.Done():
 		}
 		// A closed channel looks like a nack.
 		f.settled, f.acked = true, f.confirm.Acked()
