@@ -12,6 +12,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/file"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
+	"github.com/onewrite/onewrite/adapter/rabbitmq"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/dashboard"
@@ -139,6 +140,15 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 				return nil, err
 			}
 			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
+		}
+	case config.RabbitMQ:
+		d.Concurrency, d.BatchCount = 1, 256
+		d.Open = func(ctx context.Context) (onewrite.Sink, error) {
+			t, err := c.TLS.Build()
+			if err != nil {
+				return nil, err
+			}
+			return openedSink(rabbitmq.NewSink(ctx, rabbitConfig(c, t, log)))
 		}
 	}
 	return d

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, sqlite3, the C compiler that the race detector needs, and for the
-# examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
-# root it installs what is missing, and starts nothing. Elsewhere it says what is
-# missing and changes nothing but its own cache folder. With everything there it
-# ends at once.
+# PgBouncer, sqlite3, RabbitMQ with a Python client of it, the C compiler that the
+# race detector needs, and for the examples Python, Node and a JDK, each with its
+# PostgreSQL driver. On Debian as root it installs what is missing, and starts
+# nothing. Elsewhere it says what is missing and changes nothing but its own cache
+# folder. With everything there it ends at once.
 #
 # Usage: scripts/install-servers.sh [--check]     --check installs nothing
 # Exit: 0 all there or named in the environment, 1 something is missing.
@@ -43,15 +43,18 @@ have_postgres() {
   command -v postgres >/dev/null 2>&1 && postgres --version | grep -q ") $1\."
 }
 
-# have_psycopg, have_node_pg and have_jdbc: what Language of internal/servers
+# have_module, have_node_pg and have_jdbc: what Language of internal/servers
 # looks for. The python3 of PATH need not be the system's, which has the package.
-have_psycopg() {
+have_module() {
   local python
   for python in python3 /usr/bin/python3; do
-    if "$python" -c 'import psycopg' >/dev/null 2>&1; then return 0; fi
+    if "$python" -c "import $1" >/dev/null 2>&1; then return 0; fi
   done
   return 1
 }
+
+# have_rabbitmq: what LaunchRabbitMQ of internal/servers looks for.
+have_rabbitmq() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && have_program epmd; }
 
 have_node_pg() {
   NODE_PATH=$cache/node-pg/node_modules${NODE_PATH:+:$NODE_PATH} node -e 'require("pg")' >/dev/null 2>&1
@@ -65,7 +68,9 @@ missing() {
   for name in 15 18; do have_postgres "$name" || echo "postgresql-$name"; done
   for name in psql pgbouncer sqlite3; do have_program "$name" || echo "$name"; done
   have_program cc || have_program gcc || have_program clang || echo gcc
-  have_psycopg || echo python3-psycopg
+  have_rabbitmq || echo rabbitmq-server
+  have_module psycopg || echo python3-psycopg
+  have_module pika || echo python3-pika
   have_node_pg || echo node-pg
   javac -version >/dev/null 2>&1 || echo jdk
   have_jdbc || echo postgresql.jar
@@ -177,7 +182,7 @@ cat >&2 <<TXT
                      export ONEWRITE_TEST_POSTGRES_15=postgres://user:password@host:5432/
                      export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
   The user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
-  Drivers:           pip install 'psycopg[binary]'; npm install pg in a folder of NODE_PATH; the JDBC driver as
+  Drivers:           pip install 'psycopg[binary]' pika; npm install pg in a folder of NODE_PATH; the JDBC driver as
                      $cache/postgresql.jar
 TXT
 exit 1

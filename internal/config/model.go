@@ -15,7 +15,8 @@ import "time"
 //	need     the types that cannot do without the key; "*" all
 //	enum     the words allowed
 //	range    the smallest and largest value, inclusive
-//	kind     path: relative to the file's folder; url, pattern: see the checks
+//	kind     path: relative to the file's folder; url, pattern: see the checks;
+//	         foreign: the names are those of another system
 //	example  what an error's cure shows
 //
 // No value that means something is the zero value of a field with a default, so
@@ -50,6 +51,7 @@ const (
 	Webhook  = "webhook"
 	File     = "file"
 	NATS     = "nats"
+	RabbitMQ = "rabbitmq"
 )
 
 // Source is a database whose committed events are read.
@@ -108,7 +110,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -119,11 +121,11 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats" need:"webhook,nats" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq" need:"webhook,nats,rabbitmq" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ; of the last two several with commas."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
-	Timeout      time.Duration     `yaml:"timeout" for:"webhook" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all."`
+	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations."`
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra request headers."`
 
@@ -137,7 +139,24 @@ type Destination struct {
 	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats" doc:"Certificates, where the system's own do not do."`
+	Exchange   string   `yaml:"exchange" for:"rabbitmq" example:"shop" doc:"The exchange to publish to. Without it, the default exchange, where the routing key is the name of a queue."`
+	RoutingKey string   `yaml:"routing_key" for:"rabbitmq" default:"{topic}" example:"shop.{topic}" doc:"The routing key; {topic}, {key}, {source} and {type} stand for those of the event."`
+	Declare    *Declare `yaml:"declare" for:"rabbitmq" doc:"What is made, durable, if it is not there: the exchange, and queues. Without it, the exchange has to be there."`
+	Optional   bool     `yaml:"mandatory" as:"not" for:"rabbitmq" default:"true" doc:"Refuses an event that no queue takes. false takes it for delivered: it is lost."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq" doc:"Certificates, where the system's own do not do."`
+}
+
+// Declare is what a RabbitMQ destination makes before it publishes.
+type Declare struct {
+	Exchange string           `yaml:"exchange" enum:"topic|direct|fanout|headers" doc:"The type of the exchange. Without it, the exchange has to be there."`
+	Queues   map[string]Queue `yaml:"queues" kind:"foreign" example:"{orders: {bind: [\"order.>\"]}}" doc:"Queues, by name."`
+}
+
+// Queue is a durable queue of RabbitMQ.
+type Queue struct {
+	Type string   `yaml:"type" default:"quorum" enum:"quorum|classic|stream" doc:"The kind of queue. One of type classic is on one node."`
+	Bind []string `yaml:"bind" example:"[\"order.>\"]" doc:"The routing keys that it gets, or patterns of them: those of topics (* for one word, > at the end for one or more), or of AMQP (# for any number of words). Without it, all; of a direct exchange, its own name."`
 }
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.

@@ -119,7 +119,7 @@ func (f *field) namedSchema() object {
 	must := len(f.need) > 0
 	kinds := f.sub.find("type")
 	var entry object
-	if kinds == nil {
+	if kinds == nil || len(kinds.need) == 0 { // or of kinds that have the same keys
 		entry = structSchema(f.sub, "", true)
 	} else {
 		entry = object{"type": "object", "required": []string{"type"}, "properties": object{"type": kinds.schema()}}
@@ -134,6 +134,9 @@ func (f *field) namedSchema() object {
 	}
 	out := object{"type": sectionType(must), "additionalProperties": entry,
 		"propertyNames": object{"pattern": namePattern.String()}}
+	if f.special == "foreign" {
+		out["propertyNames"] = object{"minLength": 1}
+	}
 	if must {
 		out["minProperties"] = 1
 	}

@@ -41,19 +41,38 @@ func Language(tb testing.TB, name string) Runtime {
 	return r
 }
 
+// Python returns the interpreter that has a module, "pika" for instance. A module that
+// is not installed ends the test as a missing server does.
+func Python(tb testing.TB, module string) string {
+	tb.Helper()
+	path, err := pythonWith(module)
+	if err != nil {
+		missing(tb, "the Python module %s is %v: %v; %s", module, errMissing, err, installHint)
+	}
+	return path
+}
+
 // findPython asks each interpreter for the driver: the python3 of PATH need not
 // be the system's, which has the package.
 func findPython() (Runtime, error) {
+	path, err := pythonWith("psycopg")
+	if err != nil {
+		return Runtime{}, err
+	}
+	return Runtime{args: []string{path}}, nil
+}
+
+func pythonWith(module string) (string, error) {
 	var errs []error
 	for _, python := range []string{"python3", "/usr/bin/python3"} {
 		// What PATH names may be a script that looks for the interpreter.
-		out, err := output(exec.Command(python, "-c", "import psycopg, sys; print(sys.executable)"))
+		out, err := output(exec.Command(python, "-c", "import "+module+", sys; print(sys.executable)"))
 		if err == nil {
-			return Runtime{args: []string{string(out)}}, nil
+			return string(out), nil
 		}
 		errs = append(errs, err)
 	}
-	return Runtime{}, errors.Join(errs...)
+	return "", errors.Join(errs...)
 }
 
 func findNode() (Runtime, error) {

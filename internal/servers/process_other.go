@@ -2,16 +2,25 @@
 
 package servers
 
-import "errors"
+import (
+	"errors"
+	"os/exec"
+)
 
 // errNoProcess: servers are watched by a POSIX shell, and there is none here.
 var errNoProcess = errors.New("servers: this system cannot start test servers; name running ones in the environment, ONEWRITE_TEST_POSTGRES_15=postgres://…")
 
-type process struct{ dir string }
+type process struct {
+	dir string
+	env []string
+}
 
-func newProcess(_, _, _ string) (*process, error)    { return nil, errNoProcess }
-func (p *process) path(name string) string           { return name }
-func (p *process) write(_, _ string) error           { return errNoProcess }
+func newProcess(_, _, _ string) (*process, error) { return nil, errNoProcess }
+func (p *process) path(name string) string        { return name }
+func (p *process) write(_, _ string) error        { return errNoProcess }
+func (p *process) command(bin string, args ...string) *exec.Cmd {
+	return exec.Command(bin, args...)
+}
 func (p *process) run(_ string, _ ...string) error   { return errNoProcess }
 func (p *process) start(_ string, _ ...string) error { return errNoProcess }
 func (p *process) running() bool                     { return false }

@@ -45,6 +45,7 @@ rm -rf "$dir"
 // count goroutines.
 type process struct {
 	dir     string
+	env     []string            // more of the environment
 	cred    *syscall.Credential // nil: the current user
 	watcher *exec.Cmd
 	leash   io.Closer // closing it, or dying, stops everything
@@ -130,7 +131,7 @@ func (p *process) write(name, text string) error {
 func (p *process) command(bin string, args ...string) *exec.Cmd {
 	cmd := exec.Command(bin, args...)
 	cmd.Dir = p.dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC", "HOME="+p.dir)
+	cmd.Env = append(append(os.Environ(), "LC_ALL=C", "TZ=UTC", "HOME="+p.dir), p.env...)
 	cmd.SysProcAttr = p.attr()
 	return cmd
 }
