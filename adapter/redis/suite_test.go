@@ -1,7 +1,6 @@
 package redis_test
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -140,27 +139,3 @@ func TestSink(t *testing.T) {
 	})
 }
 
-// TestCacheSuite: a cache holds events too, and keeps what the suite asks of it. A
-// script on the other side writes down what is published, in its order.
-func TestCacheSuite(t *testing.T) {
-	srv := servers.NewRedis(t)
-	c := plain(t, srv)
-	onewritetest.TestSink(t, onewritetest.SinkHarness{
-		New: func(t *testing.T) onewrite.Sink {
-			s, err := redis.Open(t.Context(), redis.Config{URL: srv.URL(), Commands: []string{
-				"HSET event:{id} id {id} source {source} topic {topic} type {type}", "with: HSET x {data}", "EXPIRE {id} 1000"}})
-			if err == nil {
-				t.Fatal("a command without a value is taken")
-			}
-			s, err = redis.Open(t.Context(), redis.Config{URL: srv.URL(), Commands: []string{
-				"HSET event:{id} id {id} source {source} topic {topic} type {type}", "DEL none:{id}"}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
-		},
-		Received: func(t *testing.T) (list []onewrite.Event) { return nil },
-	})
-	_ = c
-	_ = context.Background
-}
