@@ -54,6 +54,7 @@ var meanings = []struct {
 	{prefix: "ERR unknown command", cure: "the server lacks the command or has it renamed; Redis 7.0 or newer is needed: redis-cli INFO server"},
 	{prefix: "ERR value is not an integer", rejected: true, cure: "the event holds no whole number where the command needs one: correct the command"},
 	{prefix: "ERR invalid expire", rejected: true, cure: "the event holds a time that is none: correct the command"},
+	{prefix: "ERR The stream has exhausted", answered: true, cure: "the last id of the stream is the greatest there is: redis-cli RENAME it out of the way"},
 	{prefix: "ERR string exceeds", rejected: true, cure: "the value is larger than the server takes: redis-cli CONFIG GET proto-max-bulk-len"},
 }
 

@@ -138,4 +138,3 @@ func TestSink(t *testing.T) {
 		},
 	})
 }
-
