@@ -98,7 +98,10 @@ func reach(ctx context.Context, set *settings) (*link, server, error) {
 			break
 		}
 	}
-	return nil, server{}, errors.Join(errs...)
+	if len(errs) > 1 {
+		return nil, server{}, fmt.Errorf("redis: none of %d addresses can be used: %w", len(errs), errs[0])
+	}
+	return nil, server{}, errs[0]
 }
 
 // movedTo returns the address that an error names as the place of a slot.
