@@ -138,6 +138,8 @@ func newDelivery(name string, c config.Destination, bus config.Bus, sources []st
 			}
 			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
 		}
+	case "redis":
+		deliverRedis(d, name, c, log)
 	}
 	return d
 }

@@ -50,6 +50,7 @@ const (
 	Webhook  = "webhook"
 	File     = "file"
 	NATS     = "nats"
+	Redis    = "redis"
 )
 
 // Source is a database whose committed events are read.
@@ -108,13 +109,13 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|redis" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
 	Retry    Retry    `yaml:"retry" doc:"The pause between tries."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats" need:"webhook,nats" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,redis" need:"webhook,nats,redis" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS, redis://host:6379/0 or rediss://host:6379/0 (nodes of a cluster with commas) for Redis."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
@@ -127,12 +128,16 @@ type Destination struct {
 
 	Creds    string `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed)."`
 	NKey     string `yaml:"nkey" for:"nats" kind:"path" example:"nats.nk" doc:"File with an NKey seed."`
-	User     string `yaml:"user" for:"nats" doc:"User name."`
-	Password Secret `yaml:"password" for:"nats" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
+	User     string `yaml:"user" for:"nats,redis" doc:"User name."`
+	Password Secret `yaml:"password" for:"nats,redis" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
 	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats" doc:"Certificates, where the system's own do not do."`
+	Stream   string   `yaml:"stream" for:"redis" default:"{topic}" unless:"commands" example:"events:{topic}" doc:"The key of the stream; {topic}, {source}, {key} and {type} stand for those of the event, {{ and }} for braces."`
+	MaxLen   int      `yaml:"max_len" for:"redis" range:"0..1000000000" example:"1000000" doc:"About how many entries a stream keeps. The oldest are dropped, whether they were read or not. 0 drops nothing."`
+	Commands []string `yaml:"commands" for:"redis" example:"[\"DEL order:{key}\"]" doc:"Keeps a cache, in place of a stream: commands that are run for each event, in one transaction. DEL, UNLINK, SET, HSET, HDEL, EXPIRE and PUBLISH, with {topic} {source} {key} {type} {id} {data}, and of row changes {after.COLUMN} {before.COLUMN} {key.COLUMN}. Event types before a command limit it to them: \"delete: DEL order:{key.id}\"."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,redis" doc:"Certificates, where the system's own do not do."`
 }
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.
