@@ -19,9 +19,10 @@ for i = 1, streams do
   if not redis.acl_check_cmd('XINFO', 'STREAM', KEYS[i]) then return {'denied', i, 'XINFO'} end
 end
 
-local function add(stream, ms, from, to)
-  if maxlen == '' then return redis.pcall('XADD', stream, ms .. '-*', unpack(ARGV, from, to)) end
-  return redis.pcall('XADD', stream, 'MAXLEN', '~', maxlen, ms .. '-*', unpack(ARGV, from, to))
+local call, unpack, tonumber, type = redis.pcall, unpack, tonumber, type
+local add = function(stream, ms, from, to) return call('XADD', stream, ms .. '-*', unpack(ARGV, from, to)) end
+if maxlen ~= '' then
+  add = function(stream, ms, from, to) return call('XADD', stream, 'MAXLEN', '~', maxlen, ms .. '-*', unpack(ARGV, from, to)) end
 end
 
 -- newest is the first part of the last id that a stream gave, kept by the server
@@ -33,23 +34,25 @@ local function newest(stream)
   end
 end
 
-local late, added = {}, {} -- late: of streams whose ids are beyond our offsets
-local at, last, event = 7, #ARGV, 0
+local late, where, ids = {}, {}, {} -- late: of streams whose ids are beyond our offsets
+local argv = ARGV
+local at, last, event = 7, #argv, 0
 while at < last do
   event = event + 1
-  local i = tonumber(ARGV[at])
-  local stream, ms, from, to = KEYS[i], ARGV[at + 1], at + 3, at + 2 + tonumber(ARGV[at + 2])
-  if late[i] and (#ms < #late[i] or #ms == #late[i] and ms <= late[i]) then ms = late[i] end
+  local i = tonumber(argv[at])
+  local stream, ms, from, to = KEYS[i], argv[at + 1], at + 3, at + 2 + tonumber(argv[at + 2])
+  local ahead = late[i]
+  if ahead and (#ms < #ahead or #ms == #ahead and ms <= ahead) then ms = ahead end
   local id = add(stream, ms, from, to)
   if type(id) == 'table' and string.find(id.err, 'equal or smaller', 1, true) then
     late[i] = newest(stream)
     id = add(stream, late[i], from, to)
   end
   if type(id) == 'table' then -- as if nothing had been
-    for n = #added, 1, -1 do redis.call('XDEL', added[n][1], added[n][2]) end
+    for n = event - 1, 1, -1 do redis.call('XDEL', where[n], ids[n]) end
     return {'failed', event, id.err}
   end
-  added[event] = {stream, id}
+  where[event], ids[event] = stream, id
   at = to + 1
 end
 if placed then redis.call('HSET', place, 'record', ARGV[6], 'writes', ARGV[5]) end

@@ -41,19 +41,32 @@ func Language(tb testing.TB, name string) Runtime {
 	return r
 }
 
-// findPython asks each interpreter for the driver: the python3 of PATH need not
-// be the system's, which has the package.
-func findPython() (Runtime, error) {
+func findPython() (Runtime, error) { return pythonWith("psycopg") }
+
+// pythonWith asks each interpreter for a module: the python3 of PATH need not be the
+// system's, which has the package.
+func pythonWith(module string) (Runtime, error) {
 	var errs []error
 	for _, python := range []string{"python3", "/usr/bin/python3"} {
 		// What PATH names may be a script that looks for the interpreter.
-		out, err := output(exec.Command(python, "-c", "import psycopg, sys; print(sys.executable)"))
+		out, err := output(exec.Command(python, "-c", "import "+module+", sys; print(sys.executable)"))
 		if err == nil {
 			return Runtime{args: []string{string(out)}}, nil
 		}
 		errs = append(errs, err)
 	}
 	return Runtime{}, errors.Join(errs...)
+}
+
+// Python returns the interpreter that has a module. One that is not installed ends the
+// test as a missing server does.
+func Python(tb testing.TB, module string) Runtime {
+	tb.Helper()
+	r, err := pythonWith(module)
+	if err != nil {
+		missing(tb, "Python's module %s is %v: %v; %s", module, errMissing, err, installHint)
+	}
+	return r
 }
 
 func findNode() (Runtime, error) {
