@@ -63,7 +63,8 @@ const rightsCure = "'~<stream>*' '~onewrite:*' +@connection +info +config|get +e
 
 // explain types an answer of the server about what.
 func explain(what string, err error) error {
-	if err == nil || !isAnswer(err) {
+	var f *failure
+	if err == nil || !isAnswer(err) || errors.As(err, &f) {
 		return err
 	}
 	text := strings.TrimSpace(err.Error())
@@ -83,9 +84,14 @@ func explain(what string, err error) error {
 	return &failure{error: fmt.Errorf("redis: %s: %w; look into the log of the server", what, err)}
 }
 
-// refuse is the answer about an event that cannot be written as it is.
-func refuse(format string, args ...any) error {
-	return fmt.Errorf("redis: %w: %w", fmt.Errorf(format, args...), onewrite.ErrRejected)
+// refuse is the answer about an event that cannot be written as it is. The cure is
+// what stands after the last semicolon of err.
+func refuse(what string, err error) error {
+	text, cure := err.Error(), ""
+	if i := strings.LastIndex(text, "; "); i > 0 {
+		text, cure = text[:i], text[i:]
+	}
+	return fmt.Errorf("redis: %s: %s: %w%s", what, text, onewrite.ErrRejected, cure)
 }
 
 // unanswered takes the word about the event from an error that is about all events.

@@ -114,7 +114,7 @@ func (c *Cache) work(e *onewrite.Event) (w work, err error) {
 		}
 		args, _, err := filler.Fill(cmd)
 		if err != nil {
-			return w, refuse("event %s: %s %w", e.ID, cmd.Name(), err)
+			return w, refuse("event "+e.ID+": "+cmd.Name(), err)
 		}
 		w.commands = append(w.commands, args)
 	}

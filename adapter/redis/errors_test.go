@@ -259,6 +259,25 @@ func TestRefusedServers(t *testing.T) {
 	}
 }
 
+// TestPolicyLater: a server that begins to evict is not written to any more, from the
+// next connection on at the latest; nothing of the sink is broken by it.
+func TestPolicyLater(t *testing.T) {
+	srv := servers.NewRedis(t)
+	s := openPlaced(t, redis.Config{URL: srv.URL(), Destination: "d", Stream: "s"})
+	place(t, s)
+	c := plain(t, srv)
+	do(t, c, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+	do(t, c, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	for range 2 {
+		placed, write := both(t, s, "t")
+		wants(t, srv, placed, "outage", "maxmemory-policy noeviction")
+		wants(t, srv, write, "outage", "maxmemory-policy noeviction")
+	}
+	do(t, c, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+	placed, write := both(t, s, "t")
+	wants(t, srv, errors.Join(placed, write), "none")
+}
+
 // TestSwallowedAnswers: the server has it, and the answer never comes. The record
 // says so to the next sink, and nothing comes twice.
 func TestSwallowedAnswers(t *testing.T) {

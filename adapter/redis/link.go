@@ -18,9 +18,12 @@ type link struct {
 	set  *settings
 	addr string
 
-	mu     sync.Mutex // one call at a time
-	now    *session   // nil: not connected
-	closed bool
+	// check, if set, looks whether the server may be written to: of each connection,
+	// and again after a while. Its error ends the call before anything is sent.
+	check func(ctx context.Context, c *goredis.Client) error
+
+	mu  sync.Mutex // one call at a time
+	now *session   // nil: not connected
 
 	end  context.Context // ends with close
 	stop context.CancelFunc
@@ -29,13 +32,23 @@ type link struct {
 // session is a client of exactly one connection: a pool that makes others would
 // hide that one was lost, and dials in goroutines of its own.
 type session struct {
-	client *goredis.Client
-	raw    net.Conn
+	client  *goredis.Client
+	raw     net.Conn
+	checked time.Time
 
 	mu    sync.Mutex
 	taken bool
 	lost  bool // the pool wanted another connection: this one ended unused
 }
+
+// checkEvery is how long a server is trusted not to have changed its settings.
+const checkEvery = time.Minute
+
+// unsent is an error that came before anything was sent.
+type unsent struct{ error }
+
+// Unwrap returns what is below.
+func (u unsent) Unwrap() error { return u.error }
 
 var (
 	errClosed = errors.New("redis: the sink is closed")
@@ -59,25 +72,32 @@ func (l *link) do(ctx context.Context, f func(ctx context.Context, c *goredis.Cl
 	defer context.AfterFunc(l.end, cancel)()
 	for fresh := false; ; fresh = true {
 		if l.end.Err() != nil {
-			return errClosed
+			return unsent{errClosed}
 		}
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("redis: %w", context.Cause(ctx))
+		if ctx.Err() != nil {
+			return unsent{fmt.Errorf("redis: %w", context.Cause(ctx))}
 		}
 		if l.now == nil {
 			s, err := l.connect(ctx)
 			if err != nil {
-				return fmt.Errorf("redis: cannot connect to %s: %w; check url and that the server runs: redis-cli -u %s PING", l.addr, err, l.shown())
+				return unsent{fmt.Errorf("redis: cannot connect to %s: %w; check url and that the server runs: redis-cli -u %s PING", l.addr, err, l.shown())}
 			}
 			l.now, fresh = s, true
 		}
 		s := l.now
 		release := context.AfterFunc(ctx, func() { _ = s.raw.Close() })
-		err := f(ctx, s.client)
+		err := l.checkOnce(ctx, s)
+		if err == nil {
+			err = f(ctx, s.client)
+		}
 		if release() && (err == nil || isAnswer(err)) {
 			return err
 		}
 		l.drop()
+		var before unsent
+		if errors.As(err, &before) && ctx.Err() == nil && !s.wasLost() {
+			return err
+		}
 		if s.wasLost() && !fresh { // by the server, while nothing was under way
 			continue
 		}
@@ -89,6 +109,18 @@ func (l *link) do(ctx context.Context, f func(ctx context.Context, c *goredis.Cl
 		}
 		return nil // it was done before ctx ended
 	}
+}
+
+// checkOnce runs the check when it is due.
+func (l *link) checkOnce(ctx context.Context, s *session) error {
+	if l.check == nil || time.Since(s.checked) < checkEvery {
+		return nil
+	}
+	if err := l.check(ctx, s.client); err != nil {
+		return unsent{err}
+	}
+	s.checked = time.Now()
+	return nil
 }
 
 // shown is the address for a command.

@@ -66,6 +66,13 @@ func openSink(ctx context.Context, set *settings) (_ *Sink, err error) {
 	for _, w := range info.warnings() {
 		set.log.Warn(w)
 	}
+	s.link.check = func(ctx context.Context, c *goredis.Client) error {
+		now, err := inspect(ctx, c)
+		if err != nil {
+			return explain("look at "+s.link.addr, err)
+		}
+		return now.refuse()
+	}
 	return s, nil
 }
 
@@ -140,33 +147,36 @@ type server struct {
 	loading     bool
 }
 
-// ask reads INFO and the settings that decide what is lost.
-func ask(ctx context.Context, l *link) (server, error) {
-	var s server
-	var text string
-	conf := map[string]string{}
-	err := l.do(ctx, func(ctx context.Context, c *goredis.Client) error {
+// ask reads what decides whether events are lost.
+func ask(ctx context.Context, l *link) (s server, err error) {
+	err = l.do(ctx, func(ctx context.Context, c *goredis.Client) error {
 		if err := c.Ping(ctx).Err(); err != nil {
 			return err
 		}
 		var err error
-		if text, err = c.Info(ctx).Result(); isDenied(err) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		s.known = true
-		for _, name := range []string{"appendfsync", "min-replicas-to-write", "maxmemory-policy"} {
-			m, err := c.ConfigGet(ctx, name).Result()
-			if err != nil && !isAnswer(err) { // managed servers have no CONFIG
-				return err
-			}
-			conf[name] = m[name]
-		}
-		return nil
+		s, err = inspect(ctx, c)
+		return err
 	})
+	return s, unanswered(explain("connect to "+l.addr, err))
+}
+
+// inspect reads INFO and settings.
+func inspect(ctx context.Context, c *goredis.Client) (s server, err error) {
+	text, err := c.Info(ctx).Result()
+	if isDenied(err) {
+		return s, nil
+	}
 	if err != nil {
-		return s, unanswered(explain("connect to "+l.addr, err))
+		return s, err
+	}
+	s.known = true
+	conf := map[string]string{}
+	for _, name := range []string{"appendfsync", "min-replicas-to-write", "maxmemory-policy"} {
+		m, err := c.ConfigGet(ctx, name).Result()
+		if err != nil && !isAnswer(err) { // managed servers have no CONFIG
+			return s, err
+		}
+		conf[name] = m[name]
 	}
 	info := map[string]string{}
 	for line := range strings.Lines(text) {

@@ -128,12 +128,6 @@ type placing struct {
 	record              []byte
 }
 
-// unsent is an error that came before anything was sent.
-type unsent struct{ error }
-
-// Unwrap returns what is below.
-func (u unsent) Unwrap() error { return u.error }
-
 // isKnown reports whether an error says for sure that nothing was written.
 func isKnown(err error) bool {
 	var f *failure
@@ -159,10 +153,10 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 		e, offset := event(i)
 		key, err := rediscmd.For(e).Append(nil, s.set.stream)
 		if err == nil && len(key) == 0 {
-			err = errors.New("the name of the stream would be empty")
+			err = errors.New("the name of the stream would be empty; give the template a prefix: \"events:{topic}\"")
 		}
 		if err != nil {
-			return i, refuse("event %s: %w", e.ID, err)
+			return i, refuse("event "+e.ID, err)
 		}
 		number, ok := first[string(key)]
 		if !ok {
@@ -174,7 +168,7 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 		args = append(args, number+1, strconv.FormatUint(offset, 10), nil)
 		args = appendFields(args, e)
 		if count := len(args) - head - 3; count > 2*maxFields {
-			return i, refuse("event %s has %d headers, %d go into an entry; publish it with fewer", e.ID, len(e.Header), maxFields)
+			return i, refuse("event "+e.ID, fmt.Errorf("it has %d headers, %d go into an entry; publish it with fewer", len(e.Header), maxFields))
 		} else {
 			args[head+2] = count
 		}
@@ -227,7 +221,7 @@ func (s *Sink) judge(answer []any, keys []string, users []int, event func(i int)
 		if word == "denied" {
 			return users[i], explain(about, goredis.Error(noPermission(what)))
 		}
-		return users[i], refuse("%s: the key holds a %s; redis-cli RENAME it out of the way, or give the destination streams of its own", about, what)
+		return users[i], refuse(about, fmt.Errorf("the key holds a %s; redis-cli RENAME it out of the way, or give the destination streams of its own", what))
 	case "failed":
 		i := max(0, number(1)-1)
 		e, _ := event(i)

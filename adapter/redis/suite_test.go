@@ -127,7 +127,7 @@ func TestSink(t *testing.T) {
 			list, _ := stored(t, c, "all")
 			return list
 		},
-		MaxData: 8 << 20,
+		MaxData: 4 << 20,
 		Break: func(t *testing.T) func() {
 			srv.Kill(t)
 			return func() { srv.Start(t) }
