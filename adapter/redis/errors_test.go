@@ -312,6 +312,56 @@ func TestSwallowedAnswers(t *testing.T) {
 	}
 }
 
+// TestCancelled: the end of the context ends a call that waits for an answer, long
+// before the client itself gives up.
+func TestCancelled(t *testing.T) {
+	srv := servers.Redis(t)
+	proxy, err := faultnet.Listen(srv.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = proxy.Close() })
+	url := strings.Replace(srv.URL(), srv.Addr(), proxy.Addr(), 1)
+	name := unique(t)
+	s := openPlaced(t, redis.Config{URL: url, Destination: name, Stream: name})
+	cache := open(t, redis.Config{URL: url, Commands: []string{"SET " + name + ":c {data}"}})
+	for what, call := range map[string]func(ctx context.Context) error{
+		"Place": func(ctx context.Context) error { _, err := s.Place(ctx); return err },
+		"Write": func(ctx context.Context) error { _, err := s.Write(ctx, events("t", 0, 1)); return err },
+		"cache": func(ctx context.Context) error { _, err := cache.Write(ctx, events("t", 0, 1)); return err },
+		"WriteAt": func(ctx context.Context) error {
+			_, err := s.WriteAt(ctx, messages(1, events("t", 0, 1)...), nil)
+			return err
+		},
+		"Open": func(ctx context.Context) error {
+			s, err := redis.Open(ctx, redis.Config{URL: url, Destination: name})
+			if err == nil {
+				_ = s.Close()
+			}
+			return err
+		},
+	} {
+		proxy.Set(faultnet.Fault{Down: faultnet.Stream{Hold: true}})
+		before := proxy.Counts().Held
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- call(ctx) }()
+		for deadline := time.Now().Add(patience); proxy.Counts().Held == before; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: no answer is held back", what)
+			}
+		}
+		cancel()
+		select {
+		case err := <-ended:
+			wants(t, srv, err, "outage", "canceled")
+		case <-time.After(patience * 2 / 3):
+			t.Errorf("%s waits on after the end of its context", what)
+		}
+		proxy.Set(faultnet.Fault{})
+	}
+}
+
 // TestClosedWhileIdle: a connection that ended unused is made again, without an error.
 func TestClosedWhileIdle(t *testing.T) {
 	srv := servers.Redis(t)
