@@ -302,6 +302,10 @@ func TestSwallowedAnswers(t *testing.T) {
 		_, err := s.WriteAt(t.Context(), messages(uint64(i+1), events("t", i, 1)...), fmt.Append(nil, i+1))
 		wants(t, srv, err, "outage")
 		proxy.Set(faultnet.Fault{})
+		if i == 0 { // the sink itself cannot know
+			_, err := s.WriteAt(t.Context(), messages(1, events("t", 0, 1)...), []byte("1"))
+			wants(t, srv, err, "outage", "its outcome has to be read first", "open the destination again")
+		}
 		_ = s.Close()
 	}
 	if _, ids := stored(t, plain(t, srv), name); len(ids) != rounds || ids[rounds-1] != fmt.Sprint(rounds, "-0") {
