@@ -228,3 +228,24 @@ func TestCacheOrder(t *testing.T) {
 		t.Errorf("the last of a is %q", got)
 	}
 }
+
+// TestCacheStep: the commands of one event are one step. Where one of them may not be
+// run, none is.
+func TestCacheStep(t *testing.T) {
+	srv := servers.NewRedis(t)
+	c := plain(t, srv)
+	do(t, c, "ACL", "SETUSER", "half", "on", ">half", "~*", "+@connection", "+info", "+set", "+multi", "+exec")
+	s := open(t, redis.Config{URL: "redis://half:half@" + srv.Addr(), Commands: []string{"SET a:{key} {id}", "HSET b:{key} id {id}"}})
+	n, err := s.Write(t.Context(), events("t", 0, 1, "k"))
+	if n != 0 {
+		t.Errorf("%d", n)
+	}
+	wants(t, srv, err, "answered", "NOPERM", "hset", "ACL SETUSER")
+	if c.Exists(t.Context(), "a:k").Val() != 0 {
+		t.Error("one command was run without the other")
+	}
+	do(t, c, "ACL", "SETUSER", "half", "+hset")
+	if n, err := s.Write(t.Context(), events("t", 0, 1, "k")); n != 1 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
