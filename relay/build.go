@@ -150,6 +150,8 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 			}
 			return openedSink(rabbitmq.NewSink(ctx, rabbitConfig(c, t, log)))
 		}
+	case "redis":
+		deliverRedis(d, name, c, log)
 	}
 	return d
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/rabbitmq"
+	"github.com/onewrite/onewrite/adapter/redis"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/internal/config"
@@ -133,6 +134,9 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 	}
 	if d.Type == config.RabbitMQ {
 		return rabbitmq.Examine(ctx, rabbitConfig(d, t, silent))
+	}
+	if d.Type == config.Redis {
+		return redis.Examine(ctx, redisConfig(name, d, t, silent))
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

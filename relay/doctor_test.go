@@ -139,6 +139,7 @@ destinations:
   stream: {type: nats, url: %q, topics: ["order.>"]}
   bad: {type: nats, url: %q, subject: "onewrite.{topic}"}
   none: {type: webhook, url: "https://127.0.0.1:1/x", allow_private: true}
+  streams: {type: redis, url: "redis://127.0.0.1:1"}
 bus: {url: %q}
 max_event: 2MiB
 listen: off
@@ -153,6 +154,7 @@ listen: off
 	found.want(t, diagnosis.Problem, "destination stream", "streams", "--subjects 'order.>'")
 	found.want(t, diagnosis.Problem, "destination bad", "subject", "events.{topic}")
 	found.want(t, diagnosis.Problem, "destination none", "connection", "curl -sS -I")
+	found.want(t, diagnosis.Problem, "destination streams", "connection", "redis-cli -u redis://127.0.0.1:1 PING")
 	found.want(t, diagnosis.OK, "listen", "address", "off")
 
 	cfg.Sources["pg"] = relay.Source{Type: "postgres", URL: cfg.Sources["pg"].URL}
@@ -197,6 +199,8 @@ destinations:
   stream: {type: nats, url: "nats://user:WORD@HOST"}
   token: {type: nats, url: "nats://WORD@HOST"}
   login: {type: nats, url: "nats://HOST", user: user, password: WORD}
+  redis: {type: redis, url: "redis://user:WORD@HOST/0"}
+  cache: {type: redis, url: "rediss://HOST", password: WORD, commands: ["DEL {key}"]}
 bus: {url: "nats://user:WORD@HOST"}
 token: WORD
 listen: off

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, sqlite3, RabbitMQ with a Python client of it, the C compiler that the
+# PgBouncer, sqlite3, RabbitMQ and Redis with Python clients of them, the C compiler that the
 # race detector needs, and for the examples Python, Node and a JDK, each with its
 # PostgreSQL driver. On Debian as root it installs what is missing, and starts
 # nothing. Elsewhere it says what is missing and changes nothing but its own cache
@@ -66,11 +66,12 @@ have_jdbc() { [ -e "$cache/postgresql.jar" ] || [ -e /usr/share/java/postgresql.
 missing() {
   local name
   for name in 15 18; do have_postgres "$name" || echo "postgresql-$name"; done
-  for name in psql pgbouncer sqlite3; do have_program "$name" || echo "$name"; done
+  for name in psql pgbouncer sqlite3 redis-server redis-cli; do have_program "$name" || echo "$name"; done
   have_program cc || have_program gcc || have_program clang || echo gcc
   have_rabbitmq || echo rabbitmq-server
   have_module psycopg || echo python3-psycopg
   have_module pika || echo python3-pika
+  have_module redis || echo python3-redis
   have_node_pg || echo node-pg
   javac -version >/dev/null 2>&1 || echo jdk
   have_jdbc || echo postgresql.jar
@@ -110,6 +111,7 @@ install_debian() {
       postgresql-15) packages+=(postgresql-15) ;;
       postgresql-18) have_program npm || packages+=(npm) ;;
       psql) packages+=(postgresql-client) ;;
+      redis-cli) packages+=(redis-tools) ;;
       node-pg) # Debian's own package is for Debian's own Node
         have_program node || packages+=(nodejs)
         have_program npm || packages+=(npm)
@@ -182,7 +184,7 @@ cat >&2 <<TXT
                      export ONEWRITE_TEST_POSTGRES_15=postgres://user:password@host:5432/
                      export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
   The user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
-  Drivers:           pip install 'psycopg[binary]' pika; npm install pg in a folder of NODE_PATH; the JDBC driver as
+  Drivers:           pip install 'psycopg[binary]' pika redis; npm install pg in a folder of NODE_PATH; the JDBC driver as
                      $cache/postgresql.jar
 TXT
 exit 1

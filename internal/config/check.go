@@ -215,6 +215,8 @@ func (c *checker) destination(path string, d Destination) {
 		c.natsDestination(path, d)
 	case RabbitMQ:
 		c.rabbitDestination(path, d)
+	case Redis:
+		c.redis(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)

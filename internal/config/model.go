@@ -52,6 +52,7 @@ const (
 	File     = "file"
 	NATS     = "nats"
 	RabbitMQ = "rabbitmq"
+	Redis    = "redis"
 )
 
 // Source is a database whose committed events are read.
@@ -110,7 +111,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -121,7 +122,7 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq" need:"webhook,nats,rabbitmq" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ; of the last two several with commas."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis" need:"webhook,nats,rabbitmq,redis" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis; of the last three several with commas."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
@@ -134,8 +135,8 @@ type Destination struct {
 
 	Creds    string `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed)."`
 	NKey     string `yaml:"nkey" for:"nats" kind:"path" example:"nats.nk" doc:"File with an NKey seed."`
-	User     string `yaml:"user" for:"nats" doc:"User name."`
-	Password Secret `yaml:"password" for:"nats" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
+	User     string `yaml:"user" for:"nats,redis" doc:"User name."`
+	Password Secret `yaml:"password" for:"nats,redis" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
 	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
@@ -144,7 +145,11 @@ type Destination struct {
 	Declare    *Declare `yaml:"declare" for:"rabbitmq" doc:"What is made, durable, if it is not there: the exchange, and queues. Without it, the exchange has to be there."`
 	Optional   bool     `yaml:"mandatory" as:"not" for:"rabbitmq" default:"true" doc:"Refuses an event that no queue takes. false takes it for delivered: it is lost."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq" doc:"Certificates, where the system's own do not do."`
+	Stream   string   `yaml:"stream" for:"redis" default:"{topic}" unless:"commands" example:"events:{topic}" doc:"The key of the stream; {topic}, {source}, {key} and {type} stand for those of the event, {{ and }} for braces."`
+	MaxLen   int      `yaml:"max_len" for:"redis" range:"0..1000000000" example:"1000000" doc:"About how many entries a stream keeps. The oldest are dropped, whether they were read or not. 0 drops nothing."`
+	Commands []string `yaml:"commands" for:"redis" example:"[\"DEL order:{key}\"]" doc:"Keeps a cache, in place of a stream: commands that are run for each event, in one transaction. DEL, UNLINK, SET, HSET, HDEL, EXPIRE and PUBLISH, with {topic} {source} {key} {type} {id} {data}, and of row changes {after.COLUMN} {before.COLUMN} {key.COLUMN}. Event types before a command limit it to them: \"delete: DEL order:{key.id}\"."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis" doc:"Certificates, where the system's own do not do."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.
