@@ -1,0 +1,289 @@
+package sqlsink
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// columnKind is what a value must be made into for a column.
+type columnKind byte
+
+const (
+	kindText    columnKind = iota // the value's text
+	kindInteger                   // MySQL and SQLite: bound as a number
+	kindDecimal                   // exact, with digits behind the point
+	kindFloat
+	kindBinary // the bytes that base64 stands for
+	kindJSON   // JSON text
+	kindArray  // PostgreSQL's literal
+	kindTime   // MySQL: a date with a time
+	kindAny    // SQLite: whatever comes
+)
+
+// column is a column of a table that exists.
+type column struct {
+	name      string
+	quoted    string
+	typ       string // as the server may be told to cast to it
+	kind      columnKind
+	elem      columnKind // of an array
+	delim     byte       // between an array's elements
+	generated bool       // the server makes its values
+}
+
+// table is a table that exists.
+type table struct {
+	name    name
+	quoted  string
+	columns []*column
+	primary []string   // the columns of the primary key
+	unique  [][]string // columns of the unique indexes that an upsert can name, sorted
+	guarded bool       // more than one unique index, so that MySQL's upsert could hit another row
+}
+
+// find returns a column; where case does not matter to the server, in any case.
+func (t *table) find(name string, fold bool) *column {
+	for _, c := range t.columns {
+		if c.name == name {
+			return c
+		}
+	}
+	if fold {
+		for _, c := range t.columns {
+			if strings.EqualFold(c.name, name) {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// arbiter reports whether exactly these columns are unique.
+func (t *table) arbiter(key []*column) bool {
+	names := make([]string, len(key))
+	for i, c := range key {
+		names[i] = c.name
+	}
+	slices.Sort(names)
+	return slices.ContainsFunc(t.unique, func(u []string) bool { return slices.Equal(u, names) })
+}
+
+// shape is what the JSON of all values of a column in one write is; a new column
+// gets its type from it.
+type shape struct {
+	field              string
+	integer, real      bool
+	boolean, text, doc bool
+	key                bool
+}
+
+func (s *shape) add(c cell) {
+	switch c.kind {
+	case cellNumber:
+		if strings.ContainsAny(c.text, ".eE") || len(c.text) > 18 {
+			s.real = true
+		} else {
+			s.integer = true
+		}
+	case cellBool:
+		s.boolean = true
+	case cellText:
+		s.text = true
+	case cellJSON:
+		s.doc = true
+	}
+}
+
+// form is what the shape comes to: nothing but one kind of JSON, or text.
+func (s *shape) form() columnForm {
+	number := s.integer || s.real
+	switch {
+	case number && !s.boolean && !s.text && !s.doc:
+		if s.real && s.integer {
+			return formNumber
+		}
+		if s.real {
+			return formReal
+		}
+		return formInteger
+	case s.boolean && !number && !s.text && !s.doc:
+		return formBoolean
+	case s.doc && !number && !s.text && !s.boolean:
+		return formDocument
+	}
+	return formText
+}
+
+// columnForm is the form of a new column.
+type columnForm byte
+
+const (
+	formText columnForm = iota
+	formInteger
+	formReal
+	formNumber // integers and others
+	formBoolean
+	formDocument
+)
+
+// want is what a write asks of a table.
+type want struct {
+	name   name
+	first  int // the first event that needs it
+	rows   bool
+	key    []string
+	shapes []*shape
+	byName map[string]*shape
+}
+
+func (w *want) see(fields []field, key bool) {
+	for _, f := range fields {
+		s := w.byName[f.name]
+		if s == nil {
+			s = &shape{field: f.name}
+			w.byName[f.name] = s
+			w.shapes = append(w.shapes, s)
+		}
+		s.key = s.key || key
+		s.add(f.cell)
+	}
+}
+
+// wants gathers what changes ask of their tables, in the order of their first use.
+func wants(changes []change) []*want {
+	var list []*want
+	byName := map[name]*want{}
+	for i := range changes {
+		c := &changes[i]
+		w := byName[c.table]
+		if w == nil {
+			w = &want{name: c.table, first: i, byName: map[string]*shape{}}
+			byName[c.table] = w
+			list = append(list, w)
+		}
+		if c.op == 't' || c.op == 'd' || c.op == 'm' {
+			w.rows = w.rows || c.op == 'm'
+			continue
+		}
+		if !w.rows {
+			w.rows, w.first = true, i
+			for _, f := range c.key {
+				w.key = append(w.key, f.name)
+			}
+		}
+		w.see(c.key, true)
+		w.see(c.row, false)
+	}
+	return list
+}
+
+// ensure makes sure that each table of the changes is known, exists and has the
+// columns. bad is the event that an error is about.
+func (s *Sink) ensure(ctx context.Context, changes []change, p *placed) (bad int, err error) {
+	checked := p == nil
+	alter := func(sql string) error {
+		if !checked { // a sink that was replaced must change nothing
+			if err := s.db.owns(ctx, p.destination, p.owner); err != nil {
+				return err
+			}
+			checked = true
+		}
+		return s.db.alter(ctx, sql)
+	}
+	for _, w := range wants(changes) {
+		if err := s.ensureOne(ctx, w, alter); err != nil {
+			return w.first, err
+		}
+	}
+	return 0, nil
+}
+
+func (s *Sink) ensureOne(ctx context.Context, w *want, alter func(sql string) error) error {
+	t, err := s.lookup(ctx, w.name)
+	if err != nil {
+		return err
+	}
+	message := w.name == s.messages
+	if t == nil && !w.rows {
+		if s.cfg.NoCreate {
+			return refuse("there is no table "+w.name.String(), "make it, or write create: true in the destination")
+		}
+		return nil // nothing to delete
+	}
+	if t == nil {
+		sql, err := s.db.create(w)
+		if message {
+			sql, err = s.db.createMessages(w.name), nil
+		}
+		if err != nil {
+			return err
+		}
+		if s.cfg.NoCreate {
+			return refuse("there is no table "+w.name.String(), sql)
+		}
+		if err := alter(sql); err != nil {
+			return s.refusedAlter(err, sql)
+		}
+		s.log.Info("made a table", "table", w.name.String())
+		delete(s.known, w.name)
+		if t, err = s.lookup(ctx, w.name); err != nil || t == nil {
+			return fmt.Errorf("sqlsink: the table %s that was made cannot be found: %w", w.name, err)
+		}
+	}
+	if message {
+		return nil
+	}
+	return s.follow(ctx, w, t, alter)
+}
+
+// follow adds the columns that a table lacks.
+func (s *Sink) follow(ctx context.Context, w *want, t *table, alter func(sql string) error) error {
+	added := false
+	for _, sh := range w.shapes {
+		if t.find(sh.field, s.db.folds()) != nil {
+			continue
+		}
+		sql, err := s.db.addColumn(t, sh)
+		if err != nil {
+			return err
+		}
+		if s.cfg.Fixed {
+			return refuse(fmt.Sprintf("the table %s has no column %q", w.name, sh.field), sql)
+		}
+		if err := alter(sql); err != nil {
+			return s.refusedAlter(err, sql)
+		}
+		s.log.Info("added a column", "table", w.name.String(), "column", sh.field)
+		added = true
+	}
+	if !added {
+		return nil
+	}
+	delete(s.known, w.name)
+	_, err := s.lookup(ctx, w.name)
+	return err
+}
+
+func (s *Sink) refusedAlter(err error, sql string) error {
+	if isRefused(err) {
+		return err
+	}
+	return judged(s.db.judge(err), err, sql)
+}
+
+// lookup returns a table from memory or the server; nil: there is none.
+func (s *Sink) lookup(ctx context.Context, n name) (*table, error) {
+	if t := s.known[n]; t != nil {
+		return t, nil
+	}
+	t, err := s.db.describe(ctx, n)
+	if err != nil {
+		return nil, judged(s.db.judge(err), fmt.Errorf("sqlsink: look at the table %s: %w", n, err), s.db.cure(err, &table{name: n, quoted: n.String()}))
+	}
+	if t != nil {
+		s.known[n] = t
+	}
+	return t, nil
+}
