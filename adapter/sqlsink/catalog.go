@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -75,6 +76,7 @@ func (t *table) arbiter(key []*column) bool {
 type shape struct {
 	field              string
 	integer, real      bool
+	wide, huge         bool // integers that no float holds, that no 64 bits hold
 	boolean, text, doc bool
 	key                bool
 }
@@ -82,11 +84,14 @@ type shape struct {
 func (s *shape) add(c cell) {
 	switch c.kind {
 	case cellNumber:
-		if strings.ContainsAny(c.text, ".eE") || len(c.text) > 18 {
+		if !isInteger(c.text) {
 			s.real = true
-		} else {
-			s.integer = true
+			return
 		}
+		s.integer = true
+		n, err := strconv.ParseInt(c.text, 10, 64)
+		s.huge = s.huge || err != nil
+		s.wide = s.wide || err != nil || !exact(n)
 	case cellBool:
 		s.boolean = true
 	case cellText:
@@ -96,16 +101,21 @@ func (s *shape) add(c cell) {
 	}
 }
 
+// exact reports whether a float holds an integer.
+func exact(n int64) bool { return n >= -1<<53 && n <= 1<<53 }
+
 // form is what the shape comes to: nothing but one kind of JSON, or text.
 func (s *shape) form() columnForm {
 	number := s.integer || s.real
 	switch {
 	case number && !s.boolean && !s.text && !s.doc:
-		if s.real && s.integer {
+		switch {
+		case s.real && s.wide:
 			return formNumber
-		}
-		if s.real {
+		case s.real:
 			return formReal
+		case s.huge:
+			return formHuge
 		}
 		return formInteger
 	case s.boolean && !number && !s.text && !s.doc:
@@ -122,8 +132,9 @@ type columnForm byte
 const (
 	formText columnForm = iota
 	formInteger
+	formHuge // integers of more than 64 bits
 	formReal
-	formNumber // integers and others
+	formNumber // reals and integers that no float holds
 	formBoolean
 	formDocument
 )

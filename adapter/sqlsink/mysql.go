@@ -212,7 +212,9 @@ func (m *mysqlDB) column(s *shape) (string, error) {
 	switch f := s.form(); {
 	case f == formInteger:
 		typ = "BIGINT"
-	case f == formReal || f == formNumber && !s.key:
+	case f == formHuge:
+		typ = "DECIMAL(65,0)"
+	case f == formReal:
 		typ = "DOUBLE"
 	case f == formBoolean:
 		typ = "BOOLEAN"

@@ -157,7 +157,7 @@ func (p *pgDB) alter(ctx context.Context, sql string) error {
 	return err
 }
 
-var pgTypes = map[columnForm]string{formText: "text", formInteger: "numeric", formReal: "numeric", formNumber: "numeric", formBoolean: "boolean", formDocument: "jsonb"}
+var pgTypes = map[columnForm]string{formText: "text", formInteger: "numeric", formHuge: "numeric", formReal: "numeric", formNumber: "numeric", formBoolean: "boolean", formDocument: "jsonb"}
 
 // newColumn is the definition of a column. A number is numeric, which holds them all,
 // since 1 may be the first value of a column of reals; a key of integers is bigint.

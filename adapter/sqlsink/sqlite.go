@@ -181,7 +181,7 @@ func (s *sqliteDB) alter(ctx context.Context, sql string) error {
 	return s.noted(err)
 }
 
-var sqliteTypes = map[columnForm]string{formText: "TEXT", formInteger: "INTEGER", formReal: "REAL", formNumber: "NUMERIC", formBoolean: "BOOLEAN", formDocument: "TEXT"}
+var sqliteTypes = map[columnForm]string{formText: "TEXT", formInteger: "INTEGER", formHuge: "TEXT", formReal: "REAL", formNumber: "NUMERIC", formBoolean: "BOOLEAN", formDocument: "TEXT"}
 
 func sqliteColumn(s *shape) (string, error) {
 	return ident(s.field) + " " + sqliteTypes[s.form()], nil

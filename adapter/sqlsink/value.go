@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/big"
 	"strconv"
 	"strings"
 )
@@ -63,6 +64,22 @@ func mysqlTime(s string) string {
 	return s[:10] + " " + strings.TrimSuffix(s[11:], "Z")
 }
 
+// asFloat refuses an integer that a column of floats would change.
+func asFloat(v cell) error {
+	if v.kind != cellNumber || !isInteger(v.text) {
+		return nil
+	}
+	f, err := strconv.ParseFloat(v.text, 64)
+	if err != nil {
+		return nil // for the server to refuse
+	}
+	whole, _ := new(big.Int).SetString(v.text, 10)
+	if got, _ := new(big.Float).SetFloat64(f).Int(nil); got.Cmp(whole) != 0 {
+		return fmt.Errorf("it has floats, which cannot hold %s", v.text)
+	}
+	return nil
+}
+
 func (m *mysqlDB) bind(c *column, v cell) (any, error) {
 	if v.kind == cellNull {
 		return nil, nil
@@ -77,6 +94,8 @@ func (m *mysqlDB) bind(c *column, v cell) (any, error) {
 		return bytesOf(v)
 	case kindTime:
 		return mysqlTime(v.text), nil
+	case kindFloat:
+		return v.text, asFloat(v)
 	}
 	return v.text, nil
 }
@@ -97,6 +116,9 @@ func (s *sqliteDB) bind(c *column, v cell) (any, error) {
 			return v.text, nil
 		}
 		if n, err := strconv.ParseInt(v.text, 10, 64); err == nil {
+			if c.kind == kindFloat {
+				return n, asFloat(v)
+			}
 			return n, nil
 		}
 		if f, err := strconv.ParseFloat(v.text, 64); err == nil && !isInteger(v.text) {
