@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, sqlite3, the C compiler that the race detector needs, and for the
+# PgBouncer, MariaDB, sqlite3, the C compiler that the race detector needs, and for the
 # examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
 # root it installs what is missing, and starts nothing. Elsewhere it says what is
 # missing and changes nothing but its own cache folder. With everything there it
@@ -53,6 +53,12 @@ have_psycopg() {
   return 1
 }
 
+# have_mariadb: what startMaria of internal/servers looks for, and the client.
+have_mariadb() {
+  [ -z "${ONEWRITE_TEST_MARIADB:-}" ] || return 0
+  have_program mariadbd && have_program mariadb-install-db && have_program mariadb
+}
+
 have_node_pg() {
   NODE_PATH=$cache/node-pg/node_modules${NODE_PATH:+:$NODE_PATH} node -e 'require("pg")' >/dev/null 2>&1
 }
@@ -64,6 +70,7 @@ missing() {
   local name
   for name in 15 18; do have_postgres "$name" || echo "postgresql-$name"; done
   for name in psql pgbouncer sqlite3; do have_program "$name" || echo "$name"; done
+  have_mariadb || echo mariadb-server
   have_program cc || have_program gcc || have_program clang || echo gcc
   have_psycopg || echo python3-psycopg
   have_node_pg || echo node-pg
@@ -176,7 +183,8 @@ cat >&2 <<TXT
   Elsewhere:         install them with your system's package manager, or name running ones:
                      export ONEWRITE_TEST_POSTGRES_15=postgres://user:password@host:5432/
                      export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
-  The user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
+                     export ONEWRITE_TEST_MARIADB=mysql://user:password@host:3306/
+  PostgreSQL's user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
   Drivers:           pip install 'psycopg[binary]'; npm install pg in a folder of NODE_PATH; the JDBC driver as
                      $cache/postgresql.jar
 TXT

@@ -28,7 +28,7 @@ type mysqlDB struct {
 // in columns that count up.
 const mysqlSession = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO,ERROR_FOR_DIVISION_BY_ZERO', time_zone = '+00:00', innodb_lock_wait_timeout = 30"
 
-var errMySQLURL = errors.New("sqlsink: url is not the address of a MySQL server; write mysql://user:password@host:3306/database?tls=true")
+var errMySQLURL = errors.New("sqlsink: url is not the address of a MySQL server; cure: write mysql://user:password@host:3306/database?tls=true")
 
 // mysqlConfig reads the URL. Nothing of it is in an error.
 func mysqlConfig(c Config) (*mysql.Config, error) {
@@ -66,6 +66,19 @@ func mysqlConfig(c Config) (*mysql.Config, error) {
 }
 
 func openMySQL(ctx context.Context, c Config) (database, error) {
+	m, err := dialMySQL(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if err = m.prepare(ctx); err != nil {
+		_ = m.close() // the error says more
+		return nil, fmt.Errorf("sqlsink: %w", err)
+	}
+	return m, nil
+}
+
+// dialMySQL connects and changes nothing.
+func dialMySQL(ctx context.Context, c Config) (*mysqlDB, error) {
 	cfg, err := mysqlConfig(c)
 	if err != nil {
 		return nil, err
@@ -77,18 +90,16 @@ func openMySQL(ctx context.Context, c Config) (database, error) {
 	m := &mysqlDB{pool: sql.OpenDB(connector)}
 	m.pool.SetMaxOpenConns(1)
 	if m.conn, err = m.pool.Conn(ctx); err == nil {
-		err = m.prepare(ctx)
+		err = m.session(ctx)
 	}
 	if err != nil {
 		_ = m.close() // the error says more
-		return nil, fmt.Errorf("sqlsink: %w; cure: look with: mariadb, or mysql, with the user and host of the destination's url", err)
+		return nil, fmt.Errorf("sqlsink: connect to %s: %w; cure: try it with mariadb, or mysql, and the user and host of the destination's url", cfg.Addr, err)
 	}
 	return m, nil
 }
 
-const mysqlPlaces = "CREATE TABLE IF NOT EXISTS onewrite_places (destination VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY, owner VARCHAR(64) NOT NULL, record LONGBLOB, written DATETIME(6) NOT NULL) ENGINE=InnoDB"
-
-func (m *mysqlDB) prepare(ctx context.Context) error {
+func (m *mysqlDB) session(ctx context.Context) error {
 	if _, err := m.conn.ExecContext(ctx, mysqlSession); err != nil {
 		return err
 	}
@@ -100,6 +111,14 @@ func (m *mysqlDB) prepare(ctx context.Context) error {
 	if strings.Contains(version, "MariaDB") {
 		m.text = "utf8mb4_nopad_bin"
 	}
+	return nil
+}
+
+const mysqlPlaces = "CREATE TABLE IF NOT EXISTS onewrite_places (destination VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PRIMARY KEY, owner VARCHAR(64) NOT NULL, record LONGBLOB, written DATETIME(6) NOT NULL) ENGINE=InnoDB"
+
+// prepare makes the table of places; a user who may not make tables can use one that
+// is there.
+func (m *mysqlDB) prepare(ctx context.Context) error {
 	t, err := m.describe(ctx, name{"", placesTable})
 	if err != nil || t != nil {
 		return err

@@ -13,10 +13,7 @@ import (
 )
 
 // pgDB is a connection to PostgreSQL.
-type pgDB struct {
-	conn   *pgx.Conn
-	places string // the table of places, quoted
-}
+type pgDB struct{ conn *pgx.Conn }
 
 // pgSession makes what the events have as text mean the same on every server. What
 // waits for a lock, or for us, gives way in the end, so that another copy can go on.
@@ -24,9 +21,22 @@ const pgSession = `SELECT set_config('timezone', 'UTC', false), set_config('date
  set_config('lock_timeout', '30s', false), set_config('idle_in_transaction_session_timeout', '60s', false)`
 
 func openPostgres(ctx context.Context, c Config) (database, error) {
+	p, err := dialPostgres(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if err = p.prepare(ctx); err != nil {
+		_ = p.close() // the error says more
+		return nil, fmt.Errorf("sqlsink: %w", err)
+	}
+	return p, nil
+}
+
+// dialPostgres connects and changes nothing.
+func dialPostgres(ctx context.Context, c Config) (*pgDB, error) {
 	cfg, err := pgx.ParseConfig(c.URL)
 	if err != nil {
-		return nil, errors.New("sqlsink: url is not a PostgreSQL connection string; write postgres://user:password@host:5432/database?sslmode=verify-full")
+		return nil, errors.New("sqlsink: url is not a PostgreSQL connection string; cure: write postgres://user:password@host:5432/database?sslmode=verify-full")
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
@@ -37,13 +47,10 @@ func openPostgres(ctx context.Context, c Config) (database, error) {
 	cfg.StatementCacheCapacity = 256
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("sqlsink: connect: %w; cure: psql with the url of the destination", err)
+		return nil, fmt.Errorf("sqlsink: %w; cure: try it with psql and the url of the destination", err)
 	}
-	p := &pgDB{conn: conn, places: ident(placesTable)}
-	if _, err = conn.Exec(ctx, pgSession); err == nil {
-		err = p.prepare(ctx)
-	}
-	if err != nil {
+	p := &pgDB{conn: conn}
+	if _, err = conn.Exec(ctx, pgSession); err != nil {
 		_ = p.close() // the error says more
 		return nil, fmt.Errorf("sqlsink: %w", err)
 	}
@@ -159,7 +166,7 @@ func (p *pgDB) alter(ctx context.Context, sql string) error {
 
 var pgTypes = map[columnForm]string{formText: "text", formInteger: "numeric", formHuge: "numeric", formReal: "numeric", formNumber: "numeric", formBoolean: "boolean", formDocument: "jsonb"}
 
-// newColumn is the definition of a column. A number is numeric, which holds them all,
+// pgColumn is the definition of a column. A number is numeric, which holds them all,
 // since 1 may be the first value of a column of reals; a key of integers is bigint.
 func pgColumn(s *shape) (string, error) {
 	if len(s.field) > 63 {

@@ -50,6 +50,7 @@ const (
 	Webhook  = "webhook"
 	File     = "file"
 	NATS     = "nats"
+	MySQL    = "mysql"
 )
 
 // Source is a database whose committed events are read.
@@ -108,13 +109,13 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|postgres|mysql|sqlite" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
 	Retry    Retry    `yaml:"retry" doc:"The pause between tries."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats" need:"webhook,nats" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,postgres,mysql" need:"webhook,nats,postgres,mysql" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS, postgres://user:password@host/database?sslmode=verify-full or mysql://user:password@host:3306/database?tls=true for a database."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
@@ -122,7 +123,7 @@ type Destination struct {
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra request headers."`
 
-	Path   string `yaml:"path" for:"file" need:"file" kind:"path" example:"events.jsonl" doc:"The file that gets one CloudEvents JSON object a line; - is standard output."`
+	Path   string `yaml:"path" for:"file,sqlite" need:"file,sqlite" kind:"path" example:"events.jsonl" doc:"For type file the file that gets one CloudEvents JSON object a line; - is standard output. For type sqlite the database file; it is made if it is missing."`
 	Rotate Size   `yaml:"rotate" for:"file" range:"4KiB..1TiB" doc:"Starts a new file when this one is larger. Off by default."`
 
 	Creds    string `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed)."`
@@ -132,7 +133,13 @@ type Destination struct {
 	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats" doc:"Certificates, where the system's own do not do."`
+	Table         string `yaml:"table" for:"postgres,mysql,sqlite" default:"{table}" example:"replica.{table}" doc:"The table that rows go to. {schema}, {table} and {topic} stand for the event's; a dot outside of braces ends the schema."`
+	NoCreate      bool   `yaml:"create" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Makes tables that are missing, with types that hold what comes. For exact types, make the table yourself; one that is there is used as it is."`
+	Follow        string `yaml:"columns" for:"postgres,mysql,sqlite" default:"follow" enum:"follow|fixed" doc:"What becomes of a column that an event has and the table lacks: it is added, or the event is refused."`
+	NoTruncate    bool   `yaml:"truncate" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Empties the table when the source was truncated. false leaves the rows."`
+	MessagesTable string `yaml:"messages" for:"postgres,mysql,sqlite" default:"onewrite_messages" doc:"The table that gets a row for each event that is no row change."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,mysql" doc:"Certificates, where the system's own do not do."`
 }
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.

@@ -1,4 +1,4 @@
-// Package servers starts real servers for tests: PostgreSQL and PgBouncer. No
+// Package servers starts real servers for tests: PostgreSQL, PgBouncer, MariaDB. No
 // test of this project talks to a mock.
 //
 // A server lives in a temporary folder, listens on 127.0.0.1 only, and has
