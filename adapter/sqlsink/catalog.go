@@ -2,6 +2,7 @@ package sqlsink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -79,6 +80,7 @@ type shape struct {
 	wide, huge         bool // integers that no float holds, that no 64 bits hold
 	boolean, text, doc bool
 	key                bool
+	first              int // the first event that has it
 }
 
 func (s *shape) add(c cell) {
@@ -149,11 +151,11 @@ type want struct {
 	byName map[string]*shape
 }
 
-func (w *want) see(fields []field, key bool) {
+func (w *want) see(i int, fields []field, key bool) {
 	for _, f := range fields {
 		s := w.byName[f.name]
 		if s == nil {
-			s = &shape{field: f.name}
+			s = &shape{field: f.name, first: i}
 			w.byName[f.name] = s
 			w.shapes = append(w.shapes, s)
 		}
@@ -184,8 +186,8 @@ func wants(changes []change) []*want {
 				w.key = append(w.key, f.name)
 			}
 		}
-		w.see(c.key, true)
-		w.see(c.row, false)
+		w.see(i, c.key, true)
+		w.see(i, c.row, false)
 	}
 	return list
 }
@@ -204,53 +206,51 @@ func (s *Sink) ensure(ctx context.Context, changes []change, p *placed) (bad int
 		return s.db.alter(ctx, sql)
 	}
 	for _, w := range wants(changes) {
-		if err := s.ensureOne(ctx, w, alter); err != nil {
-			return w.first, err
+		if bad, err := s.ensureOne(ctx, w, alter); err != nil {
+			return bad, err
 		}
 	}
 	return 0, nil
 }
 
-func (s *Sink) ensureOne(ctx context.Context, w *want, alter func(sql string) error) error {
+func (s *Sink) ensureOne(ctx context.Context, w *want, alter func(sql string) error) (bad int, err error) {
 	t, err := s.lookup(ctx, w.name)
 	if err != nil {
-		return err
+		return w.first, err
 	}
 	message := w.name == s.messages
 	if t == nil && !w.rows {
 		if s.cfg.NoCreate {
-			return refuse("there is no table "+w.name.String(), "make it, or write create: true in the destination")
+			err = refuse("there is no table "+w.name.String(), "make it, or write create: true in the destination")
 		}
-		return nil // nothing to delete
+		return w.first, err // there is nothing to delete
 	}
 	if t == nil {
-		sql, err := s.db.create(w)
-		if message {
-			sql, err = s.db.createMessages(w.name), nil
-		}
-		if err != nil {
-			return err
+		sql := s.db.createMessages(w.name)
+		if !message {
+			if sql, bad, err = s.db.create(w); err != nil {
+				return bad, err
+			}
 		}
 		if s.cfg.NoCreate {
-			return refuse("there is no table "+w.name.String(), sql)
+			return w.first, refuse("there is no table "+w.name.String(), sql)
 		}
 		if err := alter(sql); err != nil {
-			return s.refusedAlter(err, sql)
+			return w.first, s.refusedAlter(err, sql)
 		}
 		s.log.Info("made a table", "table", w.name.String())
-		delete(s.known, w.name)
 		if t, err = s.lookup(ctx, w.name); err != nil || t == nil {
-			return fmt.Errorf("sqlsink: the table %s that was made cannot be found: %w", w.name, err)
+			return w.first, fmt.Errorf("sqlsink: the table %s that was made cannot be found: %w", w.name, errors.Join(err, errVanished))
 		}
 	}
 	if message {
-		return nil
+		return 0, nil
 	}
 	return s.follow(ctx, w, t, alter)
 }
 
 // follow adds the columns that a table lacks.
-func (s *Sink) follow(ctx context.Context, w *want, t *table, alter func(sql string) error) error {
+func (s *Sink) follow(ctx context.Context, w *want, t *table, alter func(sql string) error) (bad int, err error) {
 	added := false
 	for _, sh := range w.shapes {
 		if t.find(sh.field, s.db.folds()) != nil {
@@ -258,24 +258,26 @@ func (s *Sink) follow(ctx context.Context, w *want, t *table, alter func(sql str
 		}
 		sql, err := s.db.addColumn(t, sh)
 		if err != nil {
-			return err
+			return sh.first, err
 		}
 		if s.cfg.Fixed {
-			return refuse(fmt.Sprintf("the table %s has no column %q", w.name, sh.field), sql)
+			return sh.first, refuse(fmt.Sprintf("the table %s has no column %q", w.name, sh.field), sql)
 		}
 		if err := alter(sql); err != nil {
-			return s.refusedAlter(err, sql)
+			return sh.first, s.refusedAlter(err, sql)
 		}
 		s.log.Info("added a column", "table", w.name.String(), "column", sh.field)
 		added = true
 	}
 	if !added {
-		return nil
+		return 0, nil
 	}
 	delete(s.known, w.name)
-	_, err := s.lookup(ctx, w.name)
-	return err
+	_, err = s.lookup(ctx, w.name)
+	return w.first, err
 }
+
+var errVanished = errors.New("it is not there")
 
 func (s *Sink) refusedAlter(err error, sql string) error {
 	if isRefused(err) {

@@ -245,7 +245,7 @@ func (m *mysqlDB) column(s *shape) (string, error) {
 	return tick(s.field) + " " + typ, nil
 }
 
-func (m *mysqlDB) create(w *want) (string, error) {
+func (m *mysqlDB) create(w *want) (string, int, error) {
 	return createTable(w, tick, m.column, " ENGINE=InnoDB CHARACTER SET utf8mb4")
 }
 

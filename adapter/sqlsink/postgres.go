@@ -179,15 +179,15 @@ func pgColumn(s *shape) (string, error) {
 	return ident(s.field) + " " + typ, nil
 }
 
-func (p *pgDB) create(w *want) (string, error) { return createTable(w, ident, pgColumn, "") }
+func (p *pgDB) create(w *want) (string, int, error) { return createTable(w, ident, pgColumn, "") }
 
 // createTable is CREATE TABLE with a primary key if the events have one.
-func createTable(w *want, quote func(string) string, define func(*shape) (string, error), tail string) (string, error) {
+func createTable(w *want, quote func(string) string, define func(*shape) (string, error), tail string) (sql string, bad int, err error) {
 	var parts []string
 	for _, s := range w.shapes {
 		def, err := define(s)
 		if err != nil {
-			return "", err
+			return "", s.first, err
 		}
 		parts = append(parts, def)
 	}
@@ -198,7 +198,7 @@ func createTable(w *want, quote func(string) string, define func(*shape) (string
 		}
 		parts = append(parts, "PRIMARY KEY ("+strings.Join(names, ", ")+")")
 	}
-	return "CREATE TABLE " + w.name.quote(quote) + " (" + strings.Join(parts, ", ") + ")" + tail, nil
+	return "CREATE TABLE " + w.name.quote(quote) + " (" + strings.Join(parts, ", ") + ")" + tail, 0, nil
 }
 
 func (p *pgDB) createMessages(n name) string {

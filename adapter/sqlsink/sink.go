@@ -64,8 +64,9 @@ type database interface {
 	describe(ctx context.Context, n name) (*table, error)
 	// alter runs a statement that makes or changes a table, by itself.
 	alter(ctx context.Context, sql string) error
-	// create, createMessages and addColumn are statements for alter.
-	create(w *want) (string, error)
+	// create, createMessages and addColumn are statements for alter; bad is the event
+	// that asks for what cannot be.
+	create(w *want) (sql string, bad int, err error)
 	createMessages(n name) string
 	addColumn(t *table, s *shape) (string, error)
 	// folds reports whether names of columns are equal in any case.

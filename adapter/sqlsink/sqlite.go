@@ -187,7 +187,9 @@ func sqliteColumn(s *shape) (string, error) {
 	return ident(s.field) + " " + sqliteTypes[s.form()], nil
 }
 
-func (s *sqliteDB) create(w *want) (string, error) { return createTable(w, ident, sqliteColumn, "") }
+func (s *sqliteDB) create(w *want) (string, int, error) {
+	return createTable(w, ident, sqliteColumn, "")
+}
 
 func (s *sqliteDB) createMessages(n name) string {
 	return "CREATE TABLE " + n.quote(ident) + ` (id TEXT NOT NULL, source TEXT NOT NULL, topic TEXT NOT NULL, "key" TEXT, type TEXT NOT NULL, "time" TEXT, data TEXT, data_bytes BLOB, content_type TEXT, "sequence" TEXT, headers TEXT, txid TEXT, txindex INTEGER, txlast BOOLEAN, PRIMARY KEY (id, source))`

@@ -13,7 +13,7 @@ func (s *sqliteDB) apply(ctx context.Context, at *placed, steps []*step, _ bool)
 	if _, err = s.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return 0, err
 	}
-	if failed, err = s.transaction(ctx, at, steps, true); err != nil {
+	if failed, err = s.transaction(ctx, at, steps); err != nil {
 		s.rollback(ctx)
 		return failed, err
 	}
@@ -31,12 +31,10 @@ func (s *sqliteDB) rollback(ctx context.Context) {
 	_, _ = s.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 }
 
-// transaction does the steps; deferred has foreign keys checked at the commit.
-func (s *sqliteDB) transaction(ctx context.Context, at *placed, steps []*step, deferred bool) (int, error) {
-	if deferred {
-		if _, err := s.exec(ctx, "PRAGMA defer_foreign_keys = ON"); err != nil {
-			return 0, err
-		}
+// transaction does the steps; foreign keys are checked at the commit.
+func (s *sqliteDB) transaction(ctx context.Context, at *placed, steps []*step) (int, error) {
+	if _, err := s.exec(ctx, "PRAGMA defer_foreign_keys = ON"); err != nil {
+		return 0, err
 	}
 	if at != nil {
 		n, err := s.exec(ctx, "UPDATE onewrite_places SET record = ?, written = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE destination = ? AND owner = ?", at.record, at.destination, at.owner)
@@ -55,18 +53,34 @@ func (s *sqliteDB) transaction(ctx context.Context, at *placed, steps []*step, d
 	return 0, nil
 }
 
-// culprit does the steps again with foreign keys checked at once, and undoes them: the
-// first that is refused is to blame, else the last.
+// culprit does the steps again with foreign keys checked at once, and undoes them.
+// What is refused is tried again after the others, since they may be what it waits
+// for: the first that never passes is to blame.
 func (s *sqliteDB) culprit(ctx context.Context, steps []*step) (int, error) {
 	if _, err := s.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return 0, err
 	}
 	defer s.rollback(ctx)
-	at, err := s.transaction(ctx, nil, steps, false)
-	if err == nil {
+	left := make([]int, len(steps))
+	for i := range steps {
+		left[i] = i
+	}
+	for before := len(left) + 1; len(left) > 0 && len(left) < before; {
+		before = len(left)
+		var again []int
+		for _, i := range left {
+			if err := s.step(ctx, steps[i]); sqliteCode(err) != 0 {
+				again = append(again, i)
+			} else if err != nil {
+				return 0, err
+			}
+		}
+		left = again
+	}
+	if len(left) == 0 { // keys that are declared to be checked at the commit
 		return len(steps) - 1, nil
 	}
-	return at, nil
+	return left[0], nil
 }
 
 // exec runs a statement and returns how many rows it changed.
