@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // columnKind is what a value must be made into for a column.
@@ -33,6 +34,8 @@ type column struct {
 	elem      columnKind // of an array
 	delim     byte       // between an array's elements
 	generated bool       // the server makes its values
+
+	incomparable bool // PostgreSQL: values are compared as text
 }
 
 // table is a table that exists.
@@ -42,6 +45,7 @@ type table struct {
 	columns []*column
 	primary []string   // the columns of the primary key
 	unique  [][]string // columns of the unique indexes that an upsert can name, sorted
+	read    time.Time  // when it was looked at
 	guarded bool       // more than one unique index, so that MySQL's upsert could hit another row
 }
 
@@ -286,17 +290,22 @@ func (s *Sink) refusedAlter(err error, sql string) error {
 	return judged(s.db.judge(err), err, sql)
 }
 
+// believed is how long a table is taken to be as it was read. A missing column shows by
+// itself, the new type of one may not.
+const believed = 10 * time.Second
+
 // lookup returns a table from memory or the server; nil: there is none.
 func (s *Sink) lookup(ctx context.Context, n name) (*table, error) {
-	if t := s.known[n]; t != nil {
+	if t := s.known[n]; t != nil && time.Since(t.read) < believed {
 		return t, nil
 	}
+	delete(s.known, n)
 	t, err := s.db.describe(ctx, n)
 	if err != nil {
 		return nil, judged(s.db.judge(err), fmt.Errorf("sqlsink: look at the table %s: %w", n, err), s.db.cure(err, &table{name: n, quoted: n.String()}))
 	}
 	if t != nil {
-		s.known[n] = t
+		t.read, s.known[n] = time.Now(), t
 	}
 	return t, nil
 }

@@ -116,7 +116,7 @@ func (p *pgDB) describe(ctx context.Context, n name) (*table, error) {
 	var name, typ, base, category, elem, delim string
 	var generated bool
 	_, err = pgx.ForEachRow(rows, []any{&name, &typ, &base, &category, &elem, &delim, &generated}, func() error {
-		c := &column{name: name, quoted: ident(name), typ: typ, generated: generated, kind: pgKind(base), delim: delim[0]}
+		c := &column{name: name, quoted: ident(name), typ: typ, generated: generated, kind: pgKind(base), delim: delim[0], incomparable: pgIncomparable[base] || pgIncomparable[elem]}
 		if category == "A" && elem != "" {
 			c.kind, c.elem = kindArray, pgKind(elem)
 		}
@@ -144,6 +144,9 @@ func (p *pgDB) describe(ctx context.Context, n name) (*table, error) {
 	})
 	return t, err
 }
+
+// pgIncomparable have no equality, or one that is not that of all they hold.
+var pgIncomparable = map[string]bool{"json": true, "xml": true, "point": true, "polygon": true, "path": true, "box": true, "line": true, "lseg": true, "circle": true}
 
 func pgKind(typname string) columnKind {
 	switch typname {

@@ -260,15 +260,13 @@ func pgLike(st *step, shift int) string {
 	var on []string
 	for i, c := range st.where {
 		left, right := c.quoted, fmt.Sprintf("$%d::text::%s", shift+i+1, c.typ)
-		if c.kind == kindJSON || strings.HasPrefix(c.typ, "pg_catalog.") && pgNoEquality[strings.TrimPrefix(c.typ, "pg_catalog.")] {
+		if c.incomparable {
 			left, right = left+"::text", right+"::text"
 		}
 		on = append(on, left+" IS NOT DISTINCT FROM "+right)
 	}
 	return strings.Join(on, " AND ")
 }
-
-var pgNoEquality = map[string]bool{"xml": true, "point": true, "polygon": true, "path": true, "box": true, "line": true, "lseg": true, "circle": true}
 
 // pgTruncate empties tables, all in one command since they may refer to each other. By
 // itself, DELETE does what TRUNCATE refuses: to empty a table that others refer to.
