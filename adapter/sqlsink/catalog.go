@@ -35,6 +35,7 @@ type column struct {
 	delim     byte       // between an array's elements
 	generated bool       // the server makes its values
 
+	insertOnly   bool // PostgreSQL: GENERATED ALWAYS AS IDENTITY, which no UPDATE may set
 	incomparable bool // PostgreSQL: values are compared as text
 }
 

@@ -90,7 +90,7 @@ func (n name) quote(f func(string) string) string {
 }
 
 const pgColumns = `SELECT a.attname::text, quote_ident(tn.nspname) || '.' || quote_ident(t.typname), b.typname::text, b.typcategory::text,
-  coalesce(e.typname::text, ''), coalesce(e.typdelim::text, ','), a.attgenerated <> ''
+  coalesce(e.typname::text, ''), coalesce(e.typdelim::text, ','), a.attgenerated <> '', a.attidentity = 'a'
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
 JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
 LEFT JOIN pg_type e ON e.oid = b.typelem AND b.typcategory = 'A'
@@ -114,9 +114,9 @@ func (p *pgDB) describe(ctx context.Context, n name) (*table, error) {
 		return nil, err
 	}
 	var name, typ, base, category, elem, delim string
-	var generated bool
-	_, err = pgx.ForEachRow(rows, []any{&name, &typ, &base, &category, &elem, &delim, &generated}, func() error {
-		c := &column{name: name, quoted: ident(name), typ: typ, generated: generated, kind: pgKind(base), delim: delim[0], incomparable: pgIncomparable[base] || pgIncomparable[elem]}
+	var generated, counted bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &typ, &base, &category, &elem, &delim, &generated, &counted}, func() error {
+		c := &column{name: name, quoted: ident(name), typ: typ, generated: generated, insertOnly: counted, kind: pgKind(base), delim: delim[0], incomparable: pgIncomparable[base] || pgIncomparable[elem]}
 		if category == "A" && elem != "" {
 			c.kind, c.elem = kindArray, pgKind(elem)
 		}

@@ -206,7 +206,7 @@ func pgStatement(st *step, single bool) (string, []any) {
 		values[i] = fmt.Sprintf("u.c%d::%s", i+1, c.typ)
 		params[i] = fmt.Sprintf("$%d::text::%s", i+1, c.typ)
 		arrays[i] = fmt.Sprintf("$%d::text[]", i+1)
-		if !has(st.key, c) {
+		if !has(st.key, c) && !c.insertOnly {
 			set = append(set, c.quoted+" = "+params[i])
 			excluded = append(excluded, c.quoted+" = EXCLUDED."+c.quoted)
 		}
