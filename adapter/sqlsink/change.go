@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,63 +50,111 @@ type change struct {
 // unavailable stands for a large value that an update did not touch.
 const unavailable = "__debezium_unavailable_value"
 
-// envelope is a row change without its rows' values.
+var changeOps = map[string]string{"insert": "c", "update": "u", "delete": "d", "truncate": "t", "snapshot": "r"}
+
+// envelope is a row change; its rows are JSON still.
 type envelope struct {
-	Before json.RawMessage `json:"before"`
-	After  json.RawMessage `json:"after"`
-	Source *struct {
-		DB        string   `json:"db"`
-		Schema    string   `json:"schema"`
-		Table     string   `json:"table"`
-		Unchanged []string `json:"unchanged"`
-	} `json:"source"`
-	Op string `json:"op"`
+	before, after     []byte
+	op                string
+	db, schema, table string
+	unchanged         bool // columns are named that it does not carry
 }
 
-var changeOps = map[string]string{"insert": "c", "update": "u", "delete": "d", "truncate": "t", "snapshot": "r"}
+// envelopeOf reads the data of an event; false: it is no row change.
+func envelopeOf(data []byte) (v envelope, ok bool) {
+	if !json.Valid(data) {
+		return v, false
+	}
+	source := false
+	members(data, func(name string, value []byte) {
+		switch name {
+		case "before":
+			v.before = value
+		case "after":
+			v.after = value
+		case "op":
+			v.op = cellOf(value).text
+		case "source":
+			source = true
+			members(value, func(name string, value []byte) {
+				switch name {
+				case "db":
+					v.db = cellOf(value).text
+				case "schema":
+					v.schema = cellOf(value).text
+				case "table":
+					v.table = cellOf(value).text
+				case "unchanged":
+					v.unchanged = value[0] == '[' && len(elements(value)) > 0
+				}
+			})
+		}
+	})
+	if v.schema == "" {
+		v.schema = v.db
+	}
+	return v, source && v.table != ""
+}
 
 // changeOf reads an event. What is no row change is a message.
 func (s *Sink) changeOf(e *onewrite.Event) (change, error) {
 	op := changeOps[e.Type]
-	var v envelope
-	if op == "" || !cloudevents.IsJSON(e.ContentType) || json.Unmarshal(e.Data, &v) != nil || v.Op != op || v.Source == nil || v.Source.Table == "" {
+	if op == "" || !cloudevents.IsJSON(e.ContentType) {
 		return s.messageOf(e), nil
 	}
-	schema := v.Source.Schema
-	if schema == "" {
-		schema = v.Source.DB
+	v, ok := envelopeOf(e.Data)
+	if !ok || v.op != op {
+		return s.messageOf(e), nil
 	}
-	c := change{op: op[0], part: len(v.Source.Unchanged) > 0}
+	c := change{op: op[0], part: v.unchanged}
 	var err error
-	if c.table, err = s.tables.name(schema, v.Source.Table, e.Topic); err != nil || op == "t" {
+	if c.table, err = s.nameOf(origin{v.schema, v.table, e.Topic}); err != nil || op == "t" {
 		return c, err
 	}
 	if strings.HasPrefix(e.Key, "{") && json.Valid([]byte(e.Key)) {
 		c.key = fields([]byte(e.Key))
 	}
 	if op == "d" || len(c.key) == 0 {
-		c.before = fields(v.Before)
+		c.before = fields(v.before)
 	}
 	if op == "d" {
 		if len(c.key) == 0 && len(c.before) == 0 {
-			return c, refuse("the delete has neither a key nor the old row", "ALTER TABLE "+v.Source.Table+" REPLICA IDENTITY FULL -- in the source")
+			return c, refuse("the delete has neither a key nor the old row", "ALTER TABLE "+v.table+" REPLICA IDENTITY FULL -- in the source")
 		}
 		return c, nil
 	}
-	for _, f := range fields(v.After) {
+	c.row = fields(v.after)
+	for _, f := range c.row {
 		if f.cell.kind == cellText && f.cell.text == unavailable {
 			c.part = true
-			continue
+			c.row = slices.DeleteFunc(c.row, func(f field) bool { return f.cell.kind == cellText && f.cell.text == unavailable })
+			break
 		}
-		c.row = append(c.row, f)
 	}
 	if len(c.row) == 0 {
 		return c, refuse("the row change has no new row", "onewrite parked, and look at the event's data")
 	}
 	if op == "u" && len(c.key) == 0 && len(c.before) == 0 {
-		return c, refuse("the update of a table without key has no old row", "ALTER TABLE "+v.Source.Table+" REPLICA IDENTITY FULL -- in the source")
+		return c, refuse("the update of a table without key has no old row", "ALTER TABLE "+v.table+" REPLICA IDENTITY FULL -- in the source")
 	}
 	return c, nil
+}
+
+// origin is what the name of a table is made from.
+type origin struct{ schema, table, topic string }
+
+// mostNames bounds the names that are remembered.
+const mostNames = 1000
+
+func (s *Sink) nameOf(o origin) (name, error) {
+	if n, ok := s.named[o]; ok {
+		return n, nil
+	}
+	n, err := s.tables.name(o.schema, o.table, o.topic)
+	if err == nil && len(s.named) < mostNames {
+		s.named[o] = n
+	}
+	return n, err
 }
 
 // messageOf is an event as a row of the table of messages. Text is kept as text, so
@@ -146,22 +195,27 @@ func text(v string) cell { return cell{cellText, v} }
 
 // fields cuts a JSON object that is known to be valid into its members.
 func fields(b []byte) []field {
-	b = bytes.TrimSpace(b)
-	if len(b) < 2 || b[0] != '{' {
-		return nil
-	}
 	list := make([]field, 0, 16)
-	for i := 1; ; {
+	members(b, func(name string, value []byte) { list = append(list, field{name, cellOf(value)}) })
+	return list
+}
+
+// members calls f for each member of a JSON object that is known to be valid.
+func members(b []byte, f func(name string, value []byte)) {
+	start := skipSpace(b, 0)
+	if start >= len(b) || b[start] != '{' {
+		return
+	}
+	for i := start + 1; ; {
 		i = skipSpace(b, i)
 		if i >= len(b) || b[i] == '}' {
-			return list
+			return
 		}
 		end := skipValue(b, i)
-		f := field{name: unquote(b[i:end])}
+		name := unquote(b[i:end])
 		i = skipSpace(b, skipSpace(b, end)+1) // the colon
 		end = skipValue(b, i)
-		f.cell = cellOf(b[i:end])
-		list = append(list, f)
+		f(name, b[i:end])
 		if i = skipSpace(b, end); i < len(b) && b[i] == ',' {
 			i++
 		}

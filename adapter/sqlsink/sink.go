@@ -103,6 +103,7 @@ type Sink struct {
 	turn  chan struct{} // holds the only token; who has it may use what follows
 	db    database      // nil: not connected
 	known map[name]*table
+	named map[origin]name
 	doubt error // a commit that nobody answered for
 }
 
@@ -110,7 +111,7 @@ var _ onewrite.Placed = (*Sink)(nil)
 
 // Open connects and makes the table of places if it is missing.
 func Open(ctx context.Context, c Config) (*Sink, error) {
-	s := &Sink{cfg: c, log: c.Logger, turn: make(chan struct{}, 1), known: map[name]*table{}}
+	s := &Sink{cfg: c, log: c.Logger, turn: make(chan struct{}, 1), known: map[name]*table{}, named: map[origin]name{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
