@@ -135,7 +135,7 @@ func (p *planner) put(i int, kind stepKind, t *table, row []field, key []*column
 		}
 		v, err := p.s.db.bind(c, f.cell)
 		if err != nil {
-			return refuse(fmt.Sprintf("column %s of %s: %v", f.name, t.name, err), "change the column's type, or take the event out: onewrite parked")
+			return refuse(fmt.Sprintf("column %s of %s: %v", f.name, t.name, err), "change the column's type, or let the event go: onewrite parked skip")
 		}
 		cols, values, size = append(cols, c), append(values, v), size+len(f.cell.text)+8
 	}
