@@ -13,8 +13,8 @@ import (
 // sqlConfig is a destination whose tables follow those of the sources.
 func sqlConfig(name string, c config.Destination, t *tls.Config, log *slog.Logger) sqlsink.Config {
 	return sqlsink.Config{
-		Kind: c.Type, URL: c.URL.Reveal(), Path: c.Path, TLS: t, Destination: name, Table: c.Table, Messages: c.MessagesTable,
-		NoCreate: c.NoCreate, Fixed: c.Follow == "fixed", IgnoreTruncate: c.NoTruncate, Logger: log,
+		Kind: c.Type, URL: c.URL.Reveal(), Path: c.Path, TLS: t, Destination: name, Table: c.Table, Messages: c.Messages,
+		NoCreate: c.NoCreate, Fixed: c.Columns == "fixed", IgnoreTruncate: c.NoTruncate, Logger: log,
 	}
 }
 

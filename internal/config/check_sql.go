@@ -22,8 +22,8 @@ func (c *checker) replica(path string, d Destination) {
 	if !c.broken(path+".table") && badTable(d.Table) {
 		c.bad(path+".table", c.show(path+".table", d.Table)+" is no name of tables", `write "{table}" or "replica.{table}"; {schema}, {table} and {topic} stand for the event's`)
 	}
-	if at := path + ".messages"; !c.broken(at) && (badTable(d.MessagesTable) || strings.Contains(d.MessagesTable, "{")) {
-		c.bad(at, c.show(at, d.MessagesTable)+" is no name of a table", "write onewrite_messages, or replica.onewrite_messages")
+	if at := path + ".messages"; !c.broken(at) && (badTable(d.Messages) || strings.Contains(d.Messages, "{")) {
+		c.bad(at, c.show(at, d.Messages)+" is no name of a table", "write onewrite_messages, or replica.onewrite_messages")
 	}
 	if schema, _, ok := strings.Cut(d.Table, "."); d.Type == SQLite && ok && schema != "main" && !strings.Contains(schema, "{") {
 		c.bad(path+".table", "has a schema, and an SQLite file has none but main", `write table: "{table}"`)
@@ -97,7 +97,7 @@ func (c *checker) loops(path string, d Destination) {
 // target returns the table that a destination writes if it is the captured one, which
 // may be * for all that a schema has or will have.
 func (d Destination) target(schema, table, home string) string {
-	name, messages := d.Table, d.MessagesTable
+	name, messages := d.Table, d.Messages
 	if name == "" {
 		name = "{table}"
 	}

@@ -133,11 +133,11 @@ type Destination struct {
 	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
-	Table         string `yaml:"table" for:"postgres,mysql,sqlite" default:"{table}" example:"replica.{table}" doc:"The table that rows go to. {schema}, {table} and {topic} stand for the event's; a dot outside of braces ends the schema."`
-	NoCreate      bool   `yaml:"create" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Makes tables that are missing, with types that hold what comes. For exact types, make the table yourself; one that is there is used as it is."`
-	Follow        string `yaml:"columns" for:"postgres,mysql,sqlite" default:"follow" enum:"follow|fixed" doc:"What becomes of a column that an event has and the table lacks: it is added, or the event is refused."`
-	NoTruncate    bool   `yaml:"truncate" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Empties the table when the source was truncated. false leaves the rows."`
-	MessagesTable string `yaml:"messages" for:"postgres,mysql,sqlite" default:"onewrite_messages" doc:"The table that gets a row for each event that is no row change."`
+	Table      string `yaml:"table" for:"postgres,mysql,sqlite" default:"{table}" example:"replica.{table}" doc:"The table that rows go to. {schema}, {table} and {topic} stand for the event's; a dot outside of braces ends the schema."`
+	NoCreate   bool   `yaml:"create" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Makes tables that are missing, with types that hold what comes. For exact types, make the table yourself; one that is there is used as it is."`
+	Columns    string `yaml:"columns" for:"postgres,mysql,sqlite" default:"follow" enum:"follow|fixed" doc:"What becomes of a column that an event has and the table lacks: it is added, or the event is refused."`
+	NoTruncate bool   `yaml:"truncate" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Empties the table when the source was truncated. false leaves the rows."`
+	Messages   string `yaml:"messages" for:"postgres,mysql,sqlite" default:"onewrite_messages" doc:"The table that gets a row for each event that is no row change."`
 
 	TLS *TLS `yaml:"tls" for:"webhook,nats,mysql" doc:"Certificates, where the system's own do not do."`
 }
