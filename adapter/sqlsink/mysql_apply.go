@@ -230,8 +230,15 @@ var mysqlRefused = map[uint16]bool{
 	1049: true, 1103: true, 1117: true, 1166: true, 3903: true, 1977: true,
 }
 
+// tooLarge reports a statement or value that the server does not take for its size,
+// which it says in three ways.
+func tooLarge(err error) bool {
+	n := mysqlCode(err)
+	return errors.Is(err, mysql.ErrPktTooLarge) || n == 1153 || n == 1105 && strings.Contains(err.Error(), "max_allowed_packet")
+}
+
 func (m *mysqlDB) judge(err error) verdict {
-	if errors.Is(err, mysql.ErrPktTooLarge) {
+	if tooLarge(err) {
 		return oversize
 	}
 	switch n := mysqlCode(err); {
@@ -248,7 +255,7 @@ func (m *mysqlDB) cure(err error, t *table) string {
 	if t != nil {
 		of = t.quoted
 	}
-	if errors.Is(err, mysql.ErrPktTooLarge) {
+	if tooLarge(err) {
 		return fmt.Sprintf("SET GLOBAL max_allowed_packet = %d, then start onewrite again", max(64<<20, 4*m.packet))
 	}
 	switch n := mysqlCode(err); n {
@@ -260,8 +267,6 @@ func (m *mysqlDB) cure(err error, t *table) string {
 		return "deliver the table that it refers to as well, to the same destination; MySQL checks at each row, so where the source checks at the commit: ALTER TABLE " + of + " DROP FOREIGN KEY ..."
 	case 1044, 1142, 1143, 1227, 1370:
 		return "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON the database TO the user of url"
-	case 1153:
-		return fmt.Sprintf("SET GLOBAL max_allowed_packet = %d, then start onewrite again", max(64<<20, 4*m.packet))
 	case 1290, 1836:
 		return "the server is read only: point url at the primary"
 	case 1021, 1114:

@@ -64,6 +64,8 @@ func (p *planner) add(i int, c *change) error {
 		return nil // there is none, and nothing to delete in it
 	}
 	switch c.op {
+	case opGone:
+		return nil
 	case 't':
 		if !p.s.cfg.IgnoreTruncate {
 			p.truncate(i, t)

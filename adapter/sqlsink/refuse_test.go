@@ -336,3 +336,51 @@ func TestOutages(t *testing.T) {
 		outages(t, "no folder", err)
 	})
 }
+
+// TestSwappedKeys: rows whose keys a transaction swaps or rotates are both there; one
+// that moves away and back is there once.
+func TestSwappedKeys(t *testing.T) {
+	each(t, func(t *testing.T, x *target) {
+		s := x.sink(t)
+		tx := 0
+		move := func(from, to int, v string) []onewrite.Event {
+			return []onewrite.Event{ev("d", "t", row{"id": from}, row{"id": from}, nil), ev("c", "t", row{"id": to}, nil, row{"id": to, "v": v})}
+		}
+		one := func(moves ...[]onewrite.Event) []onewrite.Event {
+			tx++
+			var events []onewrite.Event
+			for _, m := range moves {
+				events = append(events, m...)
+			}
+			for i := range events {
+				events[i].Tx = onewrite.Tx{ID: fmt.Sprint(tx), Index: i, Last: i == len(events)-1}
+			}
+			return events
+		}
+		write(t, s, put(1, "a"), put(2, "b"), put(3, "c"))
+		write(t, s, one(move(1, 2, "a"), move(2, 1, "b"))...)
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|b", "2|a", "3|c")
+		write(t, s, one(move(1, 2, "b"), move(2, 3, "a"), move(3, 1, "c"))...)
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|c", "2|b", "3|a")
+		write(t, s, one(move(1, 9, "c"), move(9, 1, "d"))...) // away and back
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|d", "2|b", "3|a")
+		write(t, s, append(one([]onewrite.Event{put(9, "z")}), one(move(1, 9, "d"), move(9, 1, "z"))...)...) // of the same write
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|z", "2|b", "3|a", "9|d")
+		write(t, s, append(one([]onewrite.Event{ev("d", "t", row{"id": 9}, row{"id": 9}, nil)}), one(move(1, 9, "z"), move(9, 1, "y"))...)...)
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|y", "2|b", "3|a")
+		write(t, s, one([]onewrite.Event{put(5, "e")}, []onewrite.Event{ev("d", "t", row{"id": 5}, row{"id": 5}, nil)}, []onewrite.Event{put(6, "f")})...)
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|y", "2|b", "3|a", "6|f")
+	})
+}
+
+// TestTooLarge: what a server does not take for its size is refused, and the rest goes
+// on.
+func TestTooLarge(t *testing.T) {
+	x := &target{kind: sqlsink.MySQL, my: servers.NewMariaDB(t, "--max-allowed-packet=1M")}
+	x.cfg = sqlsink.Config{Kind: sqlsink.MySQL, URL: x.my.NewDatabase(t), Destination: "replica"}
+	x.open(t, "mysql", dsn(x.cfg.URL))
+	s := x.sink(t)
+	refused(t, s, []onewrite.Event{put(1, "a"), put(2, strings.Repeat("x", 3<<20)), put(3, "c")}, 1, "max_allowed_packet")
+	write(t, s, put(3, "c"), put(4, strings.Repeat(`\`, 700_000))) // larger than that with its escapes
+	x.want(t, "SELECT id, length(v) FROM t ORDER BY id", "1|1", "3|1", "4|700000")
+}

@@ -73,6 +73,8 @@ type database interface {
 	folds() bool
 	// bind makes a value for a column; an error says why it cannot be one.
 	bind(c *column, v cell) (any, error)
+	// exists reports whether a table has a row with this key.
+	exists(ctx context.Context, t *table, key []*column, values []any) (bool, error)
 	// apply does the steps, and stores the place if there is one, in one transaction.
 	// failed is the step that an error is about; len(steps) if it is about all of them.
 	apply(ctx context.Context, p *placed, steps []*step, single bool) (failed int, err error)
@@ -282,7 +284,7 @@ func (s *Sink) write(ctx context.Context, events []onewrite.Event, p *placed) (b
 		}
 	}
 	for _, single := range []bool{false, true} {
-		bad, err = s.pass(ctx, changes, p, single)
+		bad, err = s.pass(ctx, events, changes, p, single)
 		if err == nil || !isRefused(err) || !s.db.usable() {
 			break
 		}
@@ -302,8 +304,11 @@ func about(e *onewrite.Event, err error) error {
 	return err
 }
 
-func (s *Sink) pass(ctx context.Context, changes []change, p *placed, single bool) (bad int, err error) {
+func (s *Sink) pass(ctx context.Context, events []onewrite.Event, changes []change, p *placed, single bool) (bad int, err error) {
 	if bad, err = s.ensure(ctx, changes, p); err != nil {
+		return bad, err
+	}
+	if bad, err = s.swaps(ctx, events, changes); err != nil {
 		return bad, err
 	}
 	steps, bad, err := s.plan(changes, single)
