@@ -290,16 +290,22 @@ func (s *Sink) write(ctx context.Context, events []onewrite.Event, p *placed) (b
 		}
 		clear(s.known) // what was refused may be due to a table that was changed
 	}
-	if err != nil && bad < len(events) {
+	switch {
+	case err == nil:
+		return 0, nil
+	case bad < len(events):
 		return bad, about(&events[bad], err)
 	}
-	return bad, err
+	return bad, fmt.Errorf("sqlsink: %w", err) // a record without events
 }
 
 // about names the event in an error that is about it.
 func about(e *onewrite.Event, err error) error {
-	if isRefused(err) {
+	switch {
+	case isRefused(err):
 		return fmt.Errorf("sqlsink: event %s (%s): %w", e.ID, e.Topic, err)
+	case !strings.HasPrefix(err.Error(), "sqlsink: "):
+		return fmt.Errorf("sqlsink: %w", err)
 	}
 	return err
 }
