@@ -152,7 +152,12 @@ func TestTransaction(t *testing.T) {
 			return
 		}
 		write(t, s, child("c", 3, 3, 3), parent("c", 3)) // the child comes first
-		refused(t, s, []onewrite.Event{child("c", 4, 4, 4), parent("c", 4), child("c", 5, 99, 5), child("c", 6, 4, 6)}, 2)
+		events := []onewrite.Event{child("c", 4, 4, 4), parent("c", 4), child("c", 5, 99, 5), child("c", 6, 4, 6)}
+		take(t, s)
+		if bad, err := s.WriteAt(t.Context(), at(events...), []byte("x")); bad != 2 || !errors.Is(err, onewrite.ErrRejected) {
+			t.Errorf("WriteAt = %d, %v; want 2", bad, err)
+		}
+		refused(t, s, events, 2)
 		x.want(t, "SELECT id FROM child ORDER BY id", "1", "2", "3", "4")
 		refused(t, s, []onewrite.Event{child("c", 7, 4, 7), parent("d", 4), parent("c", 8)}, 1)
 		if x.kind == sqlsink.SQLite {
