@@ -279,3 +279,18 @@ func TestManyRows(t *testing.T) {
 		x.want(t, "SELECT count(*) FROM t", "0")
 	})
 }
+
+// TestNoIndex: a table of a user whose key no upsert can name, since nothing is unique
+// or only at the commit, has one row for each key all the same.
+func TestNoIndex(t *testing.T) {
+	each(t, func(t *testing.T, x *target) {
+		x.exec(t, "CREATE TABLE t (id bigint, v varchar(9))")
+		if x.kind == sqlsink.Postgres {
+			x.exec(t, "ALTER TABLE t ADD PRIMARY KEY (id) DEFERRABLE")
+		}
+		s := x.sink(t)
+		write(t, s, put(1, "a"), put(2, "b"), put(1, "c"), ev("r", "t", row{"id": 3}, nil, row{"id": 3}), ev("r", "t", row{"id": 3}, nil, row{"id": 3}))
+		write(t, s, put(1, "d"), ev("d", "t", row{"id": 2}, row{"id": 2}, nil))
+		x.want(t, "SELECT id, v FROM t ORDER BY id", "1|d", "3|∅")
+	})
+}
