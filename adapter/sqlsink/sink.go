@@ -155,7 +155,7 @@ func (c *Config) names() (template, name, error) {
 	if m.schema == "" && !strings.Contains(t.schema, "{") {
 		m.schema = t.schema // beside the others
 	}
-	return t, name{m.schema, m.table}, nil
+	return t, name(m), nil
 }
 
 // connect opens the connection.

@@ -37,7 +37,8 @@ func openMaria(tb testing.TB, text string) *sql.DB {
 }
 
 func TestMariaDB(t *testing.T) {
-	if servers.MariaDB(t) != servers.MariaDB(t) {
+	shared := servers.MariaDB(t)
+	if servers.MariaDB(t) != shared {
 		t.Error("a second server was started")
 	}
 	m := servers.NewMariaDB(t)
