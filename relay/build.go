@@ -152,6 +152,9 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 		}
 	case "redis":
 		deliverRedis(d, name, c, log)
+	case config.Postgres, config.MySQL, config.SQLite:
+		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch // one at a time, in the order of the log
+		d.Open = func(ctx context.Context) (onewrite.Sink, error) { return openedSink(openSQL(ctx, name, c, log)) }
 	}
 	return d
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/rabbitmq"
 	"github.com/onewrite/onewrite/adapter/redis"
 	"github.com/onewrite/onewrite/adapter/sqlite"
+	"github.com/onewrite/onewrite/adapter/sqlsink"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/diagnosis"
@@ -103,7 +104,7 @@ func subjectsOf(cfg *Config, o DoctorOptions) []subject {
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Destinations)) {
 		d := cfg.Destinations[name]
-		list = append(list, subject{"destination " + name, func(ctx context.Context) []Finding { return examineDestination(ctx, name, d, cfg.Bus) }})
+		list = append(list, subject{"destination " + name, func(ctx context.Context) []Finding { return examineDestination(ctx, name, d, cfg) }})
 	}
 	return append(list, subject{"listen", func(ctx context.Context) []Finding { return examineListen(ctx, cfg, o.ConfigPath) }})
 }
@@ -120,7 +121,7 @@ func examineBus(ctx context.Context, cfg *Config, sources []string) []Finding {
 	return found
 }
 
-func examineDestination(ctx context.Context, name string, d config.Destination, bus config.Bus) []Finding {
+func examineDestination(ctx context.Context, name string, d config.Destination, cfg *Config) []Finding {
 	if d.Type == config.File {
 		return file.Examine(file.Config{Path: d.Path})
 	}
@@ -129,8 +130,11 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 		return []Finding{unreadable(err)}
 	}
 	silent := slog.New(slog.DiscardHandler)
-	if d.Type == config.NATS {
-		return nats.ExamineSink(ctx, natsSink(name, d, bus, t, silent), d.Topics)
+	switch d.Type {
+	case config.NATS:
+		return nats.ExamineSink(ctx, natsSink(name, d, cfg.Bus, t, silent), d.Topics)
+	case config.Postgres, config.MySQL, config.SQLite:
+		return sqlsink.Examine(ctx, sqlConfig(name, d, t, silent), captured(cfg), d.Topics)
 	}
 	if d.Type == config.RabbitMQ {
 		return rabbitmq.Examine(ctx, rabbitConfig(d, t, silent))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, sqlite3, RabbitMQ and Redis with Python clients of them, the C compiler that the
+# PgBouncer, MariaDB, sqlite3, RabbitMQ and Redis with Python clients of them, the C compiler that the
 # race detector needs, and for the examples Python, Node and a JDK, each with its
 # PostgreSQL driver. On Debian as root it installs what is missing, and starts
 # nothing. Elsewhere it says what is missing and changes nothing but its own cache
@@ -56,6 +56,12 @@ have_module() {
 # have_rabbitmq: what LaunchRabbitMQ of internal/servers looks for.
 have_rabbitmq() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && have_program epmd; }
 
+# have_mariadb: what startMaria of internal/servers looks for, and the client.
+have_mariadb() {
+  [ -z "${ONEWRITE_TEST_MARIADB:-}" ] || return 0
+  have_program mariadbd && have_program mariadb-install-db && have_program mariadb
+}
+
 have_node_pg() {
   NODE_PATH=$cache/node-pg/node_modules${NODE_PATH:+:$NODE_PATH} node -e 'require("pg")' >/dev/null 2>&1
 }
@@ -68,6 +74,7 @@ missing() {
   for name in 15 18; do have_postgres "$name" || echo "postgresql-$name"; done
   for name in psql pgbouncer sqlite3 redis-server redis-cli; do have_program "$name" || echo "$name"; done
   have_program cc || have_program gcc || have_program clang || echo gcc
+  have_mariadb || echo mariadb-server
   have_rabbitmq || echo rabbitmq-server
   have_module psycopg || echo python3-psycopg
   have_module pika || echo python3-pika
@@ -183,7 +190,8 @@ cat >&2 <<TXT
   Elsewhere:         install them with your system's package manager, or name running ones:
                      export ONEWRITE_TEST_POSTGRES_15=postgres://user:password@host:5432/
                      export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
-  The user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
+                     export ONEWRITE_TEST_MARIADB=mysql://user:password@host:3306/
+  PostgreSQL's user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
   Drivers:           pip install 'psycopg[binary]' pika redis; npm install pg in a folder of NODE_PATH; the JDBC driver as
                      $cache/postgresql.jar
 TXT

@@ -217,6 +217,8 @@ func (c *checker) destination(path string, d Destination) {
 		c.rabbitDestination(path, d)
 	case Redis:
 		c.redis(path, d)
+	case Postgres, MySQL, SQLite:
+		c.replica(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)
@@ -291,6 +293,21 @@ func (c *checker) twins() {
 		check("sources."+name+".url", "database", s.URL.Reveal(), "a database is read by one source: keep one of the two")
 	}
 	for _, name := range sorted(c.cfg.Destinations) {
-		check("destinations."+name+".path", "file", clean(c.cfg.Destinations[name].Path), "give each its own file")
+		d := c.cfg.Destinations[name]
+		if d.Type == SQLite { // a database may be shared, if no table of it is
+			c.loops("destinations."+name, d)
+			continue
+		}
+		if d.Type == Postgres {
+			c.loops("destinations."+name, d)
+		}
+		check("destinations."+name+".path", "file", clean(d.Path), "give each its own file")
+	}
+	for _, name := range sorted(c.cfg.Destinations) {
+		if at, path := "destinations."+name+".path", clean(c.cfg.Destinations[name].Path); c.cfg.Destinations[name].Type == SQLite && path != "" && !c.broken(at) {
+			if first, ok := seen["file"+path]; ok && strings.HasPrefix(first, "destinations.") {
+				c.bad(at, "is the same file as "+first, "give each its own file")
+			}
+		}
 	}
 }

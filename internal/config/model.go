@@ -53,6 +53,7 @@ const (
 	NATS     = "nats"
 	RabbitMQ = "rabbitmq"
 	Redis    = "redis"
+	MySQL    = "mysql"
 )
 
 // Source is a database whose committed events are read.
@@ -111,7 +112,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -122,7 +123,7 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis" need:"webhook,nats,rabbitmq,redis" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis; of the last three several with commas."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql" need:"webhook,nats,rabbitmq,redis,postgres,mysql" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
@@ -130,7 +131,7 @@ type Destination struct {
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra request headers."`
 
-	Path   string `yaml:"path" for:"file" need:"file" kind:"path" example:"events.jsonl" doc:"The file that gets one CloudEvents JSON object a line; - is standard output."`
+	Path   string `yaml:"path" for:"file,sqlite" need:"file,sqlite" kind:"path" example:"events.jsonl" doc:"For type file the file that gets one CloudEvents JSON object a line; - is standard output. For type sqlite the database file; it is made if it is missing."`
 	Rotate Size   `yaml:"rotate" for:"file" range:"4KiB..1TiB" doc:"Starts a new file when this one is larger. Off by default."`
 
 	Creds    string `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed)."`
@@ -149,7 +150,13 @@ type Destination struct {
 	MaxLen   int      `yaml:"max_len" for:"redis" range:"0..1000000000" example:"1000000" doc:"About how many entries a stream keeps. The oldest are dropped, whether they were read or not. 0 drops nothing."`
 	Commands []string `yaml:"commands" for:"redis" example:"[\"DEL order:{key}\"]" doc:"Keeps a cache, in place of a stream: commands that are run for each event, in one transaction. DEL, UNLINK, SET, HSET, HDEL, EXPIRE and PUBLISH, with {topic} {source} {key} {type} {id} {data}, and of row changes {after.COLUMN} {before.COLUMN} {key.COLUMN}. Event types before a command limit it to them: \"delete: DEL order:{key.id}\"."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis" doc:"Certificates, where the system's own do not do."`
+	Table      string `yaml:"table" for:"postgres,mysql,sqlite" default:"{table}" example:"replica.{table}" doc:"The table that rows go to. {schema}, {table} and {topic} stand for the event's; a dot outside of braces ends the schema."`
+	NoCreate   bool   `yaml:"create" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Makes tables that are missing, with types that hold what comes. For exact types, make the table yourself; one that is there is used as it is."`
+	Columns    string `yaml:"columns" for:"postgres,mysql,sqlite" default:"follow" enum:"follow|fixed" doc:"What becomes of a column that an event has and the table lacks: it is added, or the event is refused."`
+	NoTruncate bool   `yaml:"truncate" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Empties the table when the source was truncated. false leaves the rows."`
+	Messages   string `yaml:"messages" for:"postgres,mysql,sqlite" default:"onewrite_messages" doc:"The table that gets a row for each event that is no row change."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql" doc:"Certificates, where the system's own do not do."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.
