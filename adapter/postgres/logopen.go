@@ -290,17 +290,15 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		}
 		tell(gap)
 	}
-	if state.slot != nil {
-		r.judged = state.slot.confirmed
-	}
 	if fresh {
-		r.judged = 0
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
 			return err
 		}
 		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
 			return err
 		}
+	} else {
+		r.judged = state.slot.confirmed // it was judged, so it is there
 	}
 	rec, err := lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	if err != nil || rec.recorded == nil {
