@@ -98,19 +98,25 @@ func (r *deliverer) write(batch []*entry) error {
 		}
 	}
 	go func() {
-		n, err := 0, sabotage.At("delivery.write")
-		if err == nil {
-			n, err = sink.Write(r.finish, events)
-		}
-		if failed := sabotage.At("delivery.written"); failed != nil {
-			n, err = 0, failed
-		}
+		n, err := sabotaged(func() (int, error) { return sink.Write(r.finish, events) })
 		if n < len(events) && err == nil {
 			err = fmt.Errorf("short write: %d of %d events", n, len(events))
 		}
 		r.results <- result{batch: batch, n: min(n, len(batch)), err: err}
 	}()
 	return nil
+}
+
+// sabotaged is a write between two fail points.
+func sabotaged(write func() (int, error)) (int, error) {
+	if err := sabotage.At("delivery.write"); err != nil {
+		return 0, err
+	}
+	n, err := write()
+	if failed := sabotage.At("delivery.written"); failed != nil {
+		return 0, failed
+	}
+	return n, err
 }
 
 // answer takes the result of a write. An error ends the session.

@@ -272,13 +272,7 @@ func (r *deliverer) writePlaced(batch []*entry) {
 	go func() {
 		bad := 0
 		if err == nil {
-			err = sabotage.At("delivery.write")
-		}
-		if err == nil {
-			bad, err = sink.WriteAt(r.finish, msgs, record)
-		}
-		if failed := sabotage.At("delivery.written"); failed != nil {
-			bad, err = 0, failed
+			bad, err = sabotaged(func() (int, error) { return sink.WriteAt(r.finish, msgs, record) })
 		}
 		n := 0
 		if err == nil {
