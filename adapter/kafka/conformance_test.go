@@ -1,0 +1,74 @@
+package kafka_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/kafka"
+	"github.com/onewrite/onewrite/internal/servers"
+	"github.com/onewrite/onewrite/onewritetest"
+)
+
+// keyless writes some events without their key: a compacted topic refuses those. It
+// is the broker itself that refuses.
+type keyless struct {
+	onewrite.Sink
+	refused map[string]bool
+}
+
+func (k keyless) Write(ctx context.Context, events []onewrite.Event) (int, error) {
+	changed := slices.Clone(events)
+	for i := range changed {
+		if k.refused[changed[i].ID] {
+			changed[i].Key = ""
+		}
+	}
+	return k.Sink.Write(ctx, changed)
+}
+
+func TestConformance(t *testing.T) {
+	for name, idempotent := range map[string]bool{"transactions": false, "idempotent": true} {
+		t.Run(name, func(t *testing.T) {
+			k := servers.NewKafka(t)
+			topic(t, k, "conformance.largest", 3, "max.message.bytes", "4194304")
+			topic(t, k, "conformance.refuse", 3, "cleanup.policy", "compact")
+			refused := map[string]bool{}
+			onewritetest.TestSink(t, onewritetest.SinkHarness{
+				New: func(t *testing.T) onewrite.Sink {
+					c := kafka.Config{Brokers: []string{k.Addr()}, Destination: "conformance", Idempotent: idempotent}
+					var s onewrite.Sink
+					var err error
+					if idempotent {
+						s, err = kafka.NewIdempotent(t.Context(), c)
+					} else {
+						s, err = kafka.New(t.Context(), c)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					return keyless{s, refused}
+				},
+				Received: func(t *testing.T) []onewrite.Event {
+					var names []string
+					with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+						all, err := adm.ListTopics(ctx)
+						names = slices.DeleteFunc(all.Names(), func(n string) bool { return !strings.HasPrefix(n, "conformance") })
+						return err
+					})
+					return decode(t, records(t, k, names...))
+				},
+				Refuse: func(_ *testing.T, id string) { refused[id] = true },
+				Break: func(t *testing.T) func() {
+					k.Kill(t)
+					return func() { k.Restart(t) }
+				},
+				Stall: func(t *testing.T) func() { return k.Freeze(t) },
+			})
+		})
+	}
+}

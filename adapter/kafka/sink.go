@@ -1,0 +1,330 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/onewrite/onewrite"
+)
+
+// chunk bounds one transaction of Write; WriteAt is told what is to be in one.
+const (
+	chunk      = onewrite.MaxBatch
+	chunkBytes = 32 << 20
+)
+
+// recountAfter is after how many places the partitions' numbers are written again, so
+// that both are found near the end of the topic.
+const recountAfter = 200
+
+// Sink writes in transactions, each with the place of the destination if it is given
+// one. The newest sink of a destination owns it: one that was opened before gets
+// ErrFenced.
+type Sink struct {
+	*core
+
+	// The rest is whose turn it is.
+	dead   error // nothing is written any more, for this reason
+	dirty  bool  // a transaction has to be aborted first
+	placed int   // places since the partitions' numbers were written
+}
+
+// New connects, creates the topic of places if there is none, and takes the
+// destination over: a transaction that an older sink has open is aborted, or its end
+// waited for. The error says why it cannot.
+func New(ctx context.Context, c Config) (*Sink, error) {
+	if c.Destination == "" {
+		return nil, errors.New("kafka: the destination has no name")
+	}
+	s, err := open(ctx, c, kgo.TransactionalID(c.transactionalID()), kgo.TransactionTimeout(txnTimeout))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if _, _, err := s.cl.ProducerID(ctx); err != nil {
+		_ = s.Close()
+		return nil, s.worded(err, "take over "+c.transactionalID(), "")
+	}
+	return &Sink{core: s}, nil
+}
+
+// Place returns the record of the last WriteAt of this destination that was
+// committed, nil if there is none; see [onewrite.Placed]. It waits until every
+// transaction that was open in the topic of places is decided.
+func (s *Sink) Place(ctx context.Context) ([]byte, error) {
+	ctx, end, err := s.begin(ctx, placeTimeout)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if err := s.mend(ctx); err != nil {
+		return nil, err
+	}
+	m, err := s.load(ctx)
+	if err != nil || m.place == nil {
+		return nil, err
+	}
+	return m.place.Value, nil
+}
+
+// load writes a mark and reads what is before it. That the mark can be committed
+// shows that no newer sink is there.
+func (s *Sink) load(ctx context.Context) (memory, error) {
+	mark, token := s.mark()
+	if _, err := s.transact(ctx, []*kgo.Record{mark}); err != nil {
+		return memory{}, s.told(err, "take over the place of "+s.c.Destination, s.c.Places)
+	}
+	m, err := s.recall(ctx, mark, token)
+	if err != nil {
+		return m, err
+	}
+	return m, s.recollect(m)
+}
+
+// told words an error that is about no event.
+func (s *Sink) told(err error, about, topic string) error {
+	if !errors.Is(err, onewrite.ErrFenced) && refusal(err) {
+		err = unsteered{err}
+	}
+	return s.worded(err, about, topic)
+}
+
+// WriteAt commits all messages and the place, or nothing; see [onewrite.Placed].
+func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place []byte) (int, error) {
+	events := make([]onewrite.Event, len(messages))
+	for i := range messages {
+		events[i] = messages[i].Event
+	}
+	ctx, end, err := s.begin(ctx, writeTimeout)
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	if err := s.prepare(ctx); err != nil {
+		return 0, err
+	}
+	if n, err := s.admit(ctx, events); err != nil {
+		return n, err
+	}
+	if place == nil {
+		place = []byte{} // a place, though an empty one
+	}
+	return s.commit(ctx, events, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
+}
+
+// Write commits events without a place, up to 1,000 of them in one transaction; see
+// [onewrite.Sink]. Writes take turns.
+func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) {
+	if len(events) == 0 {
+		return 0, nil
+	}
+	ctx, end, err := s.begin(ctx, writeTimeout)
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	if err := s.prepare(ctx); err != nil {
+		return 0, err
+	}
+	done := 0
+	for done < len(events) {
+		n, cause := s.admit(ctx, events[done:])
+		next := events[done : done+min(n, leading(events[done:]))]
+		if len(next) == 0 {
+			return done, cause
+		}
+		bad, err := s.commit(ctx, next, nil)
+		if err != nil && bad > 0 { // nothing is there: write what was before it alone
+			cause := err
+			if bad2, err := s.commit(ctx, next[:bad], nil); err != nil {
+				if bad2 > 0 {
+					err = unsteered{err} // about an event that is not the first
+				}
+				return done, err
+			}
+			return done + bad, cause
+		}
+		if err != nil {
+			return done, err
+		}
+		done += len(next)
+	}
+	return done, nil
+}
+
+// leading is how many events go into one transaction.
+func leading(events []onewrite.Event) int {
+	size := 0
+	for i := range events {
+		if size += events[i].Size(); i > 0 && (i == chunk || size > chunkBytes) {
+			return i
+		}
+	}
+	return len(events)
+}
+
+// prepare sees to it that a transaction can begin, and knows what was remembered.
+func (s *Sink) prepare(ctx context.Context) error {
+	if err := s.mend(ctx); err != nil {
+		return err
+	}
+	if s.counts != nil {
+		return nil
+	}
+	_, err := s.load(ctx)
+	return err
+}
+
+// commit writes events, and a place if it is not nil, in one transaction. bad is the
+// event that the error is about.
+func (s *Sink) commit(ctx context.Context, events []onewrite.Event, place *kgo.Record) (bad int, err error) {
+	recs, of := s.records(events)
+	counts := s.remember(place != nil && s.placed >= recountAfter)
+	if counts != nil {
+		recs = append(recs, counts)
+	}
+	if place != nil {
+		recs = append(recs, place)
+	}
+	i, err := s.transact(ctx, recs)
+	if err == nil {
+		if s.placed++; counts != nil {
+			s.placed = 0
+		}
+		return 0, nil
+	}
+	if counts != nil {
+		s.forgot()
+	}
+	if i >= len(of) {
+		return 0, s.told(err, "the place of "+s.c.Destination, s.c.Places)
+	}
+	if r := recs[i]; !refusal(err) && s.moved(r) != nil {
+		return of[i], s.moved(r)
+	}
+	return of[i], s.worded(err, "event "+events[of[i]].ID, recs[i].Topic)
+}
+
+// transact writes records in one transaction. After an error nothing of it is to be
+// seen by readers of committed records, unless the sink is dead by it: then it is not
+// known. i is the record that the error is about.
+func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err error) {
+	errs, err := s.produce(ctx, recs)
+	if err != nil {
+		return 0, err
+	}
+	if i = failed(errs); i >= 0 {
+		err := errs[i]
+		if abort := s.abort(ctx); abort != nil {
+			return i, s.fence(err)
+		}
+		if batchwide(err) {
+			return s.culprit(ctx, recs, errs, i)
+		}
+		return i, s.fence(err)
+	}
+	err = s.cl.EndTransaction(ctx, kgo.TryCommit)
+	if err == nil {
+		return 0, nil
+	}
+	if errors.Is(err, kerr.OperationNotAttempted) || errors.Is(err, kerr.TransactionAbortable) {
+		if s.abort(ctx) == nil {
+			return 0, fmt.Errorf("the transaction could not be committed: %w", err)
+		}
+	}
+	if err = s.fence(err); s.dead == nil {
+		s.dead = fmt.Errorf("kafka: it is not known whether the last transaction was committed: a new sink has to be opened: %w", unsteered{err})
+	}
+	return 0, err
+}
+
+// produce begins a transaction and sends records in it.
+func (s *Sink) produce(ctx context.Context, recs []*kgo.Record) ([]error, error) {
+	if err := s.cl.BeginTransaction(); err != nil {
+		return nil, s.fence(err)
+	}
+	s.dirty = true
+	errs, err := s.send(ctx, recs)
+	if err != nil {
+		return nil, err
+	}
+	s.dirty = false
+	return errs, nil
+}
+
+// culprit finds the first of the records that a broker refuses, where it has refused
+// a batch: in transactions that are aborted, so that nobody sees them.
+func (s *Sink) culprit(ctx context.Context, recs []*kgo.Record, errs []error, first int) (int, error) {
+	var with []int // the records of the batch
+	for i := range recs {
+		if errs[i] != nil && recs[i].Topic == recs[first].Topic && recs[i].Partition == recs[first].Partition {
+			with = append(with, i)
+		}
+	}
+	low, high := 0, len(with)-1 // with[:high+1] is refused
+	for low < high {
+		mid := (low + high) / 2
+		probe := make([]*kgo.Record, 0, mid+1)
+		for _, i := range with[:mid+1] {
+			r := *recs[i]
+			probe = append(probe, &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers})
+		}
+		answers, err := s.produce(ctx, probe)
+		if err != nil {
+			return 0, err
+		}
+		if err := s.abort(ctx); err != nil {
+			return 0, err
+		}
+		if i := failed(answers); i < 0 {
+			low = mid + 1
+		} else if batchwide(answers[i]) {
+			high = mid
+		} else {
+			return with[0], s.fence(answers[i])
+		}
+	}
+	return with[low], errs[first]
+}
+
+// abort ends a transaction without effect. What cannot be aborted now is the next
+// one's to abort.
+func (s *Sink) abort(ctx context.Context) error {
+	s.dirty = true
+	if err := s.giveUp(ctx); err != nil {
+		return err
+	}
+	if err := s.cl.EndTransaction(ctx, kgo.TryAbort); err != nil {
+		return s.fence(err)
+	}
+	s.dirty = false
+	return nil
+}
+
+// mend aborts what an earlier call left open, and says whether the sink is dead.
+func (s *Sink) mend(ctx context.Context) error {
+	if s.dead != nil {
+		return s.dead
+	}
+	if !s.dirty {
+		return nil
+	}
+	if err := s.abort(ctx); err != nil {
+		return s.told(err, "abort a transaction", "")
+	}
+	return nil
+}
+
+// fence ends the sink for good if a newer one has taken over: were it to go on, the
+// two would fence each other in turn.
+func (s *Sink) fence(err error) error {
+	if err != nil && fenced(err) && s.dead == nil {
+		s.dead = s.worded(err, "write", "")
+	}
+	return err
+}

@@ -1,0 +1,279 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/onewrite/onewrite"
+)
+
+// topic is what a sink knows of one that it writes to.
+type topic struct {
+	partitions int   // as they count for the choice of one; mu
+	limit      int   // max.message.bytes
+	changed    error // why events with a key are not sent; mu
+}
+
+// limit tells the client the largest batch of a topic.
+func (s *core) limit(name string) int32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.topics[name]; t != nil {
+		return int32(t.limit)
+	}
+	return defaultLimit
+}
+
+// admit returns how many leading events can be sent: their topics are there, and
+// take them. The error is about the next one.
+func (s *core) admit(ctx context.Context, events []onewrite.Event) (int, error) {
+	n, cause := len(events), error(nil)
+	stop := func(i int, err error) {
+		if i < n {
+			n, cause = i, err
+		}
+	}
+	first := map[string]int{} // topics not looked at yet, and their first event
+	var names []string
+	for i := range events {
+		name := s.topicOf(&events[i])
+		if s.known(name) != nil {
+			continue
+		}
+		if _, seen := first[name]; seen {
+			continue
+		}
+		if reason := s.never(name); reason != "" {
+			stop(i, fmt.Errorf("kafka: event %s to %q: %s: %w; write a topic: in the destination that Kafka can have, topic: changes.{source} for instance", events[i].ID, name, reason, onewrite.ErrRejected))
+			break
+		}
+		first[name], names = i, append(names, name)
+	}
+	if len(names) > 0 {
+		for name, err := range s.look(ctx, names) {
+			i := first[name]
+			stop(i, s.worded(err, "event "+events[i].ID, name))
+		}
+	}
+	for i := range events[:n] {
+		name := s.topicOf(&events[i])
+		t := s.known(name)
+		if err := s.change(name); err != nil && events[i].Key != "" {
+			return i, err
+		}
+		if size := s.sizeOf(&events[i]) + batchOverhead; size > t.limit {
+			return i, s.large(ctx, &events[i], name, size, t.limit)
+		}
+	}
+	return n, cause
+}
+
+func (s *core) known(name string) *topic {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.topics[name]
+}
+
+// change returns why events with a key do not go to a topic, or nil.
+func (s *core) change(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.topics[name]; t != nil {
+		return t.changed
+	}
+	return nil
+}
+
+// never says why no event can go to a topic, or nothing.
+func (s *core) never(name string) string {
+	switch {
+	case name == s.c.Places:
+		return "that is the topic of the places"
+	case internal(name):
+		return "that is a topic of the broker's own"
+	}
+	if reason := badTopic(name); reason != "" {
+		return "that is no topic of Kafka: " + reason
+	}
+	return ""
+}
+
+// large refuses an event for its size, unless the topic takes more by now: then a
+// new sink does.
+func (s *core) large(ctx context.Context, e *onewrite.Event, name string, size, limit int) error {
+	if now := s.limits(ctx, name)[name]; now > limit {
+		return fmt.Errorf("kafka: event %s to %s: the topic takes %d bytes by now; the sink has to be opened again", e.ID, name, now)
+	}
+	return s.worded(fmt.Errorf("%w: %d bytes, the topic takes %d", kerr.MessageTooLarge, size, limit), "event "+e.ID, name)
+}
+
+// look learns about topics, and creates those that are missing. It returns the
+// errors by topic.
+func (s *core) look(ctx context.Context, names []string) map[string]error {
+	failed := map[string]error{}
+	all := func(err error) map[string]error {
+		for _, name := range names {
+			failed[name] = err
+		}
+		return failed
+	}
+	details, err := s.details(ctx, names...)
+	if err != nil {
+		return all(err)
+	}
+	var missing []string
+	for _, name := range names {
+		if errors.Is(details[name].Err, kerr.UnknownTopicOrPartition) && !s.c.NoCreate {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		if err := s.create(ctx, missing, failed); err != nil {
+			return all(err)
+		}
+		if details, err = s.ready(ctx, names, failed); err != nil {
+			return all(err)
+		}
+	}
+	limits := s.limits(ctx, names...)
+	for _, name := range names {
+		switch d := details[name]; {
+		case failed[name] != nil:
+		case d.Err != nil:
+			failed[name] = d.Err
+		case len(d.Partitions) == 0:
+			failed[name] = kerr.UnknownTopicOrPartition
+		default:
+			s.learn(name, len(d.Partitions), limits[name])
+		}
+	}
+	return failed
+}
+
+// details asks for topics without creating any.
+func (s *core) details(ctx context.Context, names ...string) (kadm.TopicDetails, error) {
+	m, err := s.adm.Metadata(ctx, names...)
+	if err != nil {
+		return nil, err
+	}
+	return m.Topics, nil
+}
+
+// create creates topics. An error of one is put down in failed.
+func (s *core) create(ctx context.Context, names []string, failed map[string]error) error {
+	partitions, replication := int32(-1), int16(-1)
+	if s.c.Partitions > 0 {
+		partitions = int32(s.c.Partitions)
+	}
+	if s.c.Replication > 0 {
+		replication = int16(s.c.Replication)
+	}
+	made, err := s.adm.CreateTopics(ctx, partitions, replication, nil, names...)
+	if err != nil {
+		return err
+	}
+	for name, r := range made {
+		if r.Err != nil && !errors.Is(r.Err, kerr.TopicAlreadyExists) {
+			failed[name] = r.Err
+			if r.ErrMessage != "" {
+				failed[name] = fmt.Errorf("%w: %s", r.Err, r.ErrMessage)
+			}
+		} else if r.Err == nil {
+			s.c.Logger.Info("created a topic", "topic", name)
+		}
+	}
+	return nil
+}
+
+// ready waits until the brokers know of topics that were just created.
+func (s *core) ready(ctx context.Context, names []string, failed map[string]error) (kadm.TopicDetails, error) {
+	for {
+		details, err := s.details(ctx, names...)
+		if err != nil {
+			return nil, err
+		}
+		waits := false
+		for _, name := range names {
+			d := details[name]
+			led := d.Err == nil && len(d.Partitions) > 0
+			for _, p := range d.Partitions {
+				led = led && p.Err == nil && p.Leader >= 0
+			}
+			waits = waits || !led && failed[name] == nil
+		}
+		if !waits {
+			return details, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the topic is created, and no leader of it is known: %w", ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// limits reads max.message.bytes. Who may not read it gets the broker's default.
+func (s *core) limits(ctx context.Context, names ...string) map[string]int {
+	out := make(map[string]int, len(names))
+	for _, name := range names {
+		out[name] = defaultLimit
+	}
+	configs, err := s.adm.DescribeTopicConfigs(ctx, names...)
+	if err != nil {
+		return out
+	}
+	for _, r := range configs {
+		for _, c := range r.Configs {
+			if n, err := strconv.Atoi(c.MaybeValue()); r.Err == nil && c.Key == "max.message.bytes" && err == nil {
+				out[r.Name] = min(max(n, 1024), largestLimit)
+			}
+		}
+	}
+	return out
+}
+
+// learn notes a topic, and compares its partitions with those remembered.
+func (s *core) learn(name string, partitions, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := &topic{partitions: partitions, limit: limit}
+	switch was, ok := s.counts[name]; {
+	case !ok, was != partitions && s.c.AcceptRepartitioned:
+		s.counts[name], s.fresh = partitions, true
+		if ok {
+			s.c.Logger.Warn("a topic has another number of partitions, as accepted: events of one key may lie in two of them", "topic", name, "before", was, "now", partitions)
+		}
+	case was != partitions:
+		t.changed = s.repartitioned(name, was, partitions)
+	}
+	s.topics[name] = t
+}
+
+// repartitioned is no answer about an event: all wait.
+func (s *core) repartitioned(name string, was, now int) error {
+	return fmt.Errorf("kafka: topic %s has %d partitions and had %d: most keys would go to another one, and overtake there what is not consumed yet; let the consumers read all that is there (kafka-consumer-groups.sh --describe --group NAME shows a lag of 0), write repartitioned: accept in destination %s, run onewrite reload, and remove it when the events flow", name, now, was, s.c.Destination)
+}
+
+// counted is asked by the partitioner, with the number of partitions that the client
+// found by now.
+func (s *core) counted(name string, now int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.topics[name]
+	if t == nil || t.partitions == now { // the topic of places is not among them
+		return true
+	}
+	if s.c.AcceptRepartitioned {
+		s.c.Logger.Warn("a topic has another number of partitions, as accepted: events of one key may lie in two of them", "topic", name, "before", t.partitions, "now", now)
+		t.partitions, s.counts[name], s.fresh = now, now, true
+		return true
+	}
+	t.changed = s.repartitioned(name, t.partitions, now)
+	return false
+}
