@@ -14,22 +14,27 @@ import (
 	"github.com/onewrite/onewrite/onewritetest"
 )
 
-// keyless writes some events without their key: a compacted topic refuses those. It
-// is the broker itself that refuses.
-type keyless struct {
+// spoiled changes some events on their way to the sink, so that Kafka refuses them.
+type spoiled struct {
 	onewrite.Sink
 	refused map[string]bool
+	spoil   func(e *onewrite.Event)
 }
 
-func (k keyless) Write(ctx context.Context, events []onewrite.Event) (int, error) {
+func (s spoiled) Write(ctx context.Context, events []onewrite.Event) (int, error) {
 	changed := slices.Clone(events)
 	for i := range changed {
-		if k.refused[changed[i].ID] {
-			changed[i].Key = ""
+		if s.refused[changed[i].ID] {
+			s.spoil(&changed[i])
 		}
 	}
-	return k.Sink.Write(ctx, changed)
+	return s.Sink.Write(ctx, changed)
 }
+
+// A compacted topic takes no record without a key. Without transactions the order
+// within the key is what counts, so there the event keeps it, and is too large.
+func withoutKey(e *onewrite.Event) { e.Key = "" }
+func tooLarge(e *onewrite.Event)   { e.Data = make([]byte, 2<<20) }
 
 func TestConformance(t *testing.T) {
 	for name, idempotent := range map[string]bool{"transactions": false, "idempotent": true} {
@@ -51,7 +56,11 @@ func TestConformance(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					return keyless{s, refused}
+					spoil := withoutKey
+					if idempotent {
+						spoil = tooLarge
+					}
+					return spoiled{s, refused, spoil}
 				},
 				Received: func(t *testing.T) []onewrite.Event {
 					var names []string

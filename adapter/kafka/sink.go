@@ -31,6 +31,8 @@ type Sink struct {
 	dead   error // nothing is written any more, for this reason
 	dirty  bool  // a transaction has to be aborted first
 	placed int   // places since the partitions' numbers were written
+
+	commitTxn func(ctx context.Context) error // tests lose its answer
 }
 
 // New connects, creates the topic of places if there is none, and takes the
@@ -50,7 +52,7 @@ func New(ctx context.Context, c Config) (*Sink, error) {
 		_ = s.Close()
 		return nil, s.worded(err, "take over "+c.transactionalID(), "")
 	}
-	return &Sink{core: s}, nil
+	return &Sink{core: s, commitTxn: func(ctx context.Context) error { return s.cl.EndTransaction(ctx, kgo.TryCommit) }}, nil
 }
 
 // Place returns the record of the last WriteAt of this destination that was
@@ -228,7 +230,7 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 		}
 		return i, s.fence(err)
 	}
-	err = s.cl.EndTransaction(ctx, kgo.TryCommit)
+	err = s.commitTxn(ctx)
 	if err == nil {
 		return 0, nil
 	}
