@@ -204,8 +204,9 @@ type core struct {
 	c     Config
 	cl    *kgo.Client
 	adm   *kadm.Client
+	opts  []kgo.Opt // of a client that writes
 	heard *heard
-	turn  chan struct{} // holds one: who has it writes
+	turn  chan struct{} // holds one: whose turn it is
 
 	closing sync.Once
 	closed  chan struct{}
@@ -233,11 +234,11 @@ func open(ctx context.Context, c Config, more ...kgo.Opt) (*core, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts,
+	s.opts = append(opts,
 		kgo.RequiredAcks(kgo.AllISRAcks()), kgo.ProducerBatchCompression(codec...), kgo.RecordPartitioner(partitioner{s}),
-		kgo.ProducerBatchMaxBytesFn(s.limit), kgo.ManualFlushing(), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1<<20),
+		kgo.ProducerBatchMaxBytesFn(s.limit), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1<<20),
 		kgo.ProduceRequestTimeout(5*time.Second), kgo.RecordRetries(8), kgo.UnknownTopicRetries(3))
-	if s.cl, err = kgo.NewClient(append(opts, more...)...); err != nil {
+	if s.cl, err = kgo.NewClient(append(s.opts, more...)...); err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
 	s.adm = kadm.NewClient(s.cl)
@@ -261,25 +262,39 @@ func (s *core) Close() error {
 
 var errClosed = errors.New("kafka: the sink is closed")
 
-// begin takes the turn to write and bounds it; end gives it back.
+// begin bounds a call and takes the turn; end gives it back.
 func (s *core) begin(ctx context.Context, limit time.Duration) (bounded context.Context, end func(), err error) {
-	select {
-	case <-s.closed:
-		return nil, nil, errClosed
-	default:
+	bounded, cancel := context.WithTimeout(ctx, limit)
+	if err := s.take(bounded); err != nil {
+		cancel()
+		return nil, nil, err
 	}
-	if ctx.Err() != nil {
-		return nil, nil, context.Cause(ctx)
+	return bounded, func() { cancel(); <-s.turn }, nil
+}
+
+// take takes the turn.
+func (s *core) take(ctx context.Context) error {
+	if err := s.usable(ctx); err != nil {
+		return err
 	}
 	select {
 	case s.turn <- struct{}{}:
+		return nil
 	case <-s.closed:
-		return nil, nil, errClosed
+		return errClosed
 	case <-ctx.Done():
-		return nil, nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	bounded, cancel := context.WithTimeout(ctx, limit)
-	return bounded, func() { cancel(); <-s.turn }, nil
+}
+
+// usable says why nothing can be done.
+func (s *core) usable(ctx context.Context) error {
+	select {
+	case <-s.closed:
+		return errClosed
+	default:
+		return context.Cause(ctx)
+	}
 }
 
 var (

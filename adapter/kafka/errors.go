@@ -19,6 +19,12 @@ func (answered) Answered() bool { return true }
 
 func (a answered) Unwrap() error { return a.error }
 
+// isAnswer reports whether an error says that the other side was reached.
+func isAnswer(err error) bool {
+	var a answered
+	return errors.As(err, &a)
+}
+
 // refusals are the answers about a record that stay the same however often it is
 // sent, and their cure.
 var refusals = map[int16]string{

@@ -24,10 +24,10 @@ func Uncommitted(tb testing.TB, c Config, events []onewrite.Event, place []byte)
 	if err := s.prepare(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	if _, err := s.admit(tb.Context(), events); err != nil {
+	recs, of := s.records(events)
+	if _, err := s.admit(tb.Context(), recs, events, of); err != nil {
 		tb.Fatal(err)
 	}
-	recs, _ := s.records(events)
 	recs = append(recs, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
 	if errs, err := s.produce(tb.Context(), recs); err != nil || failed(errs) >= 0 {
 		tb.Fatal(errs, err)

@@ -38,10 +38,11 @@ func (enc *encoder) record(topic string, e *onewrite.Event) *kgo.Record {
 	return r
 }
 
-// records appends the records of events: one each, and a tombstone behind the delete
-// of a row if they are wanted. of[i] is the event of record i.
+// records makes the records of events: one each, and a tombstone behind the delete
+// of a row if they are wanted. of[i] is the event of record i. There is room for two
+// more.
 func (s *core) records(events []onewrite.Event) (recs []*kgo.Record, of []int) {
-	recs, of = make([]*kgo.Record, 0, len(events)+2), make([]int, 0, len(events)+2)
+	recs, of = make([]*kgo.Record, 0, len(events)+2), make([]int, 0, len(events))
 	var enc encoder
 	for i := range events {
 		r := enc.record(s.topicOf(&events[i]), &events[i])
@@ -74,16 +75,12 @@ const (
 	headerOverhead = 6
 )
 
-// sizeOf is what an event takes in a batch before compression, a few bytes more
+// sizeOf is what a record takes in a batch before compression, a few bytes more
 // rather than less.
-func (s *core) sizeOf(e *onewrite.Event) int {
-	n := recordOverhead + len(e.Key) + len(e.Data)
-	var room [24]cloudevents.Attr
-	for _, a := range cloudevents.KafkaHeaders(room[:0], e) {
-		n += headerOverhead + len(a.Name) + len(a.Value)
-	}
-	if s.buries(e) {
-		n += recordOverhead + len(e.Key)
+func sizeOf(r *kgo.Record) int {
+	n := recordOverhead + len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		n += headerOverhead + len(h.Key) + len(h.Value)
 	}
 	return n
 }

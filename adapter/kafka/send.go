@@ -32,18 +32,17 @@ func (w *sent) result(i int, err error) {
 	}
 }
 
-// send hands records to the client, all of a partition at once, and waits for the
-// answers. An err says that not all came in time: then the records are still under
+// send hands records to a client and waits for the answers. An err says that not all came in time: then the records are still under
 // way, until the client is told to give them up.
-func (s *core) send(ctx context.Context, recs []*kgo.Record) (errs []error, err error) {
+func send(ctx context.Context, cl *kgo.Client, recs []*kgo.Record) (errs []error, err error) {
 	if len(recs) == 0 {
 		return nil, nil
 	}
 	w := &sent{left: len(recs), errs: make([]error, len(recs)), done: make(chan struct{})}
 	for i, r := range recs {
-		s.cl.Produce(context.Background(), r, func(_ *kgo.Record, err error) { w.result(i, err) })
+		cl.Produce(context.Background(), r, func(_ *kgo.Record, err error) { w.result(i, err) })
 	}
-	if err := s.cl.Flush(ctx); err != nil {
+	if err := cl.Flush(ctx); err != nil {
 		return nil, err
 	}
 	select { // the last answer is told a moment after the flush
@@ -53,10 +52,6 @@ func (s *core) send(ctx context.Context, recs []*kgo.Record) (errs []error, err 
 		return nil, ctx.Err()
 	}
 }
-
-// give up all records that are under way. An err says that it is not known yet what
-// became of them.
-func (s *core) giveUp(ctx context.Context) error { return s.cl.AbortBufferedRecords(ctx) }
 
 // failed returns the first record with an error that is not just a consequence of
 // another's, or -1.
@@ -81,5 +76,6 @@ func (s *core) moved(r *kgo.Record) error {
 	if r.Key == nil {
 		return nil
 	}
-	return s.change(r.Topic)
+	_, changed := s.takes(r.Topic)
+	return changed
 }

@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
 )
@@ -31,6 +35,7 @@ type Sink struct {
 	dead   error // nothing is written any more, for this reason
 	dirty  bool  // a transaction has to be aborted first
 	placed int   // places since the partitions' numbers were written
+	ended  time.Time
 
 	commitTxn func(ctx context.Context) error // tests lose its answer
 }
@@ -110,13 +115,14 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place [
 	if err := s.prepare(ctx); err != nil {
 		return 0, err
 	}
-	if n, err := s.admit(ctx, events); err != nil {
-		return n, err
+	recs, of := s.records(events)
+	if n, err := s.admit(ctx, recs, events, of); err != nil {
+		return of[n], err
 	}
 	if place == nil {
 		place = []byte{} // a place, though an empty one
 	}
-	return s.commit(ctx, events, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
+	return s.commit(ctx, recs, events, of, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
 }
 
 // Write commits events without a place, up to 1,000 of them in one transaction; see
@@ -135,28 +141,34 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 	}
 	done := 0
 	for done < len(events) {
-		n, cause := s.admit(ctx, events[done:])
-		next := events[done : done+min(n, leading(events[done:]))]
-		if len(next) == 0 {
-			return done, cause
-		}
-		bad, err := s.commit(ctx, next, nil)
-		if err != nil && bad > 0 { // nothing is there: write what was before it alone
-			cause := err
-			if bad2, err := s.commit(ctx, next[:bad], nil); err != nil {
-				if bad2 > 0 {
-					err = unsteered{err} // about an event that is not the first
-				}
-				return done, err
-			}
-			return done + bad, cause
-		}
-		if err != nil {
+		n, err := s.writeChunk(ctx, events[done:done+leading(events[done:])])
+		if done += n; err != nil {
 			return done, err
 		}
-		done += len(next)
 	}
 	return done, nil
+}
+
+// writeChunk commits events in one transaction, or, where one is refused, those
+// before it.
+func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, error) {
+	recs, of := s.records(events)
+	n, cause := s.admit(ctx, recs, events, of)
+	for n > 0 {
+		bad, err := s.commit(ctx, recs[:n], events, of[:n], nil)
+		if err == nil {
+			return of[n-1] + 1, cause
+		}
+		if bad == 0 {
+			return 0, err
+		}
+		// Nothing is there: what is before it goes alone.
+		n, cause = slices.Index(of, bad), err
+		if recs, of = s.records(events[:bad]); !errors.Is(err, onewrite.ErrRejected) && !isAnswer(err) {
+			return 0, unsteered{err}
+		}
+	}
+	return 0, cause
 }
 
 // leading is how many events go into one transaction.
@@ -182,10 +194,10 @@ func (s *Sink) prepare(ctx context.Context) error {
 	return err
 }
 
-// commit writes events, and a place if it is not nil, in one transaction. bad is the
-// event that the error is about.
-func (s *Sink) commit(ctx context.Context, events []onewrite.Event, place *kgo.Record) (bad int, err error) {
-	recs, of := s.records(events)
+// commit writes the records of events, and a place if it is not nil, in one
+// transaction. bad is the event that the error is about.
+func (s *Sink) commit(ctx context.Context, recs []*kgo.Record, events []onewrite.Event, of []int, place *kgo.Record) (bad int, err error) {
+	recs = slices.Clip(recs)
 	counts := s.remember(place != nil && s.placed >= recountAfter)
 	if counts != nil {
 		recs = append(recs, counts)
@@ -231,7 +243,7 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 		return i, s.fence(err)
 	}
 	err = s.commitTxn(ctx)
-	if err == nil {
+	if s.ended = time.Now(); err == nil {
 		return 0, nil
 	}
 	if errors.Is(err, kerr.OperationNotAttempted) || errors.Is(err, kerr.TransactionAbortable) {
@@ -247,16 +259,37 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 
 // produce begins a transaction and sends records in it.
 func (s *Sink) produce(ctx context.Context, recs []*kgo.Record) ([]error, error) {
+	s.settle(ctx)
 	if err := s.cl.BeginTransaction(); err != nil {
 		return nil, s.fence(err)
 	}
 	s.dirty = true
-	errs, err := s.send(ctx, recs)
+	errs, err := send(ctx, s.cl, recs)
 	if err != nil {
 		return nil, err
 	}
 	s.dirty = false
 	return errs, nil
+}
+
+// settle waits until the transaction before is written out everywhere. Were the next
+// one to begin sooner, a broker would hold its records back for 20 ms at least; a
+// transaction is written out in two or three. It is a matter of time alone: whoever
+// may not ask goes on.
+func (s *Sink) settle(ctx context.Context) {
+	const within = 50 * time.Millisecond
+	for time.Since(s.ended) < within && ctx.Err() == nil {
+		req := kmsg.NewPtrDescribeTransactionsRequest()
+		req.TransactionalIDs = []string{s.c.transactionalID()}
+		resp, err := req.RequestWith(ctx, s.cl)
+		if err != nil || len(resp.TransactionStates) != 1 || !strings.HasPrefix(resp.TransactionStates[0].State, "Prepare") {
+			return
+		}
+		select {
+		case <-time.After(200 * time.Microsecond):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // culprit finds the first of the records that a broker refuses, where it has refused
@@ -298,10 +331,11 @@ func (s *Sink) culprit(ctx context.Context, recs []*kgo.Record, errs []error, fi
 // one's to abort.
 func (s *Sink) abort(ctx context.Context) error {
 	s.dirty = true
-	if err := s.giveUp(ctx); err != nil {
+	if err := s.cl.AbortBufferedRecords(ctx); err != nil {
 		return err
 	}
-	if err := s.cl.EndTransaction(ctx, kgo.TryAbort); err != nil {
+	err := s.cl.EndTransaction(ctx, kgo.TryAbort)
+	if s.ended = time.Now(); err != nil {
 		return s.fence(err)
 	}
 	s.dirty = false

@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
 )
@@ -30,45 +31,43 @@ func (s *core) limit(name string) int32 {
 	return defaultLimit
 }
 
-// admit returns how many leading events can be sent: their topics are there, and
-// take them. The error is about the next one.
-func (s *core) admit(ctx context.Context, events []onewrite.Event) (int, error) {
-	n, cause := len(events), error(nil)
+// admit returns how many leading records can be sent: their topics are there, and
+// take them. The error is about the next one; events[of[i]] is the event of record i.
+func (s *core) admit(ctx context.Context, recs []*kgo.Record, events []onewrite.Event, of []int) (int, error) {
+	n, cause := len(recs), error(nil)
 	stop := func(i int, err error) {
 		if i < n {
 			n, cause = i, err
 		}
 	}
-	first := map[string]int{} // topics not looked at yet, and their first event
+	first := map[string]int{} // topics not looked at yet, and their first record
 	var names []string
-	for i := range events {
-		name := s.topicOf(&events[i])
-		if s.known(name) != nil {
+	for i, r := range recs {
+		if s.known(r.Topic) != nil {
 			continue
 		}
-		if _, seen := first[name]; seen {
+		if _, seen := first[r.Topic]; seen {
 			continue
 		}
-		if reason := s.never(name); reason != "" {
-			stop(i, fmt.Errorf("kafka: event %s to %q: %s: %w; write a topic: in the destination that Kafka can have, topic: changes.{source} for instance", events[i].ID, name, reason, onewrite.ErrRejected))
+		if reason := s.never(r.Topic); reason != "" {
+			stop(i, fmt.Errorf("kafka: event %s to %q: %s: %w; write a topic: in the destination that Kafka can have, topic: changes.{source} for instance", events[of[i]].ID, r.Topic, reason, onewrite.ErrRejected))
 			break
 		}
-		first[name], names = i, append(names, name)
+		first[r.Topic], names = i, append(names, r.Topic)
 	}
 	if len(names) > 0 {
 		for name, err := range s.look(ctx, names) {
 			i := first[name]
-			stop(i, s.worded(err, "event "+events[i].ID, name))
+			stop(i, s.worded(err, "event "+events[of[i]].ID, name))
 		}
 	}
-	for i := range events[:n] {
-		name := s.topicOf(&events[i])
-		t := s.known(name)
-		if err := s.change(name); err != nil && events[i].Key != "" {
-			return i, err
+	for i, r := range recs[:n] {
+		limit, changed := s.takes(r.Topic)
+		if changed != nil && r.Key != nil {
+			return i, changed
 		}
-		if size := s.sizeOf(&events[i]) + batchOverhead; size > t.limit {
-			return i, s.large(ctx, &events[i], name, size, t.limit)
+		if size := sizeOf(r) + batchOverhead; size > limit {
+			return i, s.large(ctx, events[of[i]].ID, r.Topic, size, limit)
 		}
 	}
 	return n, cause
@@ -80,14 +79,15 @@ func (s *core) known(name string) *topic {
 	return s.topics[name]
 }
 
-// change returns why events with a key do not go to a topic, or nil.
-func (s *core) change(name string) error {
+// takes returns the largest batch that a known topic takes, and why records with a
+// key do not go to it, if they do not.
+func (s *core) takes(name string) (limit int, changed error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := s.topics[name]; t != nil {
-		return t.changed
+		return t.limit, t.changed
 	}
-	return nil
+	return defaultLimit, nil
 }
 
 // never says why no event can go to a topic, or nothing.
@@ -106,11 +106,11 @@ func (s *core) never(name string) string {
 
 // large refuses an event for its size, unless the topic takes more by now: then a
 // new sink does.
-func (s *core) large(ctx context.Context, e *onewrite.Event, name string, size, limit int) error {
+func (s *core) large(ctx context.Context, id, name string, size, limit int) error {
 	if now := s.limits(ctx, name)[name]; now > limit {
-		return fmt.Errorf("kafka: event %s to %s: the topic takes %d bytes by now; the sink has to be opened again", e.ID, name, now)
+		return fmt.Errorf("kafka: event %s to %s: the topic takes %d bytes by now; the sink has to be opened again", id, name, now)
 	}
-	return s.worded(fmt.Errorf("%w: %d bytes, the topic takes %d", kerr.MessageTooLarge, size, limit), "event "+e.ID, name)
+	return s.worded(fmt.Errorf("%w: %d bytes, the topic takes %d", kerr.MessageTooLarge, size, limit), "event "+id, name)
 }
 
 // look learns about topics, and creates those that are missing. It returns the
