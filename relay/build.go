@@ -10,6 +10,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/file"
+	"github.com/onewrite/onewrite/adapter/kafka"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/sqlite"
@@ -137,6 +138,22 @@ func newDelivery(name string, c config.Destination, bus config.Bus, sources []st
 				return nil, err
 			}
 			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
+		}
+	case "kafka":
+		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
+		if c.Idempotent {
+			d.Concurrency = 4 // as many as it has under way at once
+		}
+		d.Open = func(ctx context.Context) (onewrite.Sink, error) {
+			t, err := c.TLS.Build()
+			if err != nil {
+				return nil, err
+			}
+			k := kafkaSink(name, c, t, 0, log)
+			if c.Idempotent {
+				return openedSink(kafka.NewIdempotent(ctx, k))
+			}
+			return openedSink(kafka.New(ctx, k))
 		}
 	}
 	return d

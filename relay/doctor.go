@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite/adapter/file"
+	"github.com/onewrite/onewrite/adapter/kafka"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/sqlite"
@@ -101,7 +102,7 @@ func subjectsOf(cfg *Config, o DoctorOptions) []subject {
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Destinations)) {
 		d := cfg.Destinations[name]
-		list = append(list, subject{"destination " + name, func(ctx context.Context) []Finding { return examineDestination(ctx, name, d, cfg.Bus) }})
+		list = append(list, subject{"destination " + name, func(ctx context.Context) []Finding { return examineDestination(ctx, name, d, cfg) }})
 	}
 	return append(list, subject{"listen", func(ctx context.Context) []Finding { return examineListen(ctx, cfg, o.ConfigPath) }})
 }
@@ -118,7 +119,7 @@ func examineBus(ctx context.Context, cfg *Config, sources []string) []Finding {
 	return found
 }
 
-func examineDestination(ctx context.Context, name string, d config.Destination, bus config.Bus) []Finding {
+func examineDestination(ctx context.Context, name string, d config.Destination, cfg *Config) []Finding {
 	if d.Type == config.File {
 		return file.Examine(file.Config{Path: d.Path})
 	}
@@ -127,8 +128,11 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 		return []Finding{unreadable(err)}
 	}
 	silent := slog.New(slog.DiscardHandler)
-	if d.Type == config.NATS {
-		return nats.ExamineSink(ctx, natsSink(name, d, bus, t, silent), d.Topics)
+	switch d.Type {
+	case config.NATS:
+		return nats.ExamineSink(ctx, natsSink(name, d, cfg.Bus, t, silent), d.Topics)
+	case config.Kafka:
+		return kafka.Examine(ctx, kafkaSink(name, d, t, int(cfg.MaxEvent), silent), d.Topics)
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

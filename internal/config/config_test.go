@@ -138,7 +138,7 @@ func TestTable(t *testing.T) {
 			}
 			switch f.kind {
 			case kindInt, kindSize, kindDuration:
-				if f.min <= 0 || f.max <= f.min {
+				if f.min < 0 || f.min == 0 && f.def != "" || f.max <= f.min {
 					t.Errorf("%s: range %d..%d", at, f.min, f.max)
 				}
 				if n := f.number(f.def); f.def != "" && (n < f.min || n > f.max || f.show(n) != f.def) {

@@ -244,7 +244,8 @@ func TestSchemaAgreesOnEverySetting(t *testing.T) {
 			"destinations": map[string]any{
 				"wh": map[string]any{"type": "webhook", "url": "https://a.example/", "secret": "${env:CANARY}", "retry": map[string]any{}, "batch": map[string]any{}, "tls": map[string]any{}},
 				"fi": map[string]any{"type": "file", "path": "-"},
-				"na": map[string]any{"type": "nats", "url": "nats://localhost"}},
+				"na": map[string]any{"type": "nats", "url": "nats://localhost"},
+				"ka": map[string]any{"type": "kafka", "brokers": []any{"localhost:9092"}, "sasl": map[string]any{"mechanism": "oauthbearer", "token": "${env:CANARY}"}}},
 			"bus": map[string]any{"keep": map[string]any{}}, "log": map[string]any{}}
 	}
 	tried, refused := 0, 0
