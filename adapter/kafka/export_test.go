@@ -49,3 +49,15 @@ func LoseCommit(s *Sink, arrives bool) {
 		return errors.New("the connection was cut")
 	}
 }
+
+// Refresh lets the clients of a sink ask for the partitions again.
+func Refresh(s onewrite.Sink) {
+	switch s := s.(type) {
+	case *Sink:
+		s.cl.ForceMetadataRefresh()
+	case *Idempotent:
+		for _, p := range s.all {
+			p.cl.ForceMetadataRefresh()
+		}
+	}
+}
