@@ -188,6 +188,7 @@ func (e *examiner) places(ctx context.Context, defaults settings) {
 		e.add(diagnosis.Problem, "places", "places: another-topic # in the destination", "the topic of places %s has %d partitions, and needs to have one", name, len(t.Partitions))
 		return
 	}
+	e.ok("places", "the topic of places %s is there", name)
 	for _, op := range []kadm.ACLOperation{kadm.OpWrite, kadm.OpRead} {
 		if !may(t, op) {
 			e.add(diagnosis.Problem, "places", e.allow(name, op.String()), "the user %s has no right to %s the topic of places %s", e.s.user(), op, name)

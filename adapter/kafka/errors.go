@@ -86,7 +86,7 @@ func (s *core) user() string {
 }
 
 // worded gives an error its type and its cure. about says what of, "event 7" for
-// instance; topic may be empty.
+// instance; topic is for the cure, and may be empty.
 func (s *core) worded(err error, about, topic string) error {
 	if err == nil {
 		return nil
@@ -95,7 +95,7 @@ func (s *core) worded(err error, about, topic string) error {
 		return err
 	}
 	to := about
-	if topic != "" {
+	if topic != "" && strings.HasPrefix(about, "event ") {
 		to += " to " + topic
 	}
 	var ke *kerr.Error

@@ -203,6 +203,7 @@ func (s *Idempotent) writeWindow(ctx context.Context, p *producer, recs []*kgo.R
 		}
 	}
 	r, e := recs[i], &events[of[i]]
+	s.gone(r.Topic, errs[i])
 	switch {
 	case !refusal(errs[i]) && s.moved(r) != nil:
 		return of[i], s.moved(r)

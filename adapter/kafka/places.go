@@ -32,10 +32,10 @@ var placesConfig = map[string]*string{
 // would lose them.
 func (s *core) ensurePlaces(ctx context.Context) error {
 	name := s.c.Places
-	fail := func(err error) error { return s.worded(err, "the topic of places", name) }
+	fail := func(err error) error { return s.worded(err, "topic of places "+name, name) }
 	details, err := s.details(ctx, name)
-	if err != nil {
-		return fail(err)
+	if err != nil { // the first that is asked of the brokers
+		return s.worded(err, "connect", "")
 	}
 	if errors.Is(details[name].Err, kerr.UnknownTopicOrPartition) {
 		replication := int16(-1)

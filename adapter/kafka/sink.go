@@ -221,6 +221,7 @@ func (s *Sink) commit(ctx context.Context, recs []*kgo.Record, events []onewrite
 	if r := recs[i]; !refusal(err) && s.moved(r) != nil {
 		return of[i], s.moved(r)
 	}
+	s.gone(recs[i].Topic, err)
 	return of[i], s.worded(err, "event "+events[of[i]].ID, recs[i].Topic)
 }
 

@@ -79,6 +79,17 @@ func (s *core) known(name string) *topic {
 	return s.topics[name]
 }
 
+// gone forgets a topic that the brokers do not know any more, so that the next write
+// looks for it, and creates it if it may.
+func (s *core) gone(name string, err error) {
+	if !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.UnknownTopicID) && !errors.Is(err, kerr.InconsistentTopicID) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.topics, name)
+}
+
 // takes returns the largest batch that a known topic takes, and why records with a
 // key do not go to it, if they do not.
 func (s *core) takes(name string) (limit int, changed error) {
