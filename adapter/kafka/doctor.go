@@ -264,21 +264,14 @@ func (e *examiner) expected(wanted []string) (exact []string, like []*regexp.Reg
 // examined reads the settings of a topic and says what is wrong with its copies.
 func (e *examiner) examined(ctx context.Context, t kmsg.MetadataResponseTopic) settings {
 	s := settings{inSync: 1}
-	configs, err := e.s.adm.DescribeTopicConfigs(ctx, *t.Topic)
-	if err != nil || len(configs) != 1 || configs[0].Err != nil {
+	c, told := e.s.settings(ctx, *t.Topic)[*t.Topic]
+	if !told {
 		e.ok("copies", "the settings of topic %s may not be read", *t.Topic)
 		return s
 	}
-	for _, c := range configs[0].Configs {
-		switch c.Key {
-		case "min.insync.replicas":
-			s.inSync, _ = strconv.Atoi(c.MaybeValue())
-		case "max.message.bytes":
-			s.limit, _ = strconv.Atoi(c.MaybeValue())
-		case "cleanup.policy":
-			s.policy = c.MaybeValue()
-		}
-	}
+	s.inSync, _ = strconv.Atoi(c["min.insync.replicas"])
+	s.limit, _ = strconv.Atoi(c["max.message.bytes"])
+	s.policy = c["cleanup.policy"]
 	s.copies = 1 << 10
 	for _, p := range t.Partitions {
 		s.copies = min(s.copies, len(p.Replicas))

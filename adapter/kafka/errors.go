@@ -60,7 +60,13 @@ var outages = map[int16]string{
 // batchwide reports whether an answer was given to all records of a batch though
 // maybe one of them alone has earned it.
 func batchwide(err error) bool {
-	return errors.Is(err, kerr.InvalidRecord) || errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.InvalidTimestamp) || errors.Is(err, kerr.RecordListTooLarge)
+	return errors.Is(err, kerr.InvalidRecord) || errors.Is(err, kerr.InvalidTimestamp) || oversize(err)
+}
+
+// oversize reports whether a batch was too large, for which maybe no record is to
+// blame.
+func oversize(err error) bool {
+	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge)
 }
 
 // fenced reports whether a newer producer has taken over.

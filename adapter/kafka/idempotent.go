@@ -146,7 +146,7 @@ func (s *Idempotent) load(ctx context.Context) error {
 func (s *Idempotent) put(ctx context.Context, r *kgo.Record) error {
 	errs, err := send(ctx, s.cl, []*kgo.Record{r})
 	if err == nil && errs[0] != nil {
-		err = unsteered{errs[0]}
+		return unsteered{s.worded(errs[0], "the places of "+s.c.Destination, s.c.Places)}
 	}
 	return s.worded(err, "the places of "+s.c.Destination, s.c.Places)
 }
@@ -189,6 +189,7 @@ func (s *Idempotent) writeWindow(ctx context.Context, p *producer, recs []*kgo.R
 	if i < 0 {
 		return 0, nil
 	}
+	s.gone(recs[i].Topic, errs[i])
 	if batchwide(errs[i]) {
 		var again []*kgo.Record
 		var whose []int
@@ -203,7 +204,6 @@ func (s *Idempotent) writeWindow(ctx context.Context, p *producer, recs []*kgo.R
 		}
 	}
 	r, e := recs[i], &events[of[i]]
-	s.gone(r.Topic, errs[i])
 	switch {
 	case !refusal(errs[i]) && s.moved(r) != nil:
 		return of[i], s.moved(r)

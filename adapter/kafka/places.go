@@ -32,44 +32,34 @@ var placesConfig = map[string]*string{
 // would lose them.
 func (s *core) ensurePlaces(ctx context.Context) error {
 	name := s.c.Places
-	fail := func(err error) error { return s.worded(err, "topic of places "+name, name) }
+	fail := func(err error) error { return unsteered{s.worded(err, "topic of places "+name, name)} }
 	details, err := s.details(ctx, name)
 	if err != nil { // the first that is asked of the brokers
 		return s.worded(err, "connect", "")
 	}
-	if errors.Is(details[name].Err, kerr.UnknownTopicOrPartition) {
+	if errors.Is(details[name].err, kerr.UnknownTopicOrPartition) {
 		replication := int16(-1)
 		if s.c.Replication > 0 {
 			replication = int16(s.c.Replication)
 		}
 		_, err := s.adm.CreateTopic(ctx, 1, replication, placesConfig, name)
 		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			return fmt.Errorf("%w; or create it: %s", fail(unsteered{err}), createPlaces(name))
+			return fmt.Errorf("%w; or create it: %s", fail(err), createPlaces(name))
 		}
 		if details, err = s.ready(ctx, []string{name}, nil); err != nil {
 			return fail(err)
 		}
 	}
 	d := details[name]
-	if d.Err != nil {
-		return fail(unsteered{d.Err})
+	if d.err != nil {
+		return fail(d.err)
 	}
-	if len(d.Partitions) != 1 {
-		return fmt.Errorf("kafka: the topic of places %s has %d partitions, and needs to have one: the newest place would not be known; write another places: in destination %s", name, len(d.Partitions), s.c.Destination)
+	if d.partitions != 1 {
+		return fmt.Errorf("kafka: the topic of places %s has %d partitions, and needs to have one: the newest place would not be known; write another places: in destination %s", name, d.partitions, s.c.Destination)
 	}
-	configs, err := s.adm.DescribeTopicConfigs(ctx, name)
-	if errors.Is(err, kerr.TopicAuthorizationFailed) { // to use it is another right
-		return nil
-	}
-	if err != nil {
-		return fail(err)
-	}
-	for _, r := range configs {
-		for _, c := range r.Configs {
-			if r.Err == nil && c.Key == "cleanup.policy" && c.MaybeValue() != "compact" {
-				return fmt.Errorf("kafka: the topic of places %s has cleanup.policy=%s, which forgets them; %s", name, c.MaybeValue(), alterPlaces(name))
-			}
-		}
+	// Who may not read the settings may still use the topic.
+	if policy, told := s.settings(ctx, name)[name]["cleanup.policy"]; told && policy != "compact" {
+		return fmt.Errorf("kafka: the topic of places %s has cleanup.policy=%s, which forgets them; %s", name, policy, alterPlaces(name))
 	}
 	return nil
 }

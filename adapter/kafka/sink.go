@@ -95,8 +95,8 @@ func (s *Sink) load(ctx context.Context) (memory, error) {
 
 // told words an error that is about no event.
 func (s *Sink) told(err error, about, topic string) error {
-	if !errors.Is(err, onewrite.ErrFenced) && refusal(err) {
-		err = unsteered{err}
+	if refusal(err) {
+		return unsteered{s.worded(err, about, topic)}
 	}
 	return s.worded(err, about, topic)
 }
@@ -238,7 +238,10 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 		if abort := s.abort(ctx); abort != nil {
 			return i, s.fence(err)
 		}
-		if batchwide(err) {
+		switch {
+		case oversize(err):
+			return s.largest(ctx, recs, errs, i)
+		case batchwide(err):
 			return s.culprit(ctx, recs, errs, i)
 		}
 		return i, s.fence(err)
@@ -293,39 +296,81 @@ func (s *Sink) settle(ctx context.Context) {
 	}
 }
 
-// culprit finds the first of the records that a broker refuses, where it has refused
-// a batch: in transactions that are aborted, so that nobody sees them.
-func (s *Sink) culprit(ctx context.Context, recs []*kgo.Record, errs []error, first int) (int, error) {
-	var with []int // the records of the batch
+// batch returns the records that were refused together with the first one.
+func batch(recs []*kgo.Record, errs []error, first int) (with []int) {
 	for i := range recs {
 		if errs[i] != nil && recs[i].Topic == recs[first].Topic && recs[i].Partition == recs[first].Partition {
 			with = append(with, i)
 		}
 	}
+	return with
+}
+
+// probe sends records in a transaction that is aborted, so that nobody sees them, and
+// returns what was said of them.
+func (s *Sink) probe(ctx context.Context, recs []*kgo.Record, which ...int) (answer, err error) {
+	again := make([]*kgo.Record, 0, len(which))
+	for _, i := range which {
+		r := recs[i]
+		again = append(again, &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers})
+	}
+	answers, err := s.produce(ctx, again)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.abort(ctx); err != nil {
+		return nil, err
+	}
+	if i := failed(answers); i >= 0 {
+		return answers[i], nil
+	}
+	return nil, nil
+}
+
+// culprit finds the first of the records that a broker refuses, where it has refused
+// a batch.
+func (s *Sink) culprit(ctx context.Context, recs []*kgo.Record, errs []error, first int) (int, error) {
+	with := batch(recs, errs, first)
 	low, high := 0, len(with)-1 // with[:high+1] is refused
 	for low < high {
 		mid := (low + high) / 2
-		probe := make([]*kgo.Record, 0, mid+1)
-		for _, i := range with[:mid+1] {
-			r := *recs[i]
-			probe = append(probe, &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers})
-		}
-		answers, err := s.produce(ctx, probe)
-		if err != nil {
+		answer, err := s.probe(ctx, recs, with[:mid+1]...)
+		switch {
+		case err != nil:
 			return 0, err
-		}
-		if err := s.abort(ctx); err != nil {
-			return 0, err
-		}
-		if i := failed(answers); i < 0 {
+		case answer == nil:
 			low = mid + 1
-		} else if batchwide(answers[i]) {
+		case batchwide(answer):
 			high = mid
-		} else {
-			return with[0], s.fence(answers[i])
+		default:
+			return with[0], s.fence(answer)
 		}
 	}
 	return with[low], errs[first]
+}
+
+// largest tells whether a batch was refused for one of its records, or for all of them
+// together: then no record is to blame.
+func (s *Sink) largest(ctx context.Context, recs []*kgo.Record, errs []error, first int) (int, error) {
+	with := batch(recs, errs, first)
+	if len(with) == 1 {
+		return first, errs[first]
+	}
+	name := recs[first].Topic
+	if before, _ := s.takes(name); s.limits(ctx, name)[name] < before {
+		s.forget(name)
+		return with[0], fmt.Errorf("topic %s takes less by now; the sink has to be opened again: %w", name, unsteered{errs[first]})
+	}
+	most := slices.MaxFunc(with, func(a, b int) int { return sizeOf(recs[a]) - sizeOf(recs[b]) })
+	answer, err := s.probe(ctx, recs, most)
+	switch {
+	case err != nil:
+		return 0, err
+	case answer == nil:
+		return with[0], fmt.Errorf("topic %s takes less than %d bytes, and does not tell how much: %w; allow it: kafka-acls.sh --add --allow-principal User:%s --operation DescribeConfigs --topic %s",
+			name, defaultLimit, unsteered{errs[first]}, s.user(), name)
+	}
+	return most, s.fence(answer)
 }
 
 // abort ends a transaction without effect. What cannot be aborted now is the next

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/kafka"
@@ -154,19 +156,21 @@ func TestTopics(t *testing.T) {
 func TestRefusedByTheBroker(t *testing.T) {
 	k := servers.Kafka(t)
 	each(t, func(t *testing.T, open func(tb testing.TB, c kafka.Config) onewrite.Sink) {
-		for _, bad := range []int{57, 1, 99, 1, 1} { // what is first may have gone before the others are there
+		for _, bad := range []int{57, 1, 999, 1, 1} { // what is first may have gone before the others are there
 			name := unique("refused")
 			topic(t, k, name, 2)
 			s := open(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: name, Compression: "none"})
-			evs := events(name, 100, "a", "b", "c", "d", "e")
-			write(t, s, evs[0]) // so that the sink knows what the topic takes, and the next is news
-			limit := "20000"
-			with(t, k, func(ctx context.Context, adm *kadm.Client) error {
-				_, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, name)
-				return err
-			})
+			evs := events(name, 1000, "a", "b", "c", "d", "e")
+			for range 8 { // so that the sink knows what the topic takes, and the next is news
+				write(t, s, evs[0])
+			}
+			lower(t, k, name, "20000")
 			evs[bad].Data = bytes.Repeat([]byte("x"), 30000)
 			n, err := s.Write(t.Context(), evs[1:])
+			if n == 0 && err != nil && !steers(err) { // what it knows of the topic is not so any more
+				s = open(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: name, Compression: "none"})
+				n, err = s.Write(t.Context(), evs[1:])
+			}
 			if n != bad-1 || !errors.Is(err, onewrite.ErrRejected) || !strings.Contains(err.Error(), evs[bad].ID) || !strings.Contains(err.Error(), "max.message.bytes") {
 				t.Fatalf("Write = %d, %v; want %d and %s refused", n, err, bad-1, evs[bad].ID)
 			}
@@ -182,6 +186,67 @@ func TestRefusedByTheBroker(t *testing.T) {
 			}
 		}
 	})
+}
+
+// lower sets the largest batch of a topic, and waits until the broker goes by it.
+func lower(t *testing.T, k *servers.KafkaServer, topic, limit string) {
+	t.Helper()
+	with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+		_, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, topic)
+		return err
+	})
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()), kgo.TransactionalID("lower-"+topic), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	for deadline := time.Now().Add(patience); ; {
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: make([]byte, 500_000)}).FirstErr()
+		if err := cl.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+			t.Fatal(err)
+		}
+		if errors.Is(err, kerr.MessageTooLarge) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the topic does not get smaller: %v", err)
+		}
+	}
+}
+
+// TestUntoldLimit: who may not ask what a topic takes blames no event for a batch that
+// was too large.
+func TestUntoldLimit(t *testing.T) {
+	k := servers.Kafka(t)
+	name := unique("untold")
+	topic(t, k, name, 1, "max.message.bytes", "20000")
+	with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+		_, err := adm.CreateACLs(ctx, kadm.NewACLs().Topics(name, "onewrite-places").Operations(kadm.OpWrite, kadm.OpRead).Allow("User:"+k.Limited).AllowHosts().ResourcePatternType(kadm.ACLPatternLiteral))
+		if err != nil {
+			return err
+		}
+		_, err = adm.CreateACLs(ctx, kadm.NewACLs().TransactionalIDs("onewrite-"+name).Operations(kadm.OpWrite).Allow("User:"+k.Limited).AllowHosts().ResourcePatternType(kadm.ACLPatternLiteral))
+		return err
+	})
+	_ = newSink(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique("untold")}).Close() // makes the topic of places
+	c := kafka.Config{Brokers: []string{k.SASL()}, Destination: name, Compression: "none", SASL: &kafka.SASL{Mechanism: "plain", User: k.Limited, Password: k.Password}}
+	s := newSink(t, c)
+	evs := events(name, 200, "a", "b")
+	if _, err := s.WriteAt(t.Context(), messages(evs), []byte("x")); err == nil || steers(err) || !strings.Contains(err.Error(), "DescribeConfigs") {
+		t.Errorf("a batch that is too large: %v", err)
+	}
+	evs[7].Data = bytes.Repeat([]byte("x"), 30000)
+	if bad, err := s.WriteAt(t.Context(), messages(evs[:20]), []byte("x")); bad != 7 || !errors.Is(err, onewrite.ErrRejected) {
+		t.Errorf("an event that is too large: %d, %v", bad, err)
+	}
+	i := newIdempotent(t, c)
+	if n, err := i.Write(t.Context(), evs); n != 7 || !errors.Is(err, onewrite.ErrRejected) {
+		t.Errorf("an event that is too large, without transactions: %d, %v", n, err)
+	}
+	write(t, i, evs[8:]...)
 }
 
 // TestBigger: a topic that takes more by now does so after the sink was opened again.
@@ -201,8 +266,14 @@ func TestBigger(t *testing.T) {
 			_, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, name)
 			return err
 		})
-		if n, err := s.Write(t.Context(), big); n != 0 || err == nil || steers(err) {
-			t.Fatalf("Write after the limit was raised = %d, %v; want one that lets the sink be opened again", n, err)
+		for deadline := time.Now().Add(patience); ; { // the broker learns of it a moment later
+			n, err := s.Write(t.Context(), big)
+			if n != 0 || err == nil || time.Now().After(deadline) {
+				t.Fatalf("Write after the limit was raised = %d, %v; want one that lets the sink be opened again", n, err)
+			}
+			if !steers(err) {
+				break
+			}
 		}
 		write(t, open(t, c), big...)
 	})
@@ -314,6 +385,8 @@ func TestRights(t *testing.T) {
 		t.Fatalf("place %q", p)
 	}
 	writeAt(t, s, events(name, 1, "k"), "x")
+	// An answer about one topic is none about another that is new to the sink.
+	s = newSink(t, c)
 	bad, err := s.WriteAt(t.Context(), messages(append(events(name, 1, "k"), events(name+"-new", 1, "k")...)), []byte("y"))
 	var answered interface{ Answered() bool }
 	if bad != 1 || !errors.As(err, &answered) || !strings.Contains(err.Error(), "Create") {

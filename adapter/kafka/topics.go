@@ -7,9 +7,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
 )
@@ -79,12 +79,15 @@ func (s *core) known(name string) *topic {
 	return s.topics[name]
 }
 
-// gone forgets a topic that the brokers do not know any more, so that the next write
-// looks for it, and creates it if it may.
+// gone forgets a topic that the brokers do not know any more, or that takes less than
+// it did, so that the next write looks for it, and creates it if it may.
 func (s *core) gone(name string, err error) {
-	if !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.UnknownTopicID) && !errors.Is(err, kerr.InconsistentTopicID) {
-		return
+	if errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.InconsistentTopicID) || oversize(err) {
+		s.forget(name)
 	}
+}
+
+func (s *core) forget(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.topics, name)
@@ -140,7 +143,7 @@ func (s *core) look(ctx context.Context, names []string) map[string]error {
 	}
 	var missing []string
 	for _, name := range names {
-		if errors.Is(details[name].Err, kerr.UnknownTopicOrPartition) && !s.c.NoCreate {
+		if errors.Is(details[name].err, kerr.UnknownTopicOrPartition) && !s.c.NoCreate {
 			missing = append(missing, name)
 		}
 	}
@@ -156,24 +159,49 @@ func (s *core) look(ctx context.Context, names []string) map[string]error {
 	for _, name := range names {
 		switch d := details[name]; {
 		case failed[name] != nil:
-		case d.Err != nil:
-			failed[name] = d.Err
-		case len(d.Partitions) == 0:
+		case d.err != nil:
+			failed[name] = d.err
+		case d.partitions == 0:
 			failed[name] = kerr.UnknownTopicOrPartition
 		default:
-			s.learn(name, len(d.Partitions), limits[name])
+			s.learn(name, d.partitions, limits[name])
 		}
 	}
 	return failed
 }
 
-// details asks for topics without creating any.
-func (s *core) details(ctx context.Context, names ...string) (kadm.TopicDetails, error) {
-	m, err := s.adm.Metadata(ctx, names...)
+// detail is what the brokers say of one topic.
+type detail struct {
+	partitions int
+	led        bool  // every partition has a leader
+	err        error // instead of the rest
+}
+
+// details asks for topics without creating any. An answer about one says nothing
+// about the others.
+func (s *core) details(ctx context.Context, names ...string) (map[string]detail, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range names {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = kmsg.StringPtr(name)
+		req.Topics = append(req.Topics, t)
+	}
+	resp, err := req.RequestWith(ctx, s.cl)
 	if err != nil {
 		return nil, err
 	}
-	return m.Topics, nil
+	out := make(map[string]detail, len(names))
+	for _, t := range resp.Topics {
+		if t.Topic == nil {
+			continue
+		}
+		d := detail{partitions: len(t.Partitions), led: len(t.Partitions) > 0, err: kerr.ErrorForCode(t.ErrorCode)}
+		for _, p := range t.Partitions {
+			d.led = d.led && p.ErrorCode == 0 && p.Leader >= 0
+		}
+		out[*t.Topic] = d
+	}
+	return out, nil
 }
 
 // create creates topics. An error of one is put down in failed.
@@ -203,7 +231,7 @@ func (s *core) create(ctx context.Context, names []string, failed map[string]err
 }
 
 // ready waits until the brokers know of topics that were just created.
-func (s *core) ready(ctx context.Context, names []string, failed map[string]error) (kadm.TopicDetails, error) {
+func (s *core) ready(ctx context.Context, names []string, failed map[string]error) (map[string]detail, error) {
 	for {
 		details, err := s.details(ctx, names...)
 		if err != nil {
@@ -212,11 +240,8 @@ func (s *core) ready(ctx context.Context, names []string, failed map[string]erro
 		waits := false
 		for _, name := range names {
 			d := details[name]
-			led := d.Err == nil && len(d.Partitions) > 0
-			for _, p := range d.Partitions {
-				led = led && p.Err == nil && p.Leader >= 0
-			}
-			waits = waits || !led && failed[name] == nil
+			unknown := d.err == nil || errors.Is(d.err, kerr.UnknownTopicOrPartition) || errors.Is(d.err, kerr.LeaderNotAvailable)
+			waits = waits || !d.led && unknown && failed[name] == nil
 		}
 		if !waits {
 			return details, nil
@@ -235,16 +260,38 @@ func (s *core) limits(ctx context.Context, names ...string) map[string]int {
 	for _, name := range names {
 		out[name] = defaultLimit
 	}
-	configs, err := s.adm.DescribeTopicConfigs(ctx, names...)
-	if err != nil {
-		return out
+	for name, c := range s.settings(ctx, names...) {
+		if n, err := strconv.Atoi(c["max.message.bytes"]); err == nil {
+			out[name] = min(max(n, 1024), largestLimit)
+		}
 	}
-	for _, r := range configs {
-		for _, c := range r.Configs {
-			if n, err := strconv.Atoi(c.MaybeValue()); r.Err == nil && c.Key == "max.message.bytes" && err == nil {
-				out[r.Name] = min(max(n, 1024), largestLimit)
+	return out
+}
+
+// settings reads those of topics, as far as it may.
+func (s *core) settings(ctx context.Context, names ...string) map[string]map[string]string {
+	req := kmsg.NewPtrDescribeConfigsRequest()
+	for _, name := range names {
+		r := kmsg.NewDescribeConfigsRequestResource()
+		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, name
+		req.Resources = append(req.Resources, r)
+	}
+	resp, err := req.RequestWith(ctx, s.cl)
+	if err != nil {
+		return nil
+	}
+	out := map[string]map[string]string{}
+	for _, r := range resp.Resources {
+		if r.ErrorCode != 0 {
+			continue
+		}
+		c := map[string]string{}
+		for _, e := range r.Configs {
+			if e.Value != nil {
+				c[e.Name] = *e.Value
 			}
 		}
+		out[r.ResourceName] = c
 	}
 	return out
 }
