@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -60,4 +61,23 @@ func Refresh(s onewrite.Sink) {
 			p.cl.ForceMetadataRefresh()
 		}
 	}
+}
+
+// HandedOver reports whether the client sends nothing of a write before it has all of
+// it.
+func HandedOver(s *Idempotent) bool {
+	for _, p := range s.all {
+		sent := make(chan struct{})
+		p.cl.Produce(context.Background(), &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination + ownerKey)}, func(*kgo.Record, error) { close(sent) })
+		select {
+		case <-sent:
+			return false
+		case <-time.After(time.Second): // a client that does not wait has sent it long before
+		}
+		if p.cl.Flush(context.Background()) != nil {
+			return false
+		}
+		<-sent
+	}
+	return true
 }

@@ -188,6 +188,15 @@ func TestRefusedByTheBroker(t *testing.T) {
 	})
 }
 
+// TestOneBatch: a write is in the client's hands as a whole before any of it is sent.
+// Else a later record of a key could be in another batch than one that is refused.
+func TestOneBatch(t *testing.T) {
+	k := servers.Kafka(t)
+	if !kafka.HandedOver(newIdempotent(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique("whole")})) {
+		t.Error("a record is sent before the others are there")
+	}
+}
+
 // lower sets the largest batch of a topic, and waits until the broker goes by it.
 func lower(t *testing.T, k *servers.KafkaServer, topic, limit string) {
 	t.Helper()
