@@ -37,15 +37,15 @@ func withoutKey(e *onewrite.Event) { e.Key = "" }
 func tooLarge(e *onewrite.Event)   { e.Data = make([]byte, 2<<20) }
 
 func TestConformance(t *testing.T) {
+	k := servers.NewKafka(t)
 	for name, idempotent := range map[string]bool{"transactions": false, "idempotent": true} {
 		t.Run(name, func(t *testing.T) {
-			k := servers.NewKafka(t)
-			topic(t, k, "conformance.largest", 3, "max.message.bytes", "4194304")
-			topic(t, k, "conformance.refuse", 3, "cleanup.policy", "compact")
+			topic(t, k, name+".conformance.largest", 3, "max.message.bytes", "4194304")
+			topic(t, k, name+".conformance.refuse", 3, "cleanup.policy", "compact")
 			refused := map[string]bool{}
 			onewritetest.TestSink(t, onewritetest.SinkHarness{
 				New: func(t *testing.T) onewrite.Sink {
-					c := kafka.Config{Brokers: []string{k.Addr()}, Destination: "conformance", Idempotent: idempotent}
+					c := kafka.Config{Brokers: []string{k.Addr()}, Destination: "conformance", Topic: name + ".{topic}", Idempotent: idempotent}
 					var s onewrite.Sink
 					var err error
 					if idempotent {
@@ -66,7 +66,7 @@ func TestConformance(t *testing.T) {
 					var names []string
 					with(t, k, func(ctx context.Context, adm *kadm.Client) error {
 						all, err := adm.ListTopics(ctx)
-						names = slices.DeleteFunc(all.Names(), func(n string) bool { return !strings.HasPrefix(n, "conformance") })
+						names = slices.DeleteFunc(all.Names(), func(n string) bool { return !strings.HasPrefix(n, name+".") })
 						return err
 					})
 					return decode(t, records(t, k, names...))
