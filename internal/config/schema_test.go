@@ -246,7 +246,8 @@ func TestSchemaAgreesOnEverySetting(t *testing.T) {
 				"fi": map[string]any{"type": "file", "path": "-"},
 				"na": map[string]any{"type": "nats", "url": "nats://localhost"},
 				"re": map[string]any{"type": "redis", "url": "redis://localhost"},
-				"ca": map[string]any{"type": "redis", "url": "redis://localhost", "commands": []any{"DEL {key}"}}},
+				"ca": map[string]any{"type": "redis", "url": "redis://localhost", "commands": []any{"DEL {key}"}},
+				"ka": map[string]any{"type": "kafka", "brokers": []any{"localhost:9092"}, "sasl": map[string]any{"mechanism": "oauthbearer", "token": "${env:CANARY}"}}},
 			"bus": map[string]any{"keep": map[string]any{}}, "log": map[string]any{}}
 	}
 	tried, refused := 0, 0

@@ -1,0 +1,83 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/onewrite/onewrite"
+)
+
+// Open is a sink with an open transaction.
+type Open struct{ s *Sink }
+
+// Uncommitted opens a sink and leaves it before its commit, as a kill does.
+func Uncommitted(tb testing.TB, c Config, events []onewrite.Event, place []byte) Open {
+	tb.Helper()
+	s, err := New(tb.Context(), c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = s.Close() })
+	if err := s.prepare(tb.Context()); err != nil {
+		tb.Fatal(err)
+	}
+	recs, of := s.records(events)
+	if _, err := s.admit(tb.Context(), recs, events, of); err != nil {
+		tb.Fatal(err)
+	}
+	recs = append(recs, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
+	if errs, err := s.produce(tb.Context(), recs); err != nil || failed(errs) >= 0 {
+		tb.Fatal(errs, err)
+	}
+	return Open{s}
+}
+
+// Commit goes on where it was left.
+func (o Open) Commit() error { return o.s.cl.EndTransaction(context.Background(), kgo.TryCommit) }
+
+// LoseCommit lets the next commit arrive or not, and its answer never.
+func LoseCommit(s *Sink, arrives bool) {
+	s.commitTxn = func(ctx context.Context) error {
+		if arrives {
+			if err := s.cl.EndTransaction(ctx, kgo.TryCommit); err != nil {
+				return err
+			}
+		}
+		return errors.New("the connection was cut")
+	}
+}
+
+// Refresh lets the clients of a sink ask for the partitions again.
+func Refresh(s onewrite.Sink) {
+	switch s := s.(type) {
+	case *Sink:
+		s.cl.ForceMetadataRefresh()
+	case *Idempotent:
+		for _, p := range s.all {
+			p.cl.ForceMetadataRefresh()
+		}
+	}
+}
+
+// HandedOver reports whether the client sends nothing of a write before it has all of
+// it.
+func HandedOver(s *Idempotent) bool {
+	for _, p := range s.all {
+		sent := make(chan struct{})
+		p.cl.Produce(context.Background(), &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination + ownerKey)}, func(*kgo.Record, error) { close(sent) })
+		select {
+		case <-sent:
+			return false
+		case <-time.After(time.Second): // a client that does not wait has sent it long before
+		}
+		if p.cl.Flush(context.Background()) != nil {
+			return false
+		}
+		<-sent
+	}
+	return true
+}

@@ -1,0 +1,70 @@
+package config
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+// parseKafka reads a file with one destination of type kafka.
+func parseKafka(t *testing.T, settings string) (*Config, Problems) {
+	t.Helper()
+	text := "sources: {s: {type: sqlite, path: x}}\ndestinations:\n  k:\n    type: kafka\n" + settings
+	c, found, err := Parse([]byte(text), "x", t.TempDir())
+	var more Problems
+	if err != nil && !errors.As(err, &more) {
+		t.Fatal(err)
+	}
+	return c, append(found, more...)
+}
+
+func TestKafka(t *testing.T) {
+	t.Setenv("KAFKA_PASSWORD", "secret")
+	for settings, want := range map[string]string{
+		"    topics: [order.>]\n":                                                "brokers: is missing",
+		"    brokers: []\n":                                                      "brokers",
+		"    brokers: [kafka]\n":                                                 "is not host:port",
+		"    brokers: ['kafka:x']\n":                                             "is not host:port",
+		"    brokers: ['a@kafka:1']\n":                                           "is not host:port",
+		"    brokers: [kafka:9092]\n":                                            "in clear text",
+		"    brokers: [kafka:9092]\n    tls:":                                    "in clear text", // as good as nothing
+		"    brokers: [localhost:9092]\n    topic: 'a b'\n":                      "is not a topic of Kafka",
+		"    brokers: [localhost:9092]\n    topic: 'a b{topic}'\n":                    "is not a topic of Kafka",
+		"    brokers: [localhost:9092]\n    topic: ..\n":                         "is not a topic of Kafka",
+		"    brokers: [localhost:9092]\n    places: 'a/b'\n":                     "places",
+		"    brokers: [localhost:9092]\n    places: x\n    topic: x\n":           "is the topic of the events too",
+		"    brokers: [localhost:9092]\n    compression: lzma\n":                 "none, gzip, snappy, lz4 or zstd",
+		"    brokers: [localhost:9092]\n    repartitioned: accept\n":             "not noticed any more",
+		"    brokers: [localhost:9092]\n    sasl: {}\n":                          "sasl.mechanism: is missing",
+		"    brokers: [localhost:9092]\n    sasl: {mechanism: plain, user: x}\n": "password: is missing",
+		"    brokers: [localhost:9092]\n    sasl: {mechanism: oauthbearer}\n":    "token: is missing",
+		"    brokers: [localhost:9092]\n    sasl: {mechanism: scram-sha-256, user: x, password: '${env:KAFKA_PASSWORD}', token: '${env:HOME}'}": "does not go with",
+		"    brokers: [kafka:9092]\n    sasl: {mechanism: plain, user: x, password: '${env:KAFKA_PASSWORD}'}\n":                                 "shows the secret",
+		"    url: nats://x\n    brokers: [localhost:9092]\n":                                                                                    "does not belong to type kafka",
+	} {
+		_, found := parseKafka(t, settings)
+		text := ""
+		for _, p := range found {
+			text += p.String() + "\n"
+		}
+		if !strings.Contains(text, want) {
+			t.Errorf("%s: no %q in:\n%s", settings, want, text)
+		}
+		if strings.Contains(text, "secret\n") || strings.Contains(text, `"secret"`) {
+			t.Errorf("a secret is shown: %s", text)
+		}
+	}
+	c, found := parseKafka(t, "    brokers: ['localhost:9092', '[::1]:9093']\n    tls: {}\n    partitions: 0\n    sasl: {mechanism: scram-sha-512, user: x, password: '${env:KAFKA_PASSWORD}'}\n")
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	d := c.Destinations["k"]
+	if d.Idempotent || d.NoTopics || d.Compression != "lz4" || d.Topic != "" || d.Places != "onewrite-places" || d.Repartitioned != "refuse" ||
+		d.TLS == nil || d.SASL.Password.Reveal() != "secret" || len(d.Brokers) != 2 {
+		t.Errorf("%+v", d)
+	}
+	c, found = parseKafka(t, "    brokers: ['localhost:9092']\n    transactions: false\n    create_topics: false\n    partitions: 6\n    tombstones: true\n")
+	if d := c.Destinations["k"]; len(found) > 0 || !d.Idempotent || !d.NoTopics || d.Partitions != 6 || !d.Tombstones {
+		t.Errorf("%+v %v", d, found)
+	}
+}

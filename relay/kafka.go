@@ -1,0 +1,45 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/kafka"
+	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/pipeline"
+)
+
+// deliverKafka gives a delivery its sink: one transaction at a time, or as many writes
+// as an idempotent producer has under way.
+func deliverKafka(d *pipeline.Delivery, name string, c config.Destination, log *slog.Logger) {
+	d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
+	if c.Idempotent {
+		d.Concurrency = 4
+	}
+	d.Open = func(ctx context.Context) (onewrite.Sink, error) {
+		t, err := c.TLS.Build()
+		if err != nil {
+			return nil, err
+		}
+		k := kafkaSink(name, c, t, 0, log)
+		if c.Idempotent {
+			return openedSink(kafka.NewIdempotent(ctx, k))
+		}
+		return openedSink(kafka.New(ctx, k))
+	}
+}
+
+// kafkaSink is what the adapter takes of a destination.
+func kafkaSink(name string, c config.Destination, t *tls.Config, maxEvent int, log *slog.Logger) kafka.Config {
+	k := kafka.Config{
+		Brokers: c.Brokers, Destination: name, Idempotent: c.Idempotent, Compression: c.Compression, NoCreate: c.NoTopics,
+		Partitions: c.Partitions, Replication: c.Replication, Tombstones: c.Tombstones, Places: c.Places, TLS: t,
+		AcceptRepartitioned: c.Repartitioned == "accept", MaxEvent: maxEvent, Logger: log,
+	}
+	if s := c.SASL; s != nil {
+		k.SASL = &kafka.SASL{Mechanism: s.Mechanism, User: s.User, Password: s.Password.Reveal(), Token: s.Token.Reveal()}
+	}
+	return k
+}
