@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,14 +132,14 @@ func (m *MailServer) Kill() error {
 }
 
 // Restart starts the server on its ports and its database, and returns when it takes
-// mails.
-func (m *MailServer) Restart() error {
+// mails. The flags are for this run alone.
+func (m *MailServer) Restart(flags ...string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.proc.running() {
 		return nil
 	}
-	args := append([]string{"--listen", loopback(m.http), "--smtp", loopback(m.smtp), "--database", m.proc.path("mail.db"), "--disable-version-check", "--max", "0"}, m.flags...)
+	args := append([]string{"--listen", loopback(m.http), "--smtp", loopback(m.smtp), "--database", m.proc.path("mail.db"), "--disable-version-check", "--max", "0"}, slices.Concat(m.flags, flags)...)
 	if err := m.proc.start(m.bin, args...); err != nil {
 		return err
 	}
