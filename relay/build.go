@@ -138,6 +138,9 @@ func newDelivery(name string, c config.Destination, bus config.Bus, sources []st
 			}
 			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
 		}
+	case "email":
+		d.Concurrency, d.BatchCount = 1, mailBatch(c)
+		d.Open = func(context.Context) (onewrite.Sink, error) { return openEmail(name, c, log) }
 	}
 	return d
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/onewrite/onewrite/adapter/email"
 	"github.com/onewrite/onewrite/adapter/file"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
@@ -129,6 +130,13 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 	silent := slog.New(slog.DiscardHandler)
 	if d.Type == config.NATS {
 		return nats.ExamineSink(ctx, natsSink(name, d, bus, t, silent), d.Topics)
+	}
+	if d.Type == config.Email {
+		m, err := emailConfig(name, d, t, silent)
+		if err != nil {
+			return []Finding{{Severity: diagnosis.Problem, Check: "template", Text: err.Error(), Cure: "write the path of a file that can be read"}}
+		}
+		return email.Examine(ctx, m)
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

@@ -205,6 +205,10 @@ func (c *checker) destination(path string, d Destination) {
 		c.webhook(path, d)
 	case NATS:
 		c.natsDestination(path, d)
+	case Email:
+		c.email(path, d)
+	case S3:
+		c.s3(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)
