@@ -13,6 +13,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/file"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
+	"github.com/onewrite/onewrite/adapter/s3"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/internal/config"
@@ -137,6 +138,9 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 			return []Finding{{Severity: diagnosis.Problem, Check: "template", Text: err.Error(), Cure: "write the path of a file that can be read"}}
 		}
 		return email.Examine(ctx, m)
+	}
+	if d.Type == config.S3 {
+		return s3.Examine(ctx, s3Config(name, d, t, silent))
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }
