@@ -282,6 +282,7 @@ func TestConnectionsThatFail(t *testing.T) {
 		"greeting 421":      {says: map[string]string{"GREETING": "421 4.7.0 try again in 60 seconds"}, start: "off", has: "greeting", after: time.Minute},
 		"greeting nothing":  {says: map[string]string{"GREETING": ""}, start: "off", has: "check that the server runs"},
 		"endless greeting":  {says: map[string]string{"GREETING": strings.Repeat("220-more\n", 20_000) + "220 end"}, start: "off", has: "does not end"},
+		"endless EHLO":      {says: map[string]string{"EHLO": strings.Repeat("250-more\n", 20_000) + "250 end"}, start: "off", has: "does not end"},
 		"no STARTTLS":       {says: ehlo("AUTH PLAIN"), has: "smtps://"},
 		"STARTTLS refused":  {says: with(ehlo("STARTTLS"), "STARTTLS", "454 not now"), has: "STARTTLS"},
 		"no AUTH":           {says: ehlo("8BITMIME"), start: "off", has: "remove user"},
@@ -293,7 +294,7 @@ func TestConnectionsThatFail(t *testing.T) {
 	} {
 		s := newScripted(t, c.says)
 		cfg := login(s.addr)
-		if cfg.StartTLS = c.start; strings.HasPrefix(name, "greeting") || name == "endless greeting" {
+		if cfg.StartTLS = c.start; strings.HasPrefix(name, "greeting") || strings.HasPrefix(name, "endless") {
 			cfg = config(s.addr)
 		}
 		n, err := open(t, cfg).Write(context.Background(), []onewrite.Event{order("1", good)})

@@ -37,11 +37,15 @@ type session struct {
 type bounded struct {
 	net.Conn
 	left int // bytes until the next Write
+	over error
 }
+
+var errEndless = errors.New("the server's answer does not end")
 
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, errors.New("the server's answer does not end")
+		b.over = errEndless // for good: what follows would be taken for another answer
+		return 0, b.over
 	}
 	n, err := b.Conn.Read(p[:min(len(p), b.left)])
 	b.left -= n
@@ -49,6 +53,9 @@ func (b *bounded) Read(p []byte) (int, error) {
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
+	if b.over != nil {
+		return 0, b.over
+	}
 	b.left = maxAnswer
 	return b.Conn.Write(p)
 }

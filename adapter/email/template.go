@@ -113,11 +113,11 @@ func numbers(v any) any {
 
 var errNull = errors.New("the value is null, or not there; print it within {{with …}}, or publish it")
 
-// out is the last step of everything that a template prints.
-func out(v any) (any, error) {
+// out is the last step of everything that a template prints; what is the text of it.
+func out(what string, v any) (any, error) {
 	switch v.(type) {
 	case nil:
-		return nil, errNull
+		return nil, fmt.Errorf("{{%s}}: %w", what, errNull)
 	case map[string]any, []any:
 		return toJSON(v)
 	}
@@ -126,8 +126,8 @@ func out(v any) (any, error) {
 
 // outAddress is out where addresses are printed: what comes from an event is no more
 // than one address, or the part of one.
-func outAddress(v any) (any, error) {
-	v, err := out(v)
+func outAddress(what string, v any) (any, error) {
+	v, err := out(what, v)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func outAddress(v any) (any, error) {
 	}
 	a, err := mail.ParseAddress(text)
 	if err != nil {
-		return nil, fmt.Errorf("%q is not one address; a name with such characters is written as {{address .Data.name .Data.email}}", short(text, 80))
+		return nil, fmt.Errorf("{{%s}}: %q is not one address; a name with such characters is written as {{address .Data.name .Data.email}}", what, short(text, 80))
 	}
 	return a.String(), nil
 }
@@ -196,7 +196,9 @@ func check(n parse.Node, step string) {
 	case *parse.ActionNode:
 		if len(n.Pipe.Decl) == 0 {
 			name := parse.NewIdentifier(step).SetPos(n.Pipe.Pos)
-			n.Pipe.Cmds = append(n.Pipe.Cmds, &parse.CommandNode{NodeType: parse.NodeCommand, Pos: n.Pipe.Pos, Args: []parse.Node{name}})
+			what := &parse.StringNode{NodeType: parse.NodeString, Pos: n.Pipe.Pos, Text: short(n.Pipe.String(), 100)}
+			what.Quoted = strconv.Quote(what.Text)
+			n.Pipe.Cmds = append(n.Pipe.Cmds, &parse.CommandNode{NodeType: parse.NodeCommand, Pos: n.Pipe.Pos, Args: []parse.Node{name, what}})
 		}
 	case *parse.IfNode:
 		check(n.List, step)
@@ -300,11 +302,14 @@ func newForm(c Config) (*form, error) {
 
 var headerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,60}$`)
 
+// inserted is what text/template says of the steps that check put in.
+var inserted = regexp.MustCompile(`: executing "[^"]*" at <_out\w* .*>: error calling _out\w*: `)
+
 // render fills a template in. The error says which, and what in it failed.
 func (t *field) render(v *view) (string, error) {
 	var b strings.Builder
 	if err := t.t.Execute(&b, v); err != nil {
-		text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "template: "), "html/template:")
+		text := inserted.ReplaceAllString(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "template: "), "html/template:"), ": ")
 		return "", fmt.Errorf("the template of %s failed: %s", t.name, short(text, 300))
 	}
 	return b.String(), nil
