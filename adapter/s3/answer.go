@@ -21,6 +21,8 @@ var (
 	errPrecondition = errors.New("the condition does not hold")
 	// errNoKey: there is no such object.
 	errNoKey = errors.New("there is no such object")
+	// errTooLarge: the object is larger than the store takes.
+	errTooLarge = errors.New("the object is too large")
 )
 
 const (
@@ -69,7 +71,7 @@ func (s *Sink) failed(ctx context.Context, op, key string, err error) error {
 		}
 	}
 	if code == "EntityTooLarge" {
-		f.cause = onewrite.ErrRejected
+		f.cause = errTooLarge
 	}
 	if code == "" {
 		code = http.StatusText(status)
@@ -80,6 +82,15 @@ func (s *Sink) failed(ctx context.Context, op, key string, err error) error {
 	said = strings.Join(strings.Fields(said), " ")
 	f.text = fmt.Sprintf("s3: bucket %s answered %d %s (%s) to %s %s; %s", s.bucket, status, code, said, op, key, s.cure(status, code))
 	return f
+}
+
+// blame makes a refusal of an error that can only be about one event. Of several, any
+// may be what is too large: they are tried alone then.
+func blame(err error, events int) error {
+	if events == 1 && errors.Is(err, errTooLarge) {
+		return &failure{text: err.Error(), cause: onewrite.ErrRejected}
+	}
+	return err
 }
 
 // cure says what to do about an answer.

@@ -31,7 +31,8 @@
 // # The errors
 //
 //	412 on the record                  ErrFenced
-//	a name longer than S3 takes        ErrRejected
+//	a name longer than S3 takes, and   ErrRejected
+//	EntityTooLarge of one event alone
 //	SlowDown, 503, 429                 outage; Retry-After is kept, else 1 s
 //	NoSuchBucket, AccessDenied, wrong  outage, with the cure
 //	keys, region or clock, 5xx, none

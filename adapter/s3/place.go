@@ -123,8 +123,8 @@ func (s *Sink) Place(ctx context.Context) ([]byte, error) {
 }
 
 // WriteAt makes objects of the messages, and then a commit of them with the record; see
-// [onewrite.Placed], and the package for the order. After an error that is not
-// ErrRejected the sink can only be closed: the next one asks the record.
+// [onewrite.Placed], and the package for the order. After an error of the store
+// the sink can only be closed: the next one asks the record.
 func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, placed []byte) (bad int, err error) {
 	ctx, leave, err := s.enter(ctx)
 	if err != nil {
@@ -157,7 +157,7 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, placed 
 		list.Objects = append(list.Objects, committed{o.key, o.events, o.log, o.first, o.last})
 	}
 	if etag, err = s.commit(ctx, list, objects, next, etag); err != nil {
-		return 0, err
+		return 0, blame(err, len(messages))
 	}
 	p.now, p.etag = next, etag
 	return 0, nil

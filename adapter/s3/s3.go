@@ -204,7 +204,7 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (n int, err e
 		}
 	}
 	if err := s.putAll(ctx, objects); err != nil {
-		return 0, err
+		return 0, blame(err, len(events))
 	}
 	if refused != nil {
 		return bad, refused

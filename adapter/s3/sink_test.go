@@ -270,6 +270,35 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// An object that is too large is a refusal only where it is one event's.
+func TestTooLarge(t *testing.T) {
+	x := newStore(t)
+	x.set(func(w http.ResponseWriter, req *http.Request, _ func()) bool {
+		if strings.Contains(req.URL.Path, "/.onewrite/") {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, req.Body)
+		w.WriteHeader(400)
+		_, _ = io.WriteString(w, "<Error><Code>EntityTooLarge</Code><Message>no</Message></Error>")
+		return true
+	})
+	for n, rejected := range map[int]bool{1: true, 2: false} {
+		s := open(t, x.config())
+		if _, err := s.Place(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		list := messages(1, n)
+		if bad, err := s.WriteAt(t.Context(), list, []byte("p")); bad != 0 || err == nil || errors.Is(err, onewrite.ErrRejected) != rejected || !strings.Contains(err.Error(), "roll.bytes") {
+			t.Errorf("WriteAt of %d = %d, %v", n, bad, err)
+		}
+		events := []onewrite.Event{list[0].Event, list[n-1].Event}[2-n:]
+		if done, err := s.Write(t.Context(), events); done != 0 || err == nil || errors.Is(err, onewrite.ErrRejected) != rejected {
+			t.Errorf("Write of %d = %d, %v", n, done, err)
+		}
+	}
+	x.once(t, 0)
+}
+
 // Names of objects: the same for the same events, with nothing in them that tools
 // stumble over, and an event that can have none is refused alone.
 func TestNames(t *testing.T) {
