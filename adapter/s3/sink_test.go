@@ -2,11 +2,15 @@ package s3_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -297,6 +301,27 @@ func TestTooLarge(t *testing.T) {
 		}
 	}
 	x.once(t, 0)
+}
+
+// The store's certificate is verified.
+func TestTLS(t *testing.T) {
+	x := newStore(t)
+	server := httptest.NewUnstartedServer(x.gate.Config.Handler)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
+	c := x.config()
+	c.Endpoint = server.URL
+	if _, err := open(t, c).Place(t.Context()); err == nil || !strings.Contains(err.Error(), "tls: {ca:") {
+		t.Errorf("of an unknown authority: %v", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(server.Certificate())
+	c.TLS = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS10}
+	s := open(t, c)
+	mustPlace(t, s, "")
+	mustWrite(t, s, "p", messages(1, 3))
+	x.once(t, 3)
 }
 
 // Names of objects: the same for the same events, with nothing in them that tools
