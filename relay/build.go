@@ -149,6 +149,12 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 	case config.Postgres, config.MySQL, config.SQLite:
 		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch // one at a time, in the order of the log
 		d.Open = func(ctx context.Context) (onewrite.Sink, error) { return openedSink(openSQL(ctx, name, c, log)) }
+	case "email":
+		d.Concurrency, d.BatchCount = 1, mailBatch(c)
+		d.Open = func(context.Context) (onewrite.Sink, error) { return openEmail(name, c, log) }
+	case "s3":
+		d.Concurrency, d.BatchCount, d.BatchBytes, d.Linger = 1, c.Roll.Count, int(c.Roll.Bytes), c.Roll.Linger
+		d.Open = func(ctx context.Context) (onewrite.Sink, error) { return openS3(ctx, name, c, log) }
 	}
 	return d
 }

@@ -17,7 +17,7 @@ func TestFieldsHaveTheNamesOfTheirKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, v := range []any{relay.Config{}, relay.Source{}, relay.Destination{}, relay.Bus{}, relay.Keep{}, relay.Roles{}, relay.Retry{},
-		relay.Batch{}, relay.TLS{}, relay.Log{}, relay.Import{}, relay.ImportColumns{}} {
+		relay.Batch{}, relay.Roll{}, relay.TLS{}, relay.Log{}, relay.Import{}, relay.ImportColumns{}} {
 		r := reflect.TypeOf(v)
 		for i := range r.NumField() {
 			f := r.Field(i)

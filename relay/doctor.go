@@ -9,12 +9,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/onewrite/onewrite/adapter/email"
 	"github.com/onewrite/onewrite/adapter/file"
 	"github.com/onewrite/onewrite/adapter/kafka"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/rabbitmq"
 	"github.com/onewrite/onewrite/adapter/redis"
+	"github.com/onewrite/onewrite/adapter/s3"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/sqlsink"
 	"github.com/onewrite/onewrite/adapter/webhook"
@@ -142,6 +144,14 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 		return redis.Examine(ctx, redisConfig(name, d, t, silent))
 	case config.Kafka:
 		return kafka.Examine(ctx, kafkaSink(name, d, t, int(cfg.MaxEvent), silent), d.Topics)
+	case config.Email:
+		m, err := emailConfig(name, d, t, silent)
+		if err != nil {
+			return []Finding{{Severity: diagnosis.Problem, Check: "template", Text: err.Error(), Cure: "write the path of a file that can be read"}}
+		}
+		return email.Examine(ctx, m)
+	case config.S3:
+		return s3.Examine(ctx, s3Config(name, d, t, silent))
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"log/slog"
@@ -34,7 +35,7 @@ func deliverKafka(d *pipeline.Delivery, name string, c config.Destination, log *
 // kafkaSink is what the adapter takes of a destination.
 func kafkaSink(name string, c config.Destination, t *tls.Config, maxEvent int, log *slog.Logger) kafka.Config {
 	k := kafka.Config{
-		Brokers: c.Brokers, Destination: name, Idempotent: c.Idempotent, Compression: c.Compression, NoCreate: c.NoTopics,
+		Brokers: c.Brokers, Destination: name, Idempotent: c.Idempotent, Compression: cmp.Or(c.Compression, "lz4"), NoCreate: c.NoTopics,
 		Partitions: c.Partitions, Replication: c.Replication, Tombstones: c.Tombstones, Places: c.Places, TLS: t,
 		AcceptRepartitioned: c.Repartitioned == "accept", MaxEvent: maxEvent, Logger: log,
 	}

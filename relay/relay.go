@@ -36,6 +36,7 @@ type (
 	Roles         = config.Roles
 	Retry         = config.Retry
 	Batch         = config.Batch
+	Roll          = config.Roll
 	TLS           = config.TLS
 	Log           = config.Log
 	Import        = config.Import

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
 # PgBouncer, MariaDB, sqlite3, RabbitMQ, Redis and Apache Kafka with Python clients of
-# them, the C compiler that the race detector needs, and for the examples Python, Node and a JDK, each with its
+# them, Mailpit, moto, the C compiler that the race detector needs, and for the examples Python, Node and a JDK, each with its
 # PostgreSQL driver. On Debian as root it installs what is missing, and starts
 # nothing. Elsewhere it says what is missing and changes nothing but its own cache
 # folder. With everything there it ends at once.
@@ -16,6 +16,9 @@ NODE_PG_VERSION=8.23.1
 KAFKA_VERSION=4.4.0
 KAFKA_LOG_VERSION=2.25.4
 CONFLUENT_KAFKA_VERSION=2.16.1
+MAILPIT_VERSION=v1.27.11
+MOTO_VERSION=5.2.5
+BOTO3_VERSION=1.44.8
 
 check=false
 case ${1:-} in
@@ -78,6 +81,16 @@ have_confluent_kafka() {
   PYTHONPATH=$cache/confluent-kafka${PYTHONPATH:+:$PYTHONPATH} python3 -c 'import confluent_kafka' >/dev/null 2>&1
 }
 
+have_mailpit() { [ -x "$cache/mailpit" ]; }
+
+# moto_python prints the interpreter that servers of a plain user can run: that of
+# PATH may be in a home that is closed to them.
+moto_python() {
+  if [ -x /usr/bin/python3 ]; then echo /usr/bin/python3; else command -v python3; fi
+}
+
+have_moto() { PYTHONPATH=$cache/moto "$(moto_python)" -c 'import moto.server, boto3' >/dev/null 2>&1; }
+
 # missing prints what is not there, one name a line.
 missing() {
   local name
@@ -94,6 +107,8 @@ missing() {
   have_jdbc || echo postgresql.jar
   have_kafka || echo kafka
   have_confluent_kafka || echo confluent-kafka
+  have_mailpit || echo mailpit
+  have_moto || echo moto
 }
 
 # retry runs a command up to three times: package servers have bad moments.
@@ -143,6 +158,8 @@ install_debian() {
         have_program java || packages+=(default-jdk-headless)
         ;;
       confluent-kafka) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
+      mailpit) ;; # go builds it
+      moto) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       *) packages+=("$name") ;;
     esac
   done
@@ -239,6 +256,39 @@ install_confluent_kafka() {
   } || status=1
   rm -rf "$work"
   [ "$status" = 0 ] || { say "confluent-kafka could not be fetched"; return 1; }
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
+# install_mailpit builds the mail server of the tests, in one step as well.
+install_mailpit() {
+  local work status=0
+  have_program go || { say "go is not installed, Mailpit is built by it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    GOBIN=$work CGO_ENABLED=0 retry go install "github.com/axllent/mailpit@$MAILPIT_VERSION" >&2 &&
+      chmod a+rx "$work/mailpit" && mv -f "$work/mailpit" "$cache/mailpit"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "Mailpit could not be built"; return 1; }
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
+# install_moto fetches the S3 of the tests, and the client of another family that
+# reads it, in one step as well.
+install_moto() {
+  local work status=0
+  python3 -m pip --version >/dev/null 2>&1 || { say "pip is not installed, moto comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    retry python3 -m pip --python "$(moto_python)" install --quiet --no-input --target "$work" \
+      "moto[server,s3]==$MOTO_VERSION" "boto3==$BOTO3_VERSION" >&2 &&
+      chmod -R a+rX "$work" && rm -rf "$cache/moto" && mv "$work" "$cache/moto"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "moto could not be fetched"; return 1; }
+  chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
 need=$(missing)
@@ -250,6 +300,8 @@ if [ -n "$need" ] && ! $check; then
   have_node_pg || install_node_pg || true
   have_kafka || install_kafka || true
   have_confluent_kafka || install_confluent_kafka || true
+  have_mailpit || install_mailpit || true
+  have_moto || install_moto || true
   need=$(missing)
 fi
 [ -n "$need" ] || exit 0

@@ -221,6 +221,10 @@ func (c *checker) destination(path string, d Destination) {
 		c.replica(path, d)
 	case Kafka:
 		c.kafka(path, d)
+	case Email:
+		c.email(path, d)
+	case S3:
+		c.s3(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)

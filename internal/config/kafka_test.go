@@ -29,7 +29,7 @@ func TestKafka(t *testing.T) {
 		"    brokers: [kafka:9092]\n":                                            "in clear text",
 		"    brokers: [kafka:9092]\n    tls:":                                    "in clear text", // as good as nothing
 		"    brokers: [localhost:9092]\n    topic: 'a b'\n":                      "is not a topic of Kafka",
-		"    brokers: [localhost:9092]\n    topic: 'a b{topic}'\n":                    "is not a topic of Kafka",
+		"    brokers: [localhost:9092]\n    topic: 'a b{topic}'\n":               "is not a topic of Kafka",
 		"    brokers: [localhost:9092]\n    topic: ..\n":                         "is not a topic of Kafka",
 		"    brokers: [localhost:9092]\n    places: 'a/b'\n":                     "places",
 		"    brokers: [localhost:9092]\n    places: x\n    topic: x\n":           "is the topic of the events too",
@@ -59,7 +59,7 @@ func TestKafka(t *testing.T) {
 		t.Fatal(found)
 	}
 	d := c.Destinations["k"]
-	if d.Idempotent || d.NoTopics || d.Compression != "lz4" || d.Topic != "" || d.Places != "onewrite-places" || d.Repartitioned != "refuse" ||
+	if d.Idempotent || d.NoTopics || d.Compression != "" || d.Topic != "" || d.Places != "onewrite-places" || d.Repartitioned != "refuse" ||
 		d.TLS == nil || d.SASL.Password.Reveal() != "secret" || len(d.Brokers) != 2 {
 		t.Errorf("%+v", d)
 	}

@@ -55,6 +55,8 @@ const (
 	Redis    = "redis"
 	MySQL    = "mysql"
 	Kafka    = "kafka"
+	Email    = "email"
+	S3       = "s3"
 )
 
 // Source is a database whose committed events are read.
@@ -113,7 +115,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -124,13 +126,13 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql" need:"webhook,nats,rabbitmq,redis,postgres,mysql" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
-	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations."`
+	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
-	Headers      map[string]Secret `yaml:"headers" for:"webhook" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra request headers."`
+	Headers      map[string]Secret `yaml:"headers" for:"webhook,email" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra headers of requests, or of mails; with email the values are templates."`
 
 	Path   string `yaml:"path" for:"file,sqlite" need:"file,sqlite" kind:"path" example:"events.jsonl" doc:"For type file the file that gets one CloudEvents JSON object a line; - is standard output. For type sqlite the database file; it is made if it is missing."`
 	Rotate Size   `yaml:"rotate" for:"file" range:"4KiB..1TiB" doc:"Starts a new file when this one is larger. Off by default."`
@@ -139,7 +141,7 @@ type Destination struct {
 	NKey     string `yaml:"nkey" for:"nats" kind:"path" example:"nats.nk" doc:"File with an NKey seed."`
 	User     string `yaml:"user" for:"nats,redis" doc:"User name."`
 	Password Secret `yaml:"password" for:"nats,redis" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
-	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
+	Subject  string `yaml:"subject" for:"nats,email" need:"email" default:"{topic}" unless:"sender" example:"shop.{topic}" doc:"The subject to publish to; {topic} stands for the event's topic. With email the template of a mail's subject, which has no default."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
 	Exchange   string   `yaml:"exchange" for:"rabbitmq" example:"shop" doc:"The exchange to publish to. Without it, the default exchange, where the routing key is the name of a queue."`
@@ -159,7 +161,7 @@ type Destination struct {
 
 	Brokers       []string `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
 	Idempotent    bool     `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
-	Compression   string   `yaml:"compression" for:"kafka" default:"lz4" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches are compressed."`
+	Compression   string   `yaml:"compression" for:"kafka,s3" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 are, with gzip or zstd, by default not at all."`
 	NoTopics      bool     `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
 	Partitions    int      `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
 	Replication   int      `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
@@ -168,7 +170,28 @@ type Destination struct {
 	Repartitioned string   `yaml:"repartitioned" for:"kafka" default:"refuse" enum:"refuse|accept" doc:"What to do when a topic has another number of partitions than before: its keys would move, and their events overtake those that are not consumed yet. refuse waits, aloud; accept goes on."`
 	SASL          *SASL    `yaml:"sasl" for:"kafka" doc:"How to log in. Without it, not at all."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
+	Sender    string `yaml:"sender" for:"email" need:"email" example:"Shop <shop@example.com>" doc:"The address that mails come from."`
+	To        string `yaml:"to" for:"email" need:"email" example:"\"{{.Data.email}}\"" doc:"Who gets the mail: a template of addresses with commas between."`
+	CC        string `yaml:"cc" for:"email" example:"\"orders@example.com\"" doc:"Who gets it too: a template as well."`
+	ReplyTo   string `yaml:"reply_to" for:"email" example:"help@example.com" doc:"Where answers go: a template as well."`
+	Text      string `yaml:"text" for:"email" example:"\"Thank you, {{.Data.name}}.\"" doc:"The template of the body as plain text. With html too, the mail has both."`
+	TextFile  string `yaml:"text_file" for:"email" kind:"path" example:"order.txt" doc:"The file with that template, in place of text."`
+	HTML      string `yaml:"html" for:"email" example:"\"<p>Thank you, {{.Data.name}}.</p>\"" doc:"The template of the body as HTML; what comes from an event is escaped."`
+	HTMLFile  string `yaml:"html_file" for:"email" kind:"path" example:"order.html" doc:"The file with that template, in place of html."`
+	StartTLS  string `yaml:"starttls" for:"email" default:"required" enum:"required|optional|off" doc:"Whether a connection to smtp:// is encrypted. smtps:// is from its begin."`
+	PerSecond int    `yaml:"per_second" for:"email" range:"1..100000" example:"10" doc:"Most mails a second. No limit by default."`
+
+	Bucket    string `yaml:"bucket" for:"s3" need:"s3" example:"events" doc:"The bucket; it has to exist."`
+	Prefix    string `yaml:"prefix" for:"s3" default:"{source}/{topic}/{date}/" example:"shop/{topic}/{date}/" doc:"The begin of objects' names: {source}, {topic}, {type}, {date} and {hour} stand for the event's."`
+	Region    string `yaml:"region" for:"s3" example:"eu-central-1" doc:"The bucket's region; by default what the environment or the AWS configuration says."`
+	Endpoint  string `yaml:"endpoint" for:"s3" example:"https://minio.example:9000" doc:"Address of a store that is not AWS's own."`
+	PathStyle bool   `yaml:"path_style" for:"s3" doc:"Whether the bucket stands in the path of requests and not in the host's name."`
+	AccessKey Secret `yaml:"access_key" for:"s3" example:"${env:S3_ACCESS_KEY}" doc:"The access key, with secret_key. Without both, AWS's own chain is asked: environment, profile, role."`
+	SecretKey Secret `yaml:"secret_key" for:"s3" example:"${env:S3_SECRET_KEY}" doc:"The secret of access_key."`
+	Format    string `yaml:"format" for:"s3" default:"jsonl" enum:"jsonl" doc:"How events stand in an object: one CloudEvents JSON object a line, as in the file destination."`
+	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.
@@ -203,6 +226,13 @@ type Batch struct {
 	Count  int           `yaml:"count" default:"100" range:"1..1000" doc:"Most events a request."`
 	Bytes  Size          `yaml:"bytes" default:"1MB" range:"1KB..64MiB" doc:"Most bytes a request; a single larger event goes alone."`
 	Linger time.Duration `yaml:"linger" default:"5ms" range:"100us..10s" doc:"Longest wait for more events."`
+}
+
+// Roll bounds what is written to an object store at once.
+type Roll struct {
+	Count  int           `yaml:"count" default:"10000" range:"1..20000" doc:"Most events."`
+	Bytes  Size          `yaml:"bytes" default:"8MB" range:"1KB..1GiB" doc:"Most bytes before compression; a single larger event goes alone."`
+	Linger time.Duration `yaml:"linger" default:"1m" range:"1ms..1h" doc:"Longest wait for more events."`
 }
 
 // On reports whether requests carry many events; nil is off.

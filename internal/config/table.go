@@ -215,6 +215,7 @@ func fill(v reflect.Value, t *table, path string, skip func(path string) bool) {
 	for _, f := range t.fields {
 		at, fv := join(path, f.name), v.Field(f.index)
 		switch {
+		case !f.belongs(typ): // the checks say so
 		case f.kind == kindStructMap:
 			for _, key := range fv.MapKeys() {
 				entry := reflect.New(fv.Type().Elem()).Elem()
@@ -231,7 +232,7 @@ func fill(v reflect.Value, t *table, path string, skip func(path string) bool) {
 			}
 		case f.sub != nil:
 			fill(fv, f.sub, at, skip)
-		case f.def == "" || !fv.IsZero() || !f.belongs(typ) || skip(at):
+		case f.def == "" || !fv.IsZero() || skip(at):
 		case f.unless != "" && !v.Field(t.find(f.unless).index).IsZero():
 		default:
 			f.setDefault(fv)

@@ -1,0 +1,45 @@
+package config
+
+import (
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+var (
+	bucketName  = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	s3Field = regexp.MustCompile(`\{(source|topic|type|date|hour)\}`)
+	keyText     = regexp.MustCompile(`^[A-Za-z0-9/!_.*'()=-]*$`)
+)
+
+func (c *checker) s3(path string, d Destination) {
+	if at := path + ".bucket"; d.Bucket != "" && !c.broken(at) && !bucketName.MatchString(d.Bucket) {
+		c.bad(at, c.show(at, d.Bucket)+" is no name of a bucket", "use 3 to 63 lower-case letters, digits, - and .")
+	}
+	if at := path + ".prefix"; !c.broken(at) {
+		rest := s3Field.ReplaceAllString(d.Prefix, "")
+		switch {
+		case strings.ContainsAny(rest, "{}"):
+			c.bad(at, c.show(at, d.Prefix)+" has a placeholder that is none", "write those there are: {source}, {topic}, {type}, {date}, {hour}")
+		case !keyText.MatchString(rest) || strings.HasPrefix(d.Prefix, "/") || strings.Contains(rest, "..") || len(d.Prefix) > 200:
+			c.bad(at, c.show(at, d.Prefix)+" is no begin of objects' names", "write words of ASCII with / between, and none at the begin: shop/{topic}/{date}/")
+		}
+	}
+	if at := path + ".compression"; d.Compression == "snappy" || d.Compression == "lz4" {
+		c.bad(at, c.show(at, d.Compression)+" is not a compression of objects", "write none, gzip or zstd")
+	}
+	if at := path + ".endpoint"; d.Endpoint != "" && !c.broken(at) {
+		u, err := url.Parse(d.Endpoint)
+		switch {
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Port() != "" && !goodPort(u.Port(), 1):
+			c.bad(at, "is not an http or https URL without user and query", "write endpoint: https://minio.example:9000")
+		case u.Scheme == "http" && d.TLS != nil:
+			c.bad(path+".tls", "does not go with an http endpoint", "write https, or remove tls")
+		case u.Scheme == "http" && !loopback(u.Hostname()):
+			c.warn(at, "events go to another machine in clear text", "write https")
+		}
+	}
+	if d.AccessKey.Empty() != d.SecretKey.Empty() && !c.broken(path+".access_key") && !c.broken(path+".secret_key") {
+		c.bad(path+".access_key", "goes with secret_key, and one of them is missing", "write both, or neither: then AWS's own chain is asked")
+	}
+}
