@@ -138,6 +138,8 @@ func newDelivery(name string, c config.Destination, bus config.Bus, sources []st
 			}
 			return openedSink(nats.NewSink(ctx, natsSink(name, c, bus, t, log)))
 		}
+	case config.Elasticsearch, config.OpenSearch:
+		searchDelivery(d, name, c, len(sources), log)
 	}
 	return d
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/file"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
+	"github.com/onewrite/onewrite/adapter/search"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/internal/config"
@@ -129,6 +130,9 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 	silent := slog.New(slog.DiscardHandler)
 	if d.Type == config.NATS {
 		return nats.ExamineSink(ctx, natsSink(name, d, bus, t, silent), d.Topics)
+	}
+	if d.Type == config.Elasticsearch || d.Type == config.OpenSearch {
+		return search.Examine(ctx, searchConfig(name, d, 1, t, silent), d.Topics)
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

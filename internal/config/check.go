@@ -205,6 +205,8 @@ func (c *checker) destination(path string, d Destination) {
 		c.webhook(path, d)
 	case NATS:
 		c.natsDestination(path, d)
+	case Elasticsearch, OpenSearch:
+		c.search(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)

@@ -50,6 +50,9 @@ const (
 	Webhook  = "webhook"
 	File     = "file"
 	NATS     = "nats"
+
+	Elasticsearch = "elasticsearch"
+	OpenSearch    = "opensearch"
 )
 
 // Source is a database whose committed events are read.
@@ -108,17 +111,17 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|elasticsearch|opensearch" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
 	Retry    Retry    `yaml:"retry" doc:"The pause between tries."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats" need:"webhook,nats" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,elasticsearch,opensearch" need:"webhook,nats,elasticsearch,opensearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 (several with commas) for NATS, https://user:password@host:9200 (several with commas) for Elasticsearch and OpenSearch."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
-	Timeout      time.Duration     `yaml:"timeout" for:"webhook" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all."`
+	Timeout      time.Duration     `yaml:"timeout" for:"webhook,elasticsearch,opensearch" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all."`
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra request headers."`
 
@@ -127,12 +130,17 @@ type Destination struct {
 
 	Creds    string `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed)."`
 	NKey     string `yaml:"nkey" for:"nats" kind:"path" example:"nats.nk" doc:"File with an NKey seed."`
-	User     string `yaml:"user" for:"nats" doc:"User name."`
-	Password Secret `yaml:"password" for:"nats" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
+	User     string `yaml:"user" for:"nats,elasticsearch,opensearch" doc:"User name."`
+	Password Secret `yaml:"password" for:"nats,elasticsearch,opensearch" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
 	Subject  string `yaml:"subject" for:"nats" default:"{topic}" example:"shop.{topic}" doc:"The subject; {topic} stands for the event's topic."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats" doc:"Certificates, where the system's own do not do."`
+	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
+	Index    string `yaml:"index" for:"elasticsearch,opensearch" default:"{topic}" example:"shop-{topic}" doc:"The index; {topic}, {source} and {type} stand for the event's. It is written in lower case, and what a name may not have is a hyphen."`
+	ID       string `yaml:"id" for:"elasticsearch,opensearch" default:"{key}" example:"{id}" doc:"The document's id; {key}, {id}, {topic}, {source} and {type} stand for the event's. An event without key has its id for {key}."`
+	Document string `yaml:"document" for:"elasticsearch,opensearch" default:"data" enum:"data|event" doc:"What becomes a document: data, which is the row as it is after a change, and the JSON payload of other events; or the whole event as CloudEvents JSON."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,elasticsearch,opensearch" doc:"Certificates, where the system's own do not do."`
 }
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.
