@@ -120,7 +120,8 @@ type problem struct {
 	Cause  *problem `json:"caused_by"`
 }
 
-// String is type and reason, and that of the innermost cause, in one line.
+// String is type and reason, and the type of the innermost cause, in one line. The
+// reasons of causes are left out: they repeat the values of documents.
 func (p *problem) String() string {
 	text := p.Type + ": " + p.Reason
 	inner := p
@@ -130,8 +131,8 @@ func (p *problem) String() string {
 		}
 		inner = inner.Cause
 	}
-	if inner != p && inner.Reason != "" && !strings.Contains(p.Reason, inner.Reason) {
-		text += ": " + inner.Reason
+	if inner.Type != p.Type {
+		text += " (" + inner.Type + ")"
 	}
 	return words(text)
 }
@@ -150,19 +151,22 @@ func (p *problem) has(kind string) bool {
 	return false
 }
 
-// preview is how the server begins to repeat a document's value, in quotes.
-const preview = "Preview of field's value: '"
+// values are how the server begins to repeat what is in a document.
+var values = []string{"Preview of field's value: ", "The prefix of the first immense term is: "}
 
 // words makes a line of what a server said, without the values that it repeats.
 func words(text string) string {
-	if i := strings.Index(text, preview); i >= 0 {
-		text = text[:i] + preview + "***'" + text[i+len(preview)+max(0, strings.LastIndex(text[i+len(preview):], "'")+1):]
+	for _, begin := range values {
+		if before, after, found := strings.Cut(text, begin); found {
+			end := strings.LastIndex(after, "'")
+			text = before + begin + "***" + after[end+1:]
+		}
 	}
 	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "?")), " ")
 	if len(text) > maxWords {
 		text = strings.ToValidUTF8(text[:maxWords], "") + "…"
 	}
-	return text
+	return strings.TrimSuffix(text, ";")
 }
 
 // problemOf reads the error of a whole answer.

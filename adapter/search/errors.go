@@ -72,7 +72,7 @@ func (c *client) blocked(index string, p *problem) error {
 	if index == "" {
 		index = "_all"
 	}
-	if strings.Contains(p.Reason, "read-only / allow delete") {
+	if strings.Contains(p.Reason, "/12/") { // the number of this block
 		return fmt.Errorf("search: %s is read-only, as a disk of %s is nearly full: %s; free space, then: curl -sS -X PUT '%s/%s/_settings' -H 'Content-Type: application/json' -d '{\"index.blocks.read_only_allow_delete\":null}'",
 			index, c.host(), p, c.origin(), index)
 	}

@@ -168,6 +168,9 @@ func newSink(t testing.TB, c search.Config) *search.Sink {
 	return s
 }
 
+// secs is so many seconds.
+func secs(n int) time.Duration { return time.Duration(n) * time.Second }
+
 var began = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // outbox is an event of an outbox: the n-th, n seconds after the beginning.

@@ -150,7 +150,7 @@ func TestEras(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	p := problem{Type: "document_parsing_exception", Reason: "[1:6] failed to parse field [n] of type [long] in document with id '1'. Preview of field's value: 'it's secret'", Cause: &problem{Type: "x", Reason: "For input string"}}
-	if got := p.String(); strings.Contains(got, "secret") || !strings.Contains(got, "field [n]") || !strings.Contains(got, "For input") {
+	if got := p.String(); strings.Contains(got, "secret") || !strings.Contains(got, "field [n]") || !strings.HasSuffix(got, "'***' (x)") && !strings.HasSuffix(got, "*** (x)") {
 		t.Error(got)
 	}
 	if got := words(strings.Repeat("é", 1000)); len(got) > maxWords+10 || !utf8.ValidString(got) {
