@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -152,8 +151,6 @@ func (e *examiner) health(ctx context.Context) {
 		e.add(diagnosis.OK, "health", "", "the cluster is %s", h.Status)
 	}
 }
-
-var placeholder = regexp.MustCompile(`\{[a-z]+\}`)
 
 // patterns are those of the indices that the template may name.
 func (e *examiner) patterns() []string {

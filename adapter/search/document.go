@@ -58,19 +58,19 @@ func rowOf(e *onewrite.Event) *row {
 
 // plan says what an event does. An error is ErrRejected: nothing can be done with it.
 func (s *Sink) plan(e *onewrite.Event) (op, error) {
-	o := op{event: e, kind: put, index: indexName(fill(s.c.Index, e, e.Key))}
+	o := op{event: e, kind: put, index: indexName(s.index.fill(e, e.Key))}
 	key := e.Key
 	if key == "" {
 		key = e.ID
 	}
 	if s.c.Document == Event {
-		o.id, o.doc = documentID(fill(s.c.ID, e, key)), cloudevents.AppendJSON(nil, e)
+		o.id, o.doc = documentID(s.id.fill(e, key)), cloudevents.AppendJSON(nil, e)
 		return o, nil
 	}
 	if r := rowOf(e); r != nil {
 		return s.planRow(o, r)
 	}
-	o.id = documentID(fill(s.c.ID, e, key))
+	o.id = documentID(s.id.fill(e, key))
 	switch {
 	case e.Data == nil && e.Key == "":
 		return o, rejected(e, "it has neither data nor a key, so there is no document", "write document: event, or leave its topic out of topics")
@@ -86,12 +86,12 @@ func (s *Sink) plan(e *onewrite.Event) (op, error) {
 
 func (s *Sink) planRow(o op, r *row) (op, error) {
 	e := o.event
-	if strings.Contains(s.c.Index, "{type}") || strings.Contains(s.c.ID, "{type}") || !strings.Contains(s.c.ID, "{key}") {
+	if s.index.has("type") || s.id.has("type") || !s.id.has("key") {
 		return o, rejected(e, "an update or delete of a row cannot find its document: index or id has {type}, or id has no {key}", `write id: "{key}" and take {type} out, or write document: event`)
 	}
 	if r.Op == "t" {
 		o.kind = empties
-		if !strings.Contains(s.c.Index, "{topic}") || s.c.Sources > 1 && !strings.Contains(s.c.Index, "{source}") {
+		if !s.index.has("topic") || s.c.Sources > 1 && !s.index.has("source") {
 			return o, rejected(e, "which documents of "+o.index+" are rows of the truncated table cannot be told",
 				`write index: "{topic}", and "{source}-{topic}" where several sources deliver, and delete them: curl -sS -X POST '`+s.http.origin()+"/"+o.index+`/_delete_by_query'`)
 		}
@@ -100,7 +100,7 @@ func (s *Sink) planRow(o op, r *row) (op, error) {
 	if !strings.HasPrefix(e.Key, "{") {
 		return o, rejected(e, "its table has no primary key, so its rows have no id", "ALTER TABLE "+e.Topic+" ADD PRIMARY KEY (…), and onewrite migrate; or write document: event")
 	}
-	o.id = documentID(fill(s.c.ID, e, rowKey(e.Key)))
+	o.id = documentID(s.id.fill(e, rowKey(e.Key)))
 	if r.Op == "d" {
 		o.kind = del
 		return o, nil

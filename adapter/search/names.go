@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -15,15 +16,58 @@ const (
 	maxID        = 512 // bytes, by the server
 )
 
-// fill puts an event's parts into a template.
-func fill(template string, e *onewrite.Event, key string) string {
-	switch template { // what most write
-	case "{topic}":
+// template is a text with places for parts of an event.
+type template []string // literal text and names of parts take turns
+
+var placeholder = regexp.MustCompile(`\{(topic|source|type|key|id)\}`)
+
+func parseTemplate(text string) (t template) {
+	at := 0
+	for _, m := range placeholder.FindAllStringSubmatchIndex(text, -1) {
+		t = append(t, text[at:m[0]], text[m[2]:m[3]])
+		at = m[1]
+	}
+	return append(t, text[at:])
+}
+
+// has reports whether a part of the event is in the template.
+func (t template) has(part string) bool {
+	for i := 1; i < len(t); i += 2 {
+		if t[i] == part {
+			return true
+		}
+	}
+	return false
+}
+
+// fill puts an event's parts into the template.
+func (t template) fill(e *onewrite.Event, key string) string {
+	if len(t) == 3 && t[0] == "" && t[2] == "" {
+		return part(t[1], e, key) // what most write
+	}
+	var b strings.Builder
+	for i := range t {
+		if i%2 == 0 {
+			b.WriteString(t[i])
+		} else {
+			b.WriteString(part(t[i], e, key))
+		}
+	}
+	return b.String()
+}
+
+func part(name string, e *onewrite.Event, key string) string {
+	switch name {
+	case "topic":
 		return e.Topic
-	case "{key}":
+	case "source":
+		return e.Source
+	case "type":
+		return e.Type
+	case "key":
 		return key
 	}
-	return strings.NewReplacer("{topic}", e.Topic, "{source}", e.Source, "{type}", e.Type, "{key}", key, "{id}", e.ID).Replace(template)
+	return e.ID
 }
 
 // indexName makes a legal name: in lower case; each character that a name may not

@@ -15,6 +15,8 @@ import (
 type Sink struct {
 	c       Config
 	http    *client
+	index   template
+	id      template
 	closing context.Context // ends with Close
 	end     context.CancelFunc
 
@@ -33,7 +35,7 @@ func New(ctx context.Context, c Config) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sink{c: c, http: newClient(&c, addresses), state: newState(&c)}
+	s := &Sink{c: c, http: newClient(&c, addresses), state: newState(&c), index: parseTemplate(c.Index), id: parseTemplate(c.ID)}
 	s.closing, s.end = context.WithCancel(context.Background())
 	var errs []error
 	for i := range addresses {

@@ -42,7 +42,7 @@ func TestNames(t *testing.T) {
 		seen[id] = true
 	}
 	e := onewrite.Event{ID: "i", Source: "s", Topic: "{key}", Type: "y"}
-	if got := fill("{source}/{topic}/{type}/{id}/{key}", &e, "k"); got != "s/{key}/y/i/k" {
+	if got := parseTemplate("{source}/{topic}/{type}/{id}/{key}").fill(&e, "k"); got != "s/{key}/y/i/k" {
 		t.Errorf("filled: %q", got)
 	}
 }
