@@ -1,5 +1,5 @@
-// Package servers starts real servers for tests: PostgreSQL and PgBouncer. No
-// test of this project talks to a mock.
+// Package servers starts real servers for tests: PostgreSQL, PgBouncer, NATS and
+// Elasticsearch. No test of this project talks to a mock.
 //
 // A server lives in a temporary folder, listens on 127.0.0.1 only, and has
 // passwords made at run time. It ends with the test process, however that
