@@ -77,6 +77,11 @@ func TestRefused(t *testing.T) {
 	} {
 		wantError(t, s, []onewrite.Event{e}, 0, "rejected", ";")
 	}
+	byID := newSink(t, search.Config{URL: srv.URL(""), ID: "{id}"}) // two documents of one key
+	wantError(t, byID, []onewrite.Event{outbox("refused", "g", 8, `{"n":"x"}`), outbox("refused", "g", 9, `{"n":9}`)}, 0, "rejected")
+	if _, passed := texts(t, srv, "refused")["refused-9"]; passed {
+		t.Error("an event passed the one that its key has to wait for")
+	}
 	typed := newSink(t, search.Config{URL: srv.URL(""), Index: "refused-{type}"})
 	wantError(t, typed, []onewrite.Event{change("refused", "c", `{"id":1}`, `{"n":1}`, 8, 0)}, 0, "rejected", "{type}")
 	write(t, s, events[2:]...)
