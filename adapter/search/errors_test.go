@@ -82,6 +82,11 @@ func TestRefused(t *testing.T) {
 	if _, passed := texts(t, srv, "refused")["refused-9"]; passed {
 		t.Error("an event passed the one that its key has to wait for")
 	}
+	constant := newSink(t, search.Config{URL: srv.URL(""), ID: "the-{topic}"}) // one document of two keys
+	wantError(t, constant, []onewrite.Event{outbox("refused", "h", 10, `{"n":"x"}`), outbox("refused", "i", 11, `{"n":11}`)}, 0, "rejected")
+	if _, passed := texts(t, srv, "refused")["the-refused"]; passed {
+		t.Error("an event passed the one that its document has to wait for")
+	}
 	typed := newSink(t, search.Config{URL: srv.URL(""), Index: "refused-{type}"})
 	wantError(t, typed, []onewrite.Event{change("refused", "c", `{"id":1}`, `{"n":1}`, 8, 0)}, 0, "rejected", "{type}")
 	write(t, s, events[2:]...)
