@@ -155,6 +155,8 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 	case "s3":
 		d.Concurrency, d.BatchCount, d.BatchBytes, d.Linger = 1, c.Roll.Count, int(c.Roll.Bytes), c.Roll.Linger
 		d.Open = func(ctx context.Context) (onewrite.Sink, error) { return openS3(ctx, name, c, log) }
+	case config.Elasticsearch, config.OpenSearch:
+		searchDelivery(d, name, c, len(sources), log)
 	}
 	return d
 }

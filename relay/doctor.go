@@ -17,6 +17,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/rabbitmq"
 	"github.com/onewrite/onewrite/adapter/redis"
 	"github.com/onewrite/onewrite/adapter/s3"
+	"github.com/onewrite/onewrite/adapter/search"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/sqlsink"
 	"github.com/onewrite/onewrite/adapter/webhook"
@@ -152,6 +153,8 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 		return email.Examine(ctx, m)
 	case config.S3:
 		return s3.Examine(ctx, s3Config(name, d, t, silent))
+	case config.Elasticsearch, config.OpenSearch:
+		return search.Examine(ctx, searchConfig(name, d, 1, t, silent), d.Topics)
 	}
 	return webhook.Examine(ctx, webhookConfig(d, t, silent))
 }

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
 # PgBouncer, MariaDB, sqlite3, RabbitMQ, Redis and Apache Kafka with Python clients of
-# them, Mailpit, moto, the C compiler that the race detector needs, and for the examples Python, Node and a JDK, each with its
-# PostgreSQL driver. On Debian as root it installs what is missing, and starts
-# nothing. Elsewhere it says what is missing and changes nothing but its own cache
-# folder. With everything there it ends at once.
+# them, Elasticsearch, Mailpit, moto, the C compiler that the race detector needs, and
+# for the examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
+# root it installs what is missing, and starts nothing. Elsewhere it says what is
+# missing and changes nothing but its own cache folder. With everything there it ends at
+# once.
 #
 # Usage: scripts/install-servers.sh [--check]     --check installs nothing
 # Exit: 0 all there or named in the environment, 1 something is missing.
@@ -19,6 +20,7 @@ CONFLUENT_KAFKA_VERSION=2.16.1
 MAILPIT_VERSION=v1.27.11
 MOTO_VERSION=5.2.5
 BOTO3_VERSION=1.44.8
+ES_VERSION=8.19.0 # as ElasticsearchVersion in internal/servers
 
 check=false
 case ${1:-} in
@@ -72,6 +74,8 @@ have_node_pg() {
   NODE_PATH=$cache/node-pg/node_modules${NODE_PATH:+:$NODE_PATH} node -e 'require("pg")' >/dev/null 2>&1
 }
 
+have_elasticsearch() { [ -x "$cache/elasticsearch-$ES_VERSION/bin/elasticsearch" ]; }
+
 have_jdbc() { [ -e "$cache/postgresql.jar" ] || [ -e /usr/share/java/postgresql.jar ]; }
 
 have_kafka() { [ -e "$cache/kafka/kafka_2.13-$KAFKA_VERSION.jar" ]; }
@@ -109,6 +113,7 @@ missing() {
   have_confluent_kafka || echo confluent-kafka
   have_mailpit || echo mailpit
   have_moto || echo moto
+  have_elasticsearch || echo elasticsearch
 }
 
 # retry runs a command up to three times: package servers have bad moments.
@@ -151,6 +156,7 @@ install_debian() {
         have_program npm || packages+=(npm)
         ;;
       jdk) packages+=(default-jdk-headless) ;;
+      elasticsearch) have_program mvn || packages+=(maven) ;;
       postgresql.jar) packages+=(libpostgresql-jdbc-java) ;;
       gcc) packages+=(gcc libc6-dev) ;;
       kafka)
@@ -291,6 +297,24 @@ install_moto() {
   chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
+# install_elasticsearch fetches the server that its makers test plugins with: it has
+# no modules but those of transport and security. In one step as well.
+install_elasticsearch() {
+  local work status=0
+  have_program mvn || { say "mvn is not installed, Elasticsearch comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    (cd "$work" && retry mvn -q -B dependency:unpack -DoutputDirectory="$work" \
+      -Dartifact="org.elasticsearch.distribution.integ-test-zip:elasticsearch:$ES_VERSION:zip" >&2) &&
+      chmod a+x "$work/elasticsearch-$ES_VERSION"/bin/* && chmod -R a+rX "$work/elasticsearch-$ES_VERSION" &&
+      rm -rf "$cache/elasticsearch-$ES_VERSION" && mv "$work/elasticsearch-$ES_VERSION" "$cache/"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "Elasticsearch $ES_VERSION could not be fetched"; return 1; }
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
 need=$(missing)
 if [ -n "$need" ] && ! $check; then
   if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then
@@ -302,6 +326,7 @@ if [ -n "$need" ] && ! $check; then
   have_confluent_kafka || install_confluent_kafka || true
   have_mailpit || install_mailpit || true
   have_moto || install_moto || true
+  have_elasticsearch || install_elasticsearch || true
   need=$(missing)
 fi
 [ -n "$need" ] || exit 0

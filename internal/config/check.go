@@ -225,6 +225,8 @@ func (c *checker) destination(path string, d Destination) {
 		c.email(path, d)
 	case S3:
 		c.s3(path, d)
+	case Elasticsearch, OpenSearch:
+		c.search(path, d)
 	}
 	if d.TLS != nil {
 		c.tls(path+".tls", d.TLS)

@@ -7,9 +7,9 @@ import (
 )
 
 var (
-	bucketName  = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-	s3Field = regexp.MustCompile(`\{(source|topic|type|date|hour)\}`)
-	keyText     = regexp.MustCompile(`^[A-Za-z0-9/!_.*'()=-]*$`)
+	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	s3Field    = regexp.MustCompile(`\{(source|topic|type|date|hour)\}`)
+	keyText    = regexp.MustCompile(`^[A-Za-z0-9/!_.*'()=-]*$`)
 )
 
 func (c *checker) s3(path string, d Destination) {

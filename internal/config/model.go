@@ -57,6 +57,9 @@ const (
 	Kafka    = "kafka"
 	Email    = "email"
 	S3       = "s3"
+
+	Elasticsearch = "elasticsearch"
+	OpenSearch    = "opensearch"
 )
 
 // Source is a database whose committed events are read.
@@ -115,7 +118,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3|elasticsearch|opensearch" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -126,11 +129,11 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
-	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
+	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3,elasticsearch,opensearch" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook,email" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra headers of requests, or of mails; with email the values are templates."`
 
@@ -139,8 +142,8 @@ type Destination struct {
 
 	Creds    string `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed)."`
 	NKey     string `yaml:"nkey" for:"nats" kind:"path" example:"nats.nk" doc:"File with an NKey seed."`
-	User     string `yaml:"user" for:"nats,redis" doc:"User name."`
-	Password Secret `yaml:"password" for:"nats,redis" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
+	User     string `yaml:"user" for:"nats,redis,elasticsearch,opensearch" doc:"User name."`
+	Password Secret `yaml:"password" for:"nats,redis,elasticsearch,opensearch" example:"${env:NATS_PASSWORD}" doc:"The user's password."`
 	Subject  string `yaml:"subject" for:"nats,email" need:"email" default:"{topic}" unless:"sender" example:"shop.{topic}" doc:"The subject to publish to; {topic} stands for the event's topic. With email the template of a mail's subject, which has no default."`
 	Core     bool   `yaml:"jetstream" as:"not" for:"nats" default:"true" doc:"Waits for a stream's acknowledgement. false publishes without one: what no one listens to is lost."`
 
@@ -191,7 +194,12 @@ type Destination struct {
 	Format    string `yaml:"format" for:"s3" default:"jsonl" enum:"jsonl" doc:"How events stand in an object: one CloudEvents JSON object a line, as in the file destination."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
+	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
+	Index    string `yaml:"index" for:"elasticsearch,opensearch" default:"{topic}" example:"shop-{topic}" doc:"The index; {topic}, {source} and {type} stand for the event's. It is written in lower case, and what a name may not have is a hyphen."`
+	ID       string `yaml:"id" for:"elasticsearch,opensearch" default:"{key}" example:"{id}" doc:"The document's id; {key}, {id}, {topic}, {source} and {type} stand for the event's. An event without key has its id for {key}."`
+	Document string `yaml:"document" for:"elasticsearch,opensearch" default:"data" enum:"data|event" doc:"What becomes a document: data, which is the row as it is after a change, and the JSON payload of other events; or the whole event as CloudEvents JSON."`
+
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3,elasticsearch,opensearch" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.
