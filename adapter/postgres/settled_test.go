@@ -141,12 +141,21 @@ func TestSlotMovedDuringSlices(t *testing.T) {
 		}
 		r.open() // the slices wait until what they told is read
 		eventually(t, "a slice", func() bool { return strings.Contains(said.String(), sliced) })
-		sql(t, r.conn, `SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary`)
-		var err error
-		for err == nil {
+		sql(t, r.conn, `INSERT INTO t VALUES (1, 0, 'behind the slice')`, `SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary`,
+			`INSERT INTO t VALUES (2, 0, 'behind the place')`)
+		for err := error(nil); err == nil; {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			_, err = r.src.Read(ctx)
+			var b onewrite.Batch
+			b, err = r.src.Read(ctx)
+			if ctx.Err() != nil {
+				t.Fatal("the reader does not notice")
+			}
 			cancel()
+			for _, e := range b.Events {
+				if e.Topic == "public.t" {
+					t.Fatalf("%s came", e.Data)
+				}
+			}
 		}
 		r.open()
 		var b onewrite.Batch
