@@ -40,7 +40,38 @@ func TestKillSQLite(t *testing.T) {
 	}
 	db.SetMaxOpenConns(1)
 	t.Cleanup(func() { db.Close() })
-	kill(t, db, outbox.SQLite, fmt.Sprintf("{type: sqlite, path: %q}", path))
+	r := servers.Redis(t)
+	committed := kill(t, db, outbox.SQLite, fmt.Sprintf("{type: sqlite, path: %q}", path),
+		fmt.Sprintf(`cache: {type: redis, url: %q, stream: "kills:{topic}", topics: ["order.>"]}`, r.URL()))
+	checkStream(t, r, "kills:order.placed", committed)
+}
+
+// checkStream counts what is in a stream of Redis, which keeps the place of its
+// destination: each event once, each key in order.
+func checkStream(t *testing.T, r *servers.RedisServer, stream string, committed int64) {
+	t.Helper()
+	out, err := r.CLI(t, "--raw", "XRANGE", stream, "-", "+").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, last := int64(0), map[string]int64{}
+	for line := range strings.Lines(string(out)) {
+		var o struct {
+			K string
+			N int64
+		}
+		if !strings.HasPrefix(line, "{") || json.Unmarshal([]byte(line), &o) != nil {
+			continue
+		}
+		n++
+		if o.N != last[o.K]+1 {
+			t.Errorf("in the stream %s has %d behind %d", o.K, o.N, last[o.K])
+		}
+		last[o.K] = o.N
+	}
+	if n != committed {
+		t.Errorf("the stream has %d events, %d were committed", n, committed)
+	}
 }
 
 func TestKillPostgres(t *testing.T) {
@@ -52,21 +83,23 @@ func TestKillPostgres(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { db.Close() })
-			kill(t, db, outbox.Postgres, fmt.Sprintf("{type: postgres, url: %q}", url))
+			kill(t, db, outbox.Postgres, fmt.Sprintf("{type: postgres, url: %q}", url), "")
 		})
 	}
 }
 
 // kill runs a load, kills the program again and again in its middle, and counts
-// what the database committed against what a consumer holds.
-func kill(t *testing.T, db *sql.DB, dialect outbox.Dialect, source string) {
+// what the database committed against what a consumer holds. more
+// is another destination. It returns the number.
+func kill(t *testing.T, db *sql.DB, dialect outbox.Dialect, source, more string) int64 {
 	c := newConsumer(t)
 	p := newProgram(t, fmt.Sprintf(`
 sources: {shop: %s}
 destinations:
   consumer: {type: webhook, url: %q, allow_private: true, secret: for-tests-only, topics: ["order.>"]}
   archive: {type: file, path: events.jsonl}
-`, source, c.server.URL))
+  %s
+`, source, c.server.URL, more))
 	p.must("migrate")
 	exec1(t, db, `CREATE TABLE truth (k text, n bigint, PRIMARY KEY (k, n))`)
 	p.start()
@@ -86,6 +119,7 @@ destinations:
 	checkFile(t, filepath.Join(p.dir, "events.jsonl"), committed)
 	p.stop()
 	t.Logf("%d kills, %d events, %d raw repeats at the consumer, %d answers swallowed", kills, committed, c.repeats.Load(), c.swallowed.Load())
+	return committed
 }
 
 func exec1(t *testing.T, db *sql.DB, query string) {
