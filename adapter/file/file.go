@@ -9,7 +9,8 @@
 // An event that is among the last 10,000 lines, or the last 16 MiB, of the file
 // is not written a second time. So what is repeated after a crash appears once,
 // as long as no more than that had been written without being confirmed. With
-// rotation the window reaches back into the file before.
+// rotation the window reaches back into the file before, which is not compressed
+// before there is a newer one.
 //
 // The file may be renamed, removed or truncated by others, as log rotation does:
 // the next Write notices and goes on in a new file, or at the new end.
@@ -31,6 +32,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gofrs/flock"
 
@@ -52,6 +54,10 @@ type Config struct {
 	// The old one is renamed to PATH.<UTC time>-<number>. A file is larger than
 	// Rotate only if a single Write is.
 	Rotate int64
+	// Compression is how rotated files are compressed: "gzip", "zstd", or "none", which
+	// is the default. PATH.<UTC time>-<number>.gz or .zst takes the place of each when
+	// there is a newer one.
+	Compression string
 	// Stdout is what "-" stands for; default os.Stdout. It is not closed.
 	Stdout io.Writer
 	// Logger is told of torn lines, rotation and files that went away; nil is
@@ -79,6 +85,11 @@ type Sink struct {
 
 	closing sync.Once
 	closed  bool // owned by turn
+
+	ending    string // of compressed files; empty: they are not
+	work      sync.WaitGroup
+	archiving atomic.Bool // some are being compressed
+	stopping  atomic.Bool
 }
 
 // Open opens the file for appending, and reads its end.
@@ -95,6 +106,8 @@ func Open(c Config) (*Sink, error) {
 		return nil, errors.New("file: no path; set path, or - for standard output")
 	case c.Rotate < 0:
 		return nil, errors.New("file: rotate is negative; set 0 to turn rotation off")
+	case c.Compression != "" && c.Compression != "none" && endings[c.Compression] == "":
+		return nil, fmt.Errorf("file: compression %q is none of none, gzip, zstd; set one of them", c.Compression)
 	case c.Path == "-":
 		if s.stdout = c.Stdout; s.stdout == nil {
 			s.stdout = os.Stdout
@@ -107,6 +120,8 @@ func Open(c Config) (*Sink, error) {
 	if err := s.reopen(); err != nil {
 		return nil, errors.Join(err, s.lock.Close())
 	}
+	s.ending = endings[c.Compression]
+	s.archive()
 	return s, nil
 }
 
@@ -246,6 +261,8 @@ func (s *Sink) Close() (err error) {
 		<-s.turn
 		defer func() { s.turn <- struct{}{} }()
 		s.closed = true
+		s.stopping.Store(true)
+		s.work.Wait()
 		if s.file != nil {
 			err = s.drop()
 		}

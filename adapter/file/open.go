@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
@@ -192,10 +191,12 @@ func (s *Sink) turnOver() error {
 	name := ""
 	for i := 1; ; i++ {
 		name = fmt.Sprintf("%s-%04d", base, i)
-		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-			break
-		} else if err != nil {
+		free, err := s.free(name)
+		if err != nil {
 			return s.explain(err)
+		}
+		if free {
+			break
 		}
 	}
 	if err := os.Rename(s.path, name); err != nil {
@@ -205,6 +206,7 @@ func (s *Sink) turnOver() error {
 		return err
 	}
 	s.log.Info("started a new file", "path", s.path, "old", name)
+	s.archive()
 	if err := s.open(); err != nil {
 		return err
 	}
@@ -214,25 +216,24 @@ func (s *Sink) turnOver() error {
 	return nil
 }
 
+// free reports whether a name is not taken, nor was before its file was compressed.
+func (s *Sink) free(name string) (bool, error) {
+	for _, ending := range []string{"", endings["gzip"], endings["zstd"]} {
+		if _, err := os.Lstat(name + ending); !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // before returns the last identities, at most n, of the file that was rotated
 // last. It is a help only: without it some events may be written twice.
 func (s *Sink) before(n int) []string {
-	entries, err := os.ReadDir(filepath.Dir(s.path))
-	if err != nil {
+	whole, _, err := s.rotated()
+	if err != nil || len(whole) == 0 {
 		return nil
 	}
-	prefix, last := filepath.Base(s.path)+".", ""
-	for _, e := range entries {
-		when, number, ok := strings.Cut(strings.TrimPrefix(e.Name(), prefix), "-")
-		if _, err := time.Parse(stamp, when); err != nil || !ok || number == "" || !strings.HasPrefix(e.Name(), prefix) {
-			continue
-		}
-		last = max(last, e.Name())
-	}
-	if last == "" {
-		return nil
-	}
-	f, err := os.Open(filepath.Join(filepath.Dir(s.path), last))
+	f, err := os.Open(whole[len(whole)-1])
 	if err != nil {
 		return nil
 	}

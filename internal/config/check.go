@@ -211,6 +211,8 @@ func (c *checker) destination(path string, d Destination) {
 	switch d.Type {
 	case Webhook:
 		c.webhook(path, d)
+	case File:
+		c.compression(path, d)
 	case NATS:
 		c.natsDestination(path, d)
 	case RabbitMQ:

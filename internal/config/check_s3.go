@@ -12,6 +12,17 @@ var (
 	keyText    = regexp.MustCompile(`^[A-Za-z0-9/!_.*'()=-]*$`)
 )
 
+// compression refuses what is not for files and objects.
+func (c *checker) compression(path string, d Destination) {
+	at := path + ".compression"
+	if d.Compression == "snappy" || d.Compression == "lz4" {
+		c.bad(at, c.show(at, d.Compression)+" is not a compression of files", "write none, gzip or zstd")
+	}
+	if d.Type == File && d.Compression != "" && d.Compression != "none" && d.Rotate == 0 {
+		c.warn(at, "does nothing: files are compressed when they are rotated", "write rotate: 100MB too")
+	}
+}
+
 func (c *checker) s3(path string, d Destination) {
 	if at := path + ".bucket"; d.Bucket != "" && !c.broken(at) && !bucketName.MatchString(d.Bucket) {
 		c.bad(at, c.show(at, d.Bucket)+" is no name of a bucket", "use 3 to 63 lower-case letters, digits, - and .")
@@ -25,9 +36,7 @@ func (c *checker) s3(path string, d Destination) {
 			c.bad(at, c.show(at, d.Prefix)+" is no begin of objects' names", "write words of ASCII with / between, and none at the begin: shop/{topic}/{date}/")
 		}
 	}
-	if at := path + ".compression"; d.Compression == "snappy" || d.Compression == "lz4" {
-		c.bad(at, c.show(at, d.Compression)+" is not a compression of objects", "write none, gzip or zstd")
-	}
+	c.compression(path, d)
 	if at := path + ".endpoint"; d.Endpoint != "" && !c.broken(at) {
 		u, err := url.Parse(d.Endpoint)
 		switch {

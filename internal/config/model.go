@@ -164,7 +164,7 @@ type Destination struct {
 
 	Brokers       []string `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
 	Idempotent    bool     `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
-	Compression   string   `yaml:"compression" for:"kafka,s3" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 are, with gzip or zstd, by default not at all."`
+	Compression   string   `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all."`
 	NoTopics      bool     `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
 	Partitions    int      `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
 	Replication   int      `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
