@@ -214,9 +214,6 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 		case r.foreign():
 			return nil
 		}
-		if m.RelationID == r.outbox.rel && m.RelationID != 0 {
-			return r.outboxRow(m)
-		}
 		return r.row(m)
 	case pgoutput.KindTruncate:
 		if r.tx.old || r.foreign() {
@@ -293,6 +290,9 @@ const idleStep = 16 << 20
 
 func (r *logReader) relation(rel *pgoutput.Relation) error {
 	if rel.Namespace == "onewrite" && rel.Name == "outbox" {
+		if r.outbox.rel = rel.ID; !r.cfg.Pushed {
+			return nil
+		}
 		return r.outbox.describe(rel)
 	}
 	r.side.Lock()
