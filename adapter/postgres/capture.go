@@ -51,7 +51,8 @@ func (c Capture) on() bool { return len(c.Tables) > 0 || c.Messages || c.Pushed 
 type found struct {
 	rel                    uint32
 	schema, name, identity string
-	key                    bool // it has a primary key
+	key                    bool // it has a primary key, which is no deferrable one
+	deferrable             bool // or it has one that is
 	partitioned            bool
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
@@ -153,7 +154,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 			schema, name = "public", pattern
 		}
 		rows, err := tx.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relkind = 'p', pg_has_role(c.relowner, 'USAGE'),
-				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
+				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate), EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate),
 				current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped AND
 					(c.relreplident = 'f' OR NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END)
 					OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END AND a.attnum = ANY (i.indkey)))),
@@ -166,7 +167,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 		n := 0
 		var f found
 		var kind, persistence string
-		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &f.generated, &kind, &persistence}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &f.deferrable, &f.generated, &kind, &persistence}, func() error {
 			n++
 			switch {
 			case kind != "r" && kind != "p":
@@ -234,7 +235,11 @@ func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, er
 			return nil, explain(err)
 		}
 	}
-	return []string{fmt.Sprintf("set the replica identity of %s to %s, as it logged no old rows", f.full(), strings.ToLower(wanted))}, nil
+	step := fmt.Sprintf("set the replica identity of %s to %s, as it logged no old rows", f.full(), strings.ToLower(wanted))
+	if f.deferrable {
+		step += "; its primary key is deferrable, which is no key of events: they are one lane, with whole rows"
+	}
+	return []string{step}, nil
 }
 
 // publishAll are the options of the publication.

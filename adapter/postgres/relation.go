@@ -150,11 +150,12 @@ type keyPart struct {
 
 // keyOf returns the columns of a table's key in the order of its index, as they are
 // now. It is what the log calls the replica identity, or the primary key where that is
-// the whole row or nothing.
+// the whole row or nothing. A deferrable one is none: two rows may share it inside a
+// statement, and a consumer that applies by key would let one overwrite the other.
 func keyOf(ctx context.Context, conn *pgx.Conn, rel uint32, identity byte) ([]keyPart, error) {
 	rows, err := conn.Query(ctx, `SELECT a.attname::text, a.attgenerated <> '' FROM pg_index i
 		CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-		WHERE i.indrelid = $1 AND k.n <= i.indnkeyatts AND CASE $2 WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate ELSE i.indisprimary END
+		WHERE i.indrelid = $1 AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE $2 WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
 		ORDER BY k.n`, rel, string(identity))
 	if err != nil {
 		return nil, explain(err)
