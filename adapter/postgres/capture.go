@@ -72,7 +72,7 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	var there, whole, lost, level bool // whole: as this version makes it
 	var version int
 	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL,
-			EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname = 'asked'),
+			EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname = 'keyed'),
 			to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
 		Scan(&there, &whole, &lost, &level, &version)
 	if err != nil {
@@ -347,11 +347,12 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 		if step != "" {
 			applied = append(applied, step)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, $6, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, keyed, filter, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, pg_current_wal_insert_lsn(), $6, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, filter = excluded.filter, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
-			WHERE (c.name, c.member, c.altered::text, c.identity, c.filter) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.filter) OR $5 > 0`,
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, filter = excluded.filter,
+				keyed = CASE WHEN $5 > 0 THEN excluded.keyed ELSE c.keyed END, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
+			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.filter) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.filter) OR $5 > 0`,
 			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where)
 		if err == nil && again[f.rel] && c.AgainWhere != "" {
 			_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET once = $3, asked = wanted WHERE source = $1 AND rel = $2`, c.Source, f.rel, c.AgainWhere)
@@ -366,10 +367,10 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 // decide returns what is said of a table, and whether it gets a snapshot: 1 or 0.
 func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, again bool) (step string, snapshot int, err error) {
 	var was *bool // whether its membership is as it was; nil: it is new
-	var read, filtered, pending bool
+	var read, rekeyed, filtered, pending bool
 	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), c.member = r.oid AND c.altered = p.xmin,
-			coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false)
-		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where).Scan(&read, &was, &filtered, &pending)
+			coalesce(c.key NOT IN ('`+unknownKey+`', (SELECT `+keyColumns+` FROM pg_class c WHERE c.oid = r.prrelid)), false), coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false)
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where).Scan(&read, &was, &rekeyed, &filtered, &pending)
 	if err != nil {
 		return "", 0, explain(err)
 	}
@@ -382,6 +383,8 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 		step = "row changes of " + f.full() + " are captured"
 	case !*was:
 		step, snapshot = f.full()+" was out of the publication, or the publication was altered: it gets a new snapshot", 1
+	case rekeyed:
+		step, snapshot = "the key of "+f.full()+" is another one than before: it gets a new snapshot", 1
 	case again:
 		step, snapshot = f.full()+" gets a new snapshot", 1
 	case filtered && pending:

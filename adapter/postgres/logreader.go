@@ -33,6 +33,7 @@ type logReader struct {
 	queue    *logQueue
 	env      *envelope
 	fill     *backfill
+	tell     func(*onewrite.Gap) // of a gap that is healed
 	alive    context.Context
 	stop     context.CancelFunc
 	work     sync.WaitGroup
@@ -297,22 +298,24 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 	}
 	r.side.Lock()
 	defer r.side.Unlock()
-	t, err := r.cat.describe(r.alive, r.database, rel, func() error { return r.untilVisible(r.tx.xid) })
+	if !r.fill.knows(rel.ID) { // it is captured since just now
+		list, err := registry(r.alive, r.cat.conn, r.cfg.Name)
+		if err != nil {
+			return err
+		}
+		r.fill.set(list)
+	}
+	c := r.fill.of(rel.ID)
+	t, err := r.cat.describe(r.alive, r.database, rel, c, func() error { return r.untilVisible(r.tx.xid) })
 	if err != nil {
 		return err
 	}
+	t.compareKey(c)
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
 	}
 	r.tables[rel.ID] = t
-	if r.fill.knows(rel.ID) {
-		return nil
-	}
-	list, err := registry(r.alive, r.cat.conn, r.cfg.Name) // it is captured since just now
-	if err == nil {
-		r.fill.set(list)
-	}
-	return err
+	return nil
 }
 
 func (r *logReader) tableOf(rel uint32) (*table, error) {

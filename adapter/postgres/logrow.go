@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -24,21 +25,53 @@ func (r *logReader) row(m *pgoutput.Message) error {
 	if len(t.columns) == 0 { // a row without columns is a row
 		m.New, m.Old = pgoutput.Tuple{}, pgoutput.Tuple{}
 	}
-	c := change{table: t, before: nil, whole: m.OldKind == pgoutput.OldRow}
-	switch m.Kind {
-	case pgoutput.KindInsert:
+	told, err := r.keyed(t, m)
+	if err != nil {
+		return err
+	}
+	c := change{table: t, before: nil, whole: m.OldKind == pgoutput.OldRow && !t.partial(m)}
+	switch {
+	case !told:
+	case m.Kind == pgoutput.KindInsert:
 		c.kind, c.op, c.after = "insert", 'c', m.New
 		r.emit(&c, true)
-	case pgoutput.KindDelete:
+	case m.Kind == pgoutput.KindDelete:
 		c.kind, c.op, c.before = "delete", 'd', m.Old
 		r.emit(&c, true)
-	case pgoutput.KindUpdate:
+	case m.Kind == pgoutput.KindUpdate:
 		if err := r.update(&c, m); err != nil {
 			return err
 		}
 	}
 	r.tx.index++
 	return nil
+}
+
+// keyed looks whether it is known which row a change is of. If it is not, that is a gap;
+// what is known is told all the same. false: nothing is.
+func (r *logReader) keyed(t *table, m *pgoutput.Message) (told bool, err error) {
+	why := t.stray
+	if m.OldKind != 0 && t.keyless(m.Old) {
+		why = "an old row of " + t.topic + " had no value for its key: a partition had another replica identity than the table, or no key"
+		m.OldKind = 0
+		m.Old = nil
+	}
+	told = m.Kind != pgoutput.KindDelete || m.OldKind != 0
+	if m.Kind != pgoutput.KindDelete && t.keyless(m.New) {
+		told, why = false, "a row of "+t.topic+" had no value for its key"
+	}
+	if m.Kind == pgoutput.KindUpdate && m.OldKind == 0 {
+		for _, i := range t.key {
+			if m.New[i].Kind == pgoutput.ColumnUnchanged {
+				told, why = false, cmp.Or(why, "a key of "+t.topic+" was not in the log")
+			}
+		}
+	}
+	if why == "" {
+		return told, nil
+	}
+	t.stray = ""
+	return told, r.lost(t, why)
 }
 
 // update makes one event, or two where the key changed: the old row goes and a new
