@@ -56,8 +56,9 @@ type logReader struct {
 	at       logPlace // after the last whole transaction; its snaps are the newest
 	begin    logPlace // where reading began
 	tx       transaction
-	held     *item // the newest event of tx that is not of the outbox: is it the last?
-	newest   item  // where held is
+	held     *item  // the newest event of tx that is not of the outbox: is it the last?
+	newest   item   // where held is
+	visible  uint32 // a transaction that other sessions see
 	outbox   outboxRows
 	member   *uint32 // the outbox's entry in the publication at the start, 0: it has none; nil: it is not known yet
 	tail     []item  // events of the outbox behind held

@@ -5,9 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/internal/sabotage"
@@ -116,80 +113,6 @@ func (r *logReader) update(c *change, m *pgoutput.Message) error {
 	}
 	r.emit(&n, true)
 	return nil
-}
-
-// reread completes a row that got a new key by what the table has now: the log does
-// not carry the large values that the update left alone. If the row is gone, they
-// stay absent.
-func (r *logReader) reread(t *table, row pgoutput.Tuple) (bool, error) {
-	var list, where []byte
-	var missing []int
-	for i := range row {
-		if row[i].Kind == pgoutput.ColumnUnchanged {
-			if missing = append(missing, i); len(missing) > 1 {
-				list = append(list, ',')
-			}
-			list = append(list, pgx.Identifier{t.columns[i].name}.Sanitize()...)
-		}
-	}
-	if len(missing) == 0 {
-		return false, nil
-	}
-	var args [][]byte
-	r.side.Lock()
-	defer r.side.Unlock()
-	if err := r.untilVisible(r.tx.xid); err != nil {
-		return false, err
-	}
-	names := make([]string, len(t.key))
-	for n, i := range t.key {
-		names[n] = t.columns[i].name
-	}
-	by, err := comparisons(r.alive, r.cat.conn, t.rel, names)
-	if err != nil || len(by) < len(names) {
-		return false, err // a column is gone
-	}
-	for n, i := range t.key {
-		if n > 0 {
-			where = append(where, " AND "...)
-		}
-		args = append(args, row[i].Data)
-		where = fmt.Appendf(where, "%s %s $%d::%s", by[names[n]].of(pgx.Identifier{names[n]}.Sanitize()), by[names[n]].eq, len(args), by[names[n]].typ)
-	}
-	sql := fmt.Sprintf("SELECT %s FROM %s WHERE %s", list, pgx.Identifier{t.schema, t.name}.Sanitize(), where)
-	res := r.cat.conn.PgConn().ExecParams(r.alive, sql, args, nil, nil, nil).Read()
-	if res.Err != nil {
-		if r.cat.conn.IsClosed() {
-			return false, explain(res.Err)
-		}
-		return false, nil // the table or a column is gone
-	}
-	if len(res.Rows) != 1 {
-		return false, nil
-	}
-	for n, i := range missing {
-		row[i] = pgoutput.Column{Kind: pgoutput.ColumnText, Data: res.Rows[0][n]}
-		if res.Rows[0][n] == nil {
-			row[i].Kind = pgoutput.ColumnNull
-		}
-	}
-	return true, nil
-}
-
-// untilVisible waits until other sessions see a transaction: the log has it earlier,
-// by as long as a synchronous standby may take.
-func (r *logReader) untilVisible(xid uint32) error {
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		s, err := takeSnapshot(r.alive, r.cat.conn)
-		if err != nil || s.sees(xid) || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-r.alive.Done():
-			return r.alive.Err()
-		case <-time.After(time.Millisecond):
-		}
-	}
 }
 
 func (r *logReader) truncate(m *pgoutput.Message) error {

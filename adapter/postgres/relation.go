@@ -20,14 +20,15 @@ type table struct {
 	schema, name string
 	topic        string
 	columns      []tableColumn
-	key          []int  // columns of the event's key, in the order of their names; none: the table is one lane
-	old          []int  // columns that an old row has when it is not whole
-	nums         []int  // pg_attribute.attnum of each column; nil: not known
-	partitioned  bool   // it is the root of partitions, which have replica identities of their own
-	stray        string // why its key is not the one that was registered
-	source       []byte // `,"db":…,"schema":…,"table":…` of the envelope
-	seen         uint32 // the transaction that count is of
-	count        int    // changes of the table in it
+	key          []int   // columns of the event's key, in the order of their names; none: the table is one lane
+	old          []int   // columns that an old row has when it is not whole
+	nums         []int   // pg_attribute.attnum of each column; nil: not known
+	partitioned  bool    // it is the root of partitions, which have replica identities of their own
+	stray        string  // why its key is not the one that was registered
+	look         *lookup // nil: no row was read again
+	source       []byte  // `,"db":…,"schema":…,"table":…` of the envelope
+	seen         uint32  // the transaction that count is of
+	count        int     // changes of the table in it
 }
 
 type tableColumn struct {
