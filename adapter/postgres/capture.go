@@ -57,6 +57,7 @@ type found struct {
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
 	where                  string
+	leaves                 []leaf // partitions that log other rows than it; looked up for the script alone
 }
 
 func (f found) full() string { return f.schema + "." + f.name }
@@ -110,6 +111,10 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	for _, f := range want {
 		step, err := identifyRows(ctx, tx, f)
 		if err != nil {
+			return nil, err
+		}
+		applied = append(applied, step...)
+		if step, err = likeRoot(ctx, tx, c.Source, f); err != nil {
 			return nil, err
 		}
 		applied = append(applied, step...)
@@ -218,22 +223,8 @@ func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, er
 	if !f.owned {
 		return nil, fmt.Errorf("%s logs no old rows, and the server would refuse to update it once it is captured; run as its owner: ALTER TABLE %s REPLICA IDENTITY %s", f.full(), f.quoted(), wanted)
 	}
-	tables := []string{f.quoted()}
-	if f.partitioned { // what counts is the identity of the partitions
-		rows, err := tx.Query(ctx, `SELECT relid::regclass::text FROM pg_partition_tree($1) WHERE isleaf`, f.rel)
-		if err != nil {
-			return nil, explain(err)
-		}
-		leaves, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return nil, explain(err)
-		}
-		tables = append(tables, leaves...)
-	}
-	for _, t := range tables {
-		if _, err := tx.Exec(ctx, "ALTER TABLE "+t+" REPLICA IDENTITY "+wanted); err != nil {
-			return nil, explain(err)
-		}
+	if _, err := tx.Exec(ctx, "ALTER TABLE "+f.quoted()+" REPLICA IDENTITY "+wanted); err != nil {
+		return nil, explain(err)
 	}
 	step := fmt.Sprintf("set the replica identity of %s to %s, as it logged no old rows", f.full(), strings.ToLower(wanted))
 	if f.deferrable {
@@ -382,7 +373,7 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 	case was == nil:
 		step = "row changes of " + f.full() + " are captured"
 	case !*was:
-		step, snapshot = f.full()+" was out of the publication, or the publication was altered: it gets a new snapshot", 1
+		step, snapshot = f.full()+" was out of the publication, or the publication was altered, or a partition logged less than the table: it gets a new snapshot", 1
 	case rekeyed:
 		step, snapshot = "the key of "+f.full()+" is another one than before: it gets a new snapshot", 1
 	case again:

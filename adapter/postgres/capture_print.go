@@ -31,6 +31,18 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err := o.Capture.conditions(ctx, tx, want); err != nil {
 		return "", err
 	}
+	for i := range want {
+		f := &want[i]
+		identity := map[string]string{"FULL": "f", "DEFAULT": "d"}[f.wantsIdentity()]
+		if f.leaves, err = leavesOf(ctx, tx, identity, f.rel); err != nil {
+			return "", err
+		}
+		for _, l := range f.leaves {
+			if l.unlogged {
+				return "", fmt.Errorf("%s; run as its owner: %s", l.problem(), l.cure)
+			}
+		}
+	}
 	return o.withCapture(want), nil
 }
 
@@ -53,6 +65,12 @@ func (o MigrateOptions) captureScript(want []found) string {
 		names[i] = "ONLY " + f.quoted()
 		if identity := f.wantsIdentity(); identity != "" {
 			fmt.Fprintf(&b, "ALTER TABLE %s REPLICA IDENTITY %s; -- it logs no old rows, and could not be updated once it is published\n", f.quoted(), identity)
+		}
+		for _, l := range f.leaves {
+			fmt.Fprintf(&b, "%s; -- as its table\n", l.cure)
+			if l.wrong() {
+				fmt.Fprintf(&b, "UPDATE onewrite.captured SET altered = '0' WHERE source = %s AND rel = %d; -- changes are missing: it gets a snapshot\n", source, f.rel)
+			}
 		}
 	}
 	if o.Capture.Pushed {

@@ -219,6 +219,17 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	} else if err != nil {
 		return err
 	}
+	bad, err := leavesOf(ctx, tx, "", rels(list)...)
+	if err != nil {
+		return err
+	}
+	for _, l := range bad {
+		cure := l.cure + ";"
+		if l.wrong() && !l.unlogged {
+			cure = "onewrite migrate"
+		}
+		e.problem("tables", cure, "%s", l.problem())
+	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)
 	if err != nil {
 		e.problem("tables", "onewrite migrate", "%v", err)

@@ -374,8 +374,12 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	case !there:
 		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
 	}
-	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
+	problem, err := r.verify(ctx, list)
+	if err != nil {
 		return nil, s, err
+	}
+	if problem != "" {
+		r.cfg.trouble("partitions", problem)
 	}
 	s, err = lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	return list, s, err

@@ -54,6 +54,8 @@ func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []ca
 			return gap("the publication %s leaves out rows or columns of %s", publicationOf(source), c.name)
 		case *members[i].oid != c.member:
 			return gap("table %s was taken out of the publication %s and put back", c.name, publicationOf(source))
+		case c.altered == 0: // mistrust
+			return gap("changes of a partition of %s were not in the log, or without the key of the row", c.name)
 		case members[i].altered != c.altered: // and is whole again
 			return gap("the publication %s was altered: for some time it left out kinds of changes, or had another owner", publicationOf(source))
 		case *members[i].name != c.name:
