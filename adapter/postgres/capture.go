@@ -108,16 +108,8 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if err := c.conditions(ctx, tx, want); err != nil {
 		return nil, err
 	}
-	for _, f := range want {
-		step, err := identifyRows(ctx, tx, f)
-		if err != nil {
-			return nil, err
-		}
-		applied = append(applied, step...)
-		if step, err = likeRoot(ctx, tx, c.Source, f); err != nil {
-			return nil, err
-		}
-		applied = append(applied, step...)
+	if applied, err = identifyAll(ctx, tx, c.Source, want); err != nil {
+		return nil, err
 	}
 	published := want
 	if c.Pushed {
@@ -211,6 +203,22 @@ func (f found) wantsIdentity() string {
 		return "DEFAULT"
 	}
 	return "FULL"
+}
+
+// identifyAll lets the tables and their partitions log what is needed of old rows.
+func identifyAll(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, err error) {
+	for _, f := range want {
+		step, err := identifyRows(ctx, tx, f)
+		if err != nil {
+			return nil, err
+		}
+		applied = append(applied, step...)
+		if step, err = likeRoot(ctx, tx, source, f); err != nil {
+			return nil, err
+		}
+		applied = append(applied, step...)
+	}
+	return applied, nil
 }
 
 // identifyRows lets a table without a key log its whole old rows. Without that the

@@ -192,6 +192,19 @@ func (e *examiner) ddl(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// leaves looks at the partitions of what is captured.
+func (e *examiner) leaves(ctx context.Context, tx pgx.Tx, list []captured) error {
+	bad, err := leavesOf(ctx, tx, "", rels(list)...)
+	for _, l := range bad {
+		cure := l.cure + ";"
+		if l.wrong() && !l.unlogged {
+			cure = "onewrite migrate"
+		}
+		e.problem("tables", cure, "%s", l.problem())
+	}
+	return err
+}
+
 // tables looks at what is captured.
 func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if !e.o.Capture.on() {
@@ -219,16 +232,8 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	} else if err != nil {
 		return err
 	}
-	bad, err := leavesOf(ctx, tx, "", rels(list)...)
-	if err != nil {
+	if err := e.leaves(ctx, tx, list); err != nil {
 		return err
-	}
-	for _, l := range bad {
-		cure := l.cure + ";"
-		if l.wrong() && !l.unlogged {
-			cure = "onewrite migrate"
-		}
-		e.problem("tables", cure, "%s", l.problem())
 	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)
 	if err != nil {
