@@ -136,6 +136,16 @@ func (f *backfill) nameOf(rel uint32) string {
 	return f.tables[rel].name
 }
 
+// of returns what is known of a table.
+func (f *backfill) of(rel uint32) captured {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c, ok := f.tables[rel]; ok {
+		return c
+	}
+	return captured{rel: rel, key: unknownKey}
+}
+
 func (f *backfill) knows(rel uint32) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -51,11 +51,13 @@ func (c Capture) on() bool { return len(c.Tables) > 0 || c.Messages || c.Pushed 
 type found struct {
 	rel                    uint32
 	schema, name, identity string
-	key                    bool // it has a primary key
+	key                    bool // it has a primary key, which is no deferrable one
+	deferrable             bool // or it has one that is
 	partitioned            bool
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
 	where                  string
+	leaves                 []leaf // partitions that log other rows than it; looked up for the script alone
 }
 
 func (f found) full() string { return f.schema + "." + f.name }
@@ -71,7 +73,7 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	var there, whole, lost, level bool // whole: as this version makes it
 	var version int
 	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL,
-			EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname = 'asked'),
+			(SELECT count(*) = 5 FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname IN ('filter', 'once', 'asked', 'key', 'keyed')),
 			to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
 		Scan(&there, &whole, &lost, &level, &version)
 	if err != nil {
@@ -106,12 +108,8 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if err := c.conditions(ctx, tx, want); err != nil {
 		return nil, err
 	}
-	for _, f := range want {
-		step, err := identifyRows(ctx, tx, f)
-		if err != nil {
-			return nil, err
-		}
-		applied = append(applied, step...)
+	if applied, err = identifyAll(ctx, tx, c.Source, want); err != nil {
+		return nil, err
 	}
 	published := want
 	if c.Pushed {
@@ -153,7 +151,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 			schema, name = "public", pattern
 		}
 		rows, err := tx.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relkind = 'p', pg_has_role(c.relowner, 'USAGE'),
-				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
+				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate), EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate),
 				current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped AND
 					(c.relreplident = 'f' OR NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END)
 					OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END AND a.attnum = ANY (i.indkey)))),
@@ -166,7 +164,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 		n := 0
 		var f found
 		var kind, persistence string
-		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &f.generated, &kind, &persistence}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&f.rel, &f.schema, &f.name, &f.identity, &f.partitioned, &f.owned, &f.key, &f.deferrable, &f.generated, &kind, &persistence}, func() error {
 			n++
 			switch {
 			case kind != "r" && kind != "p":
@@ -207,6 +205,22 @@ func (f found) wantsIdentity() string {
 	return "FULL"
 }
 
+// identifyAll lets the tables and their partitions log what is needed of old rows.
+func identifyAll(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, err error) {
+	for _, f := range want {
+		step, err := identifyRows(ctx, tx, f)
+		if err != nil {
+			return nil, err
+		}
+		applied = append(applied, step...)
+		if step, err = likeRoot(ctx, tx, source, f); err != nil {
+			return nil, err
+		}
+		applied = append(applied, step...)
+	}
+	return applied, nil
+}
+
 // identifyRows lets a table without a key log its whole old rows. Without that the
 // server would refuse the application's UPDATE and DELETE once it is published.
 func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, err error) {
@@ -217,24 +231,14 @@ func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, er
 	if !f.owned {
 		return nil, fmt.Errorf("%s logs no old rows, and the server would refuse to update it once it is captured; run as its owner: ALTER TABLE %s REPLICA IDENTITY %s", f.full(), f.quoted(), wanted)
 	}
-	tables := []string{f.quoted()}
-	if f.partitioned { // what counts is the identity of the partitions
-		rows, err := tx.Query(ctx, `SELECT relid::regclass::text FROM pg_partition_tree($1) WHERE isleaf`, f.rel)
-		if err != nil {
-			return nil, explain(err)
-		}
-		leaves, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return nil, explain(err)
-		}
-		tables = append(tables, leaves...)
+	if _, err := tx.Exec(ctx, "ALTER TABLE "+f.quoted()+" REPLICA IDENTITY "+wanted); err != nil {
+		return nil, explain(err)
 	}
-	for _, t := range tables {
-		if _, err := tx.Exec(ctx, "ALTER TABLE "+t+" REPLICA IDENTITY "+wanted); err != nil {
-			return nil, explain(err)
-		}
+	step := fmt.Sprintf("set the replica identity of %s to %s, as it logged no old rows", f.full(), strings.ToLower(wanted))
+	if f.deferrable {
+		step += "; its primary key is deferrable, which is no key of events: they are one lane, with whole rows"
 	}
-	return []string{fmt.Sprintf("set the replica identity of %s to %s, as it logged no old rows", f.full(), strings.ToLower(wanted))}, nil
+	return []string{step}, nil
 }
 
 // publishAll are the options of the publication.
@@ -342,11 +346,12 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 		if step != "" {
 			applied = append(applied, step)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, k.relreplident, $6, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, keyed, filter, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, pg_current_wal_insert_lsn(), $6, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, filter = excluded.filter, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
-			WHERE (c.name, c.member, c.altered::text, c.identity, c.filter) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.filter) OR $5 > 0`,
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, filter = excluded.filter,
+				keyed = CASE WHEN $5 > 0 THEN excluded.keyed ELSE c.keyed END, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
+			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.filter) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.filter) OR $5 > 0`,
 			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where)
 		if err == nil && again[f.rel] && c.AgainWhere != "" {
 			_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET once = $3, asked = wanted WHERE source = $1 AND rel = $2`, c.Source, f.rel, c.AgainWhere)
@@ -361,10 +366,10 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 // decide returns what is said of a table, and whether it gets a snapshot: 1 or 0.
 func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, again bool) (step string, snapshot int, err error) {
 	var was *bool // whether its membership is as it was; nil: it is new
-	var read, filtered, pending bool
+	var read, rekeyed, filtered, pending bool
 	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), c.member = r.oid AND c.altered = p.xmin,
-			coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false)
-		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where).Scan(&read, &was, &filtered, &pending)
+			coalesce(c.key NOT IN ('`+unknownKey+`', (SELECT `+keyColumns+` FROM pg_class c WHERE c.oid = r.prrelid)), false), coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false)
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where).Scan(&read, &was, &rekeyed, &filtered, &pending)
 	if err != nil {
 		return "", 0, explain(err)
 	}
@@ -376,7 +381,9 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 	case was == nil:
 		step = "row changes of " + f.full() + " are captured"
 	case !*was:
-		step, snapshot = f.full()+" was out of the publication, or the publication was altered: it gets a new snapshot", 1
+		step, snapshot = f.full()+" was out of the publication, or the publication was altered, or a partition logged less than the table: it gets a new snapshot", 1
+	case rekeyed:
+		step, snapshot = "the key of "+f.full()+" is another one than before: it gets a new snapshot", 1
 	case again:
 		step, snapshot = f.full()+" gets a new snapshot", 1
 	case filtered && pending:

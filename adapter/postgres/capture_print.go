@@ -31,6 +31,18 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err := o.Capture.conditions(ctx, tx, want); err != nil {
 		return "", err
 	}
+	for i := range want {
+		f := &want[i]
+		identity := map[string]string{"FULL": "f", "DEFAULT": "d"}[f.wantsIdentity()]
+		if f.leaves, err = leavesOf(ctx, tx, identity, f.rel); err != nil {
+			return "", err
+		}
+		for _, l := range f.leaves {
+			if l.unlogged {
+				return "", fmt.Errorf("%s; run as its owner: %s", l.problem(), l.cure)
+			}
+		}
+	}
 	return o.withCapture(want), nil
 }
 
@@ -54,6 +66,12 @@ func (o MigrateOptions) captureScript(want []found) string {
 		if identity := f.wantsIdentity(); identity != "" {
 			fmt.Fprintf(&b, "ALTER TABLE %s REPLICA IDENTITY %s; -- it logs no old rows, and could not be updated once it is published\n", f.quoted(), identity)
 		}
+		for _, l := range f.leaves {
+			fmt.Fprintf(&b, "%s; -- as its table\n", l.cure)
+			if l.wrong() {
+				fmt.Fprintf(&b, "UPDATE onewrite.captured SET altered = '0' WHERE source = %s AND rel = %d; -- changes are missing: it gets a snapshot\n", source, f.rel)
+			}
+		}
 	}
 	if o.Capture.Pushed {
 		names = append(names, "ONLY onewrite.outbox")
@@ -75,17 +93,19 @@ END $migrate$;
 	}
 	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
     (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, wanted)
-SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, p.xmin, k.relreplident,
+INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, keyed, filter, wanted)
+SELECT %[1]s, r.prrelid, n.nspname || '.' || c.relname, r.oid, p.xmin, c.relreplident,
+    %[6]s, pg_current_wal_insert_lsn(),
     %[5]s,
     CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
-FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid JOIN pg_namespace n ON n.oid = k.relnamespace
+FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
-    filter = excluded.filter,
-    wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text
-        AND (c.filter = excluded.filter OR c.wanted = c.finished OR c.asked = c.wanted) THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
-`, source, quoteText(publication), first, snapshotNumber, filters(want))
+    key = excluded.key, filter = excluded.filter,
+    (keyed, wanted) = (SELECT CASE WHEN same THEN o.keyed ELSE excluded.keyed END, CASE WHEN same THEN o.wanted ELSE greatest(o.wanted, o.finished, %[4]s) + 1 END
+        FROM (SELECT o.member = excluded.member AND o.altered::text = excluded.altered::text AND o.key IN ('%[7]s', excluded.key)
+            AND (o.filter = excluded.filter OR o.wanted = o.finished OR o.asked = o.wanted) AS same) s);
+`, source, quoteText(publication), first, snapshotNumber, filters(want), keyColumns, unknownKey)
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
 	}
@@ -95,12 +115,12 @@ ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.
 	return b.String()
 }
 
-// filters is the condition of the snapshots of the table k, as a text in SQL.
+// filters is the condition of the snapshots of the table c, as a text in SQL.
 func filters(want []found) string {
 	var b strings.Builder
 	for _, f := range want {
 		if f.where != "" {
-			fmt.Fprintf(&b, " WHEN n.nspname = %s AND k.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(f.where))
+			fmt.Fprintf(&b, " WHEN n.nspname = %s AND c.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(f.where))
 		}
 	}
 	if b.Len() == 0 {

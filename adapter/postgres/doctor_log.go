@@ -192,6 +192,19 @@ func (e *examiner) ddl(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// leaves looks at the partitions of what is captured.
+func (e *examiner) leaves(ctx context.Context, tx pgx.Tx, list []captured) error {
+	bad, err := leavesOf(ctx, tx, "", rels(list)...)
+	for _, l := range bad {
+		cure := l.cure + ";"
+		if l.wrong() && !l.unlogged {
+			cure = "onewrite migrate"
+		}
+		e.problem("tables", cure, "%s", l.problem())
+	}
+	return err
+}
+
 // tables looks at what is captured.
 func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if !e.o.Capture.on() {
@@ -217,6 +230,9 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list); errors.As(err, &gap) {
 		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))
 	} else if err != nil {
+		return err
+	}
+	if err := e.leaves(ctx, tx, list); err != nil {
 		return err
 	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)

@@ -58,7 +58,6 @@ var keyCases = []keyCase{
 	{name: "three", columns: `b text COLLATE "C", a int, k timestamptz, PRIMARY KEY (k, b, a)`, key: []string{"a", "b", "k"}, values: `'b' || i % 3, i / 9, '2024-01-01'::timestamptz + i % 9 / 3 * interval '1 day'`, move: `b = b || E'\\'`},
 	{name: "included", columns: `k int, x text DEFAULT 'x', PRIMARY KEY (k) INCLUDE (n, x)`, values: `-i`, move: `k = k - 1000`},
 	{name: "full", columns: `k text PRIMARY KEY`, values: `'k' || i`, move: `k = k || 'q'`, more: `ALTER TABLE "full" REPLICA IDENTITY FULL`},
-	{name: "deferred", columns: `k int PRIMARY KEY DEFERRABLE`, values: `i`, move: `k = k + 1000`, more: `ALTER TABLE deferred REPLICA IDENTITY FULL`},
 	{name: "other_index", columns: `id int PRIMARY KEY, k text COLLATE "C" NOT NULL`, values: `i, ` + odd, move: `k = k || 'q'`, more: `CREATE UNIQUE INDEX other ON other_index (k text_pattern_ops DESC) INCLUDE (n); ALTER TABLE other_index REPLICA IDENTITY USING INDEX other`},
 	{name: "Odd-Names", columns: `"K.é""x'" int, "SELECT" text, PRIMARY KEY ("SELECT", "K.é""x'")`, key: []string{`K.é"x'`, "SELECT"}, values: `i, 's' || i % 5`, move: `"SELECT" = '"'`},
 	{name: "parted", columns: `k int PRIMARY KEY) PARTITION BY RANGE (k`, values: `i`, move: `k = k + 1000`, more: `CREATE TABLE p1 PARTITION OF parted FOR VALUES FROM (0) TO (100); CREATE TABLE p2 PARTITION OF parted FOR VALUES FROM (100) TO (1001); CREATE TABLE p3 PARTITION OF parted FOR VALUES FROM (1001) TO (2000)`},

@@ -233,7 +233,7 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, err
 	}
 	r := &logReader{cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
-		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn}
+		env: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn, tell: tell}
 	if cfg.LogURL != "" {
 		r.slot += standbySlot
 		// SQL does not tell the timeline of a standby.
@@ -376,8 +376,12 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	case !there:
 		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
 	}
-	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
+	problem, err := r.verify(ctx, list)
+	if err != nil {
 		return nil, s, err
+	}
+	if problem != "" {
+		r.cfg.trouble("partitions", problem)
 	}
 	s, err = lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	return list, s, err

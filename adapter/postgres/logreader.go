@@ -33,6 +33,7 @@ type logReader struct {
 	queue    *logQueue
 	env      *envelope
 	fill     *backfill
+	tell     func(*onewrite.Gap) // of a gap that is healed
 	alive    context.Context
 	stop     context.CancelFunc
 	work     sync.WaitGroup
@@ -56,8 +57,9 @@ type logReader struct {
 	at       logPlace // after the last whole transaction; its snaps are the newest
 	begin    logPlace // where reading began
 	tx       transaction
-	held     *item // the newest event of tx that is not of the outbox: is it the last?
-	newest   item  // where held is
+	held     *item  // the newest event of tx that is not of the outbox: is it the last?
+	newest   item   // where held is
+	visible  uint32 // a transaction that other sessions see
 	outbox   outboxRows
 	member   *uint32 // the outbox's entry in the publication at the start, 0: it has none; nil: it is not known yet
 	tail     []item  // events of the outbox behind held
@@ -215,9 +217,6 @@ func (r *logReader) handle(m *pgoutput.Message) error {
 		case r.foreign():
 			return nil
 		}
-		if m.RelationID == r.outbox.rel && m.RelationID != 0 {
-			return r.outboxRow(m)
-		}
 		return r.row(m)
 	case pgoutput.KindTruncate:
 		if r.tx.old || r.foreign() {
@@ -294,26 +293,31 @@ const idleStep = 16 << 20
 
 func (r *logReader) relation(rel *pgoutput.Relation) error {
 	if rel.Namespace == "onewrite" && rel.Name == "outbox" {
+		if r.outbox.rel = rel.ID; !r.cfg.Pushed {
+			return nil
+		}
 		return r.outbox.describe(rel)
 	}
 	r.side.Lock()
 	defer r.side.Unlock()
-	t, err := r.cat.describe(r.alive, r.database, rel, func() error { return r.untilVisible(r.tx.xid) })
+	if !r.fill.knows(rel.ID) { // it is captured since just now
+		list, err := registry(r.alive, r.cat.conn, r.cfg.Name)
+		if err != nil {
+			return err
+		}
+		r.fill.set(list)
+	}
+	c := r.fill.of(rel.ID)
+	t, err := r.cat.describe(r.alive, r.database, rel, c, func() error { return r.untilVisible(r.tx.xid) })
 	if err != nil {
 		return err
 	}
+	t.compareKey(c)
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
 	}
 	r.tables[rel.ID] = t
-	if r.fill.knows(rel.ID) {
-		return nil
-	}
-	list, err := registry(r.alive, r.cat.conn, r.cfg.Name) // it is captured since just now
-	if err == nil {
-		r.fill.set(list)
-	}
-	return err
+	return nil
 }
 
 func (r *logReader) tableOf(rel uint32) (*table, error) {

@@ -2,11 +2,9 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/internal/sabotage"
@@ -24,21 +22,53 @@ func (r *logReader) row(m *pgoutput.Message) error {
 	if len(t.columns) == 0 { // a row without columns is a row
 		m.New, m.Old = pgoutput.Tuple{}, pgoutput.Tuple{}
 	}
-	c := change{table: t, before: nil, whole: m.OldKind == pgoutput.OldRow}
-	switch m.Kind {
-	case pgoutput.KindInsert:
+	told, err := r.keyed(t, m)
+	if err != nil {
+		return err
+	}
+	c := change{table: t, before: nil, whole: m.OldKind == pgoutput.OldRow && !t.partial(m)}
+	switch {
+	case !told:
+	case m.Kind == pgoutput.KindInsert:
 		c.kind, c.op, c.after = "insert", 'c', m.New
 		r.emit(&c, true)
-	case pgoutput.KindDelete:
+	case m.Kind == pgoutput.KindDelete:
 		c.kind, c.op, c.before = "delete", 'd', m.Old
 		r.emit(&c, true)
-	case pgoutput.KindUpdate:
+	case m.Kind == pgoutput.KindUpdate:
 		if err := r.update(&c, m); err != nil {
 			return err
 		}
 	}
 	r.tx.index++
 	return nil
+}
+
+// keyed looks whether it is known which row a change is of. If it is not, that is a gap;
+// what is known is told all the same. false: nothing is.
+func (r *logReader) keyed(t *table, m *pgoutput.Message) (told bool, err error) {
+	why := t.stray
+	if m.OldKind != 0 && t.keyless(m.Old) {
+		why = "an old row of " + t.topic + " had no value for its key: a partition had another replica identity than the table, or no key"
+		m.OldKind = 0
+		m.Old = nil
+	}
+	told = m.Kind != pgoutput.KindDelete || m.OldKind != 0
+	if m.Kind != pgoutput.KindDelete && t.keyless(m.New) {
+		told, why = false, "a row of "+t.topic+" had no value for its key"
+	}
+	if m.Kind == pgoutput.KindUpdate && m.OldKind == 0 {
+		for _, i := range t.key {
+			if m.New[i].Kind == pgoutput.ColumnUnchanged {
+				told, why = false, cmp.Or(why, "a key of "+t.topic+" was not in the log")
+			}
+		}
+	}
+	if why == "" {
+		return told, nil
+	}
+	t.stray = ""
+	return told, r.lost(t, why)
 }
 
 // update makes one event, or two where the key changed: the old row goes and a new
@@ -83,80 +113,6 @@ func (r *logReader) update(c *change, m *pgoutput.Message) error {
 	}
 	r.emit(&n, true)
 	return nil
-}
-
-// reread completes a row that got a new key by what the table has now: the log does
-// not carry the large values that the update left alone. If the row is gone, they
-// stay absent.
-func (r *logReader) reread(t *table, row pgoutput.Tuple) (bool, error) {
-	var list, where []byte
-	var missing []int
-	for i := range row {
-		if row[i].Kind == pgoutput.ColumnUnchanged {
-			if missing = append(missing, i); len(missing) > 1 {
-				list = append(list, ',')
-			}
-			list = append(list, pgx.Identifier{t.columns[i].name}.Sanitize()...)
-		}
-	}
-	if len(missing) == 0 {
-		return false, nil
-	}
-	var args [][]byte
-	r.side.Lock()
-	defer r.side.Unlock()
-	if err := r.untilVisible(r.tx.xid); err != nil {
-		return false, err
-	}
-	names := make([]string, len(t.key))
-	for n, i := range t.key {
-		names[n] = t.columns[i].name
-	}
-	by, err := comparisons(r.alive, r.cat.conn, t.rel, names)
-	if err != nil || len(by) < len(names) {
-		return false, err // a column is gone
-	}
-	for n, i := range t.key {
-		if n > 0 {
-			where = append(where, " AND "...)
-		}
-		args = append(args, row[i].Data)
-		where = fmt.Appendf(where, "%s %s $%d::%s", by[names[n]].of(pgx.Identifier{names[n]}.Sanitize()), by[names[n]].eq, len(args), by[names[n]].typ)
-	}
-	sql := fmt.Sprintf("SELECT %s FROM %s WHERE %s", list, pgx.Identifier{t.schema, t.name}.Sanitize(), where)
-	res := r.cat.conn.PgConn().ExecParams(r.alive, sql, args, nil, nil, nil).Read()
-	if res.Err != nil {
-		if r.cat.conn.IsClosed() {
-			return false, explain(res.Err)
-		}
-		return false, nil // the table or a column is gone
-	}
-	if len(res.Rows) != 1 {
-		return false, nil
-	}
-	for n, i := range missing {
-		row[i] = pgoutput.Column{Kind: pgoutput.ColumnText, Data: res.Rows[0][n]}
-		if res.Rows[0][n] == nil {
-			row[i].Kind = pgoutput.ColumnNull
-		}
-	}
-	return true, nil
-}
-
-// untilVisible waits until other sessions see a transaction: the log has it earlier,
-// by as long as a synchronous standby may take.
-func (r *logReader) untilVisible(xid uint32) error {
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		s, err := takeSnapshot(r.alive, r.cat.conn)
-		if err != nil || s.sees(xid) || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-r.alive.Done():
-			return r.alive.Err()
-		case <-time.After(time.Millisecond):
-		}
-	}
 }
 
 func (r *logReader) truncate(m *pgoutput.Message) error {

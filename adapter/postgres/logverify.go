@@ -19,7 +19,7 @@ func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []ca
 		return &onewrite.Gap{Reason: "row changes: " + fmt.Sprintf(format, args...), From: "the change of the publication", To: "now", Cure: cureMigrate}
 	}
 	rows, err := conn.Query(ctx, `SELECT r.prrelid, r.oid, r.prqual IS NOT NULL OR r.prattrs IS NOT NULL, c.relreplident::text,
-			p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot, p.xmin::text::bigint, n.nspname || '.' || c.relname
+			p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot, p.xmin::text::bigint, n.nspname || '.' || c.relname, `+keyColumns+`
 		FROM pg_publication p LEFT JOIN pg_publication_rel r ON p.oid = r.prpubid LEFT JOIN pg_class c ON c.oid = r.prrelid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, publicationOf(source))
 	if err != nil {
 		return explain(err)
@@ -31,9 +31,10 @@ func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []ca
 		whole    bool
 		altered  int64
 		name     *string
+		key      string
 	}
 	members, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m member, err error) {
-		return m, row.Scan(&m.rel, &m.oid, &m.partial, &m.identity, &m.whole, &m.altered, &m.name)
+		return m, row.Scan(&m.rel, &m.oid, &m.partial, &m.identity, &m.whole, &m.altered, &m.name, &m.key)
 	})
 	if err != nil {
 		return explain(err)
@@ -53,12 +54,16 @@ func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []ca
 			return gap("the publication %s leaves out rows or columns of %s", publicationOf(source), c.name)
 		case *members[i].oid != c.member:
 			return gap("table %s was taken out of the publication %s and put back", c.name, publicationOf(source))
+		case c.altered == 0: // mistrust
+			return gap("changes of a partition of %s were not in the log, or without the key of the row", c.name)
 		case members[i].altered != c.altered: // and is whole again
 			return gap("the publication %s was altered: for some time it left out kinds of changes, or had another owner", publicationOf(source))
 		case *members[i].name != c.name:
 			return gap("table %s has another name now: %s", c.name, *members[i].name)
 		case *members[i].identity != c.identity:
 			return gap("the replica identity of %s was changed (%s, was %s)", c.name, *members[i].identity, c.identity)
+		case c.key != unknownKey && members[i].key != c.key:
+			return gap("the key of %s is another one than before: a consumer has its rows under the old one", c.name)
 		}
 	}
 	return nil

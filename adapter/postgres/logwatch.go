@@ -42,9 +42,11 @@ func (r *logReader) check() error {
 	if err != nil {
 		return err
 	}
-	if err := verifyCapture(ctx, r.cat.conn, r.cfg.Name, list); err != nil {
+	problem, err := r.verify(ctx, list)
+	if err != nil {
 		return err
 	}
+	r.cfg.trouble("partitions", problem)
 	r.fill.set(list)
 	var same bool
 	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn)`,

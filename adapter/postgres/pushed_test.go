@@ -332,3 +332,45 @@ func TestPassedTransactions(t *testing.T) {
 		}
 	})
 }
+
+// With outbox: ring the log may have the outbox all the same, until migrate takes it out
+// of the publication: what the ring tells is not told again.
+func TestFromTheLogBackToTheRing(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "public.a")
+		if _, err := Migrate(t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables, Pushed: true}}); err != nil {
+			t.Fatal(err)
+		}
+		r.cfg.Pushed = true
+		r.pushing()
+		sql(t, r.conn, `SELECT onewrite.publish('o', 'k', 'first'::text)`)
+		if e := r.events(1)[0]; e.Topic != "o" {
+			t.Fatalf("%s came", e.Topic)
+		}
+		r.cfg.Pushed = false
+		r.open()
+		sql(t, r.conn, `BEGIN; INSERT INTO a VALUES (1); SELECT onewrite.publish('o', 'k', 'second'::text); INSERT INTO a VALUES (2); COMMIT`, `INSERT INTO a VALUES (3)`)
+		events, rows, marked, asked := 0, 0, false, false
+		for rows < 4 || !marked {
+			for _, e := range r.read().Events {
+				switch e.Topic {
+				case "o":
+					events++
+				case "mark":
+					marked = true
+				default:
+					if rows++; e.Tx.Last != (rows > 1) {
+						t.Errorf("row %d: %+v", rows, e.Tx)
+					}
+				}
+			}
+			if rows == 3 && !asked {
+				asked = true
+				sql(t, r.conn, `SELECT onewrite.publish('mark', 'k', 'mark'::text)`, `INSERT INTO a VALUES (4)`)
+			}
+		}
+		if events != 1 {
+			t.Errorf("the event came %d times", events)
+		}
+	})
+}

@@ -20,11 +20,15 @@ type table struct {
 	schema, name string
 	topic        string
 	columns      []tableColumn
-	key          []int  // columns of the event's key, in the order of their names; none: the table is one lane
-	old          []int  // columns that an old row has when it is not whole
-	source       []byte // `,"db":…,"schema":…,"table":…` of the envelope
-	seen         uint32 // the transaction that count is of
-	count        int    // changes of the table in it
+	key          []int   // columns of the event's key, in the order of their names; none: the table is one lane
+	old          []int   // columns that an old row has when it is not whole
+	nums         []int   // pg_attribute.attnum of each column; nil: not known
+	partitioned  bool    // it is the root of partitions, which have replica identities of their own
+	stray        string  // why its key is not the one that was registered
+	look         *lookup // nil: no row was read again
+	source       []byte  // `,"db":…,"schema":…,"table":…` of the envelope
+	seen         uint32  // the transaction that count is of
+	count        int     // changes of the table in it
 }
 
 type tableColumn struct {
@@ -150,11 +154,12 @@ type keyPart struct {
 
 // keyOf returns the columns of a table's key in the order of its index, as they are
 // now. It is what the log calls the replica identity, or the primary key where that is
-// the whole row or nothing.
+// the whole row or nothing. A deferrable one is none: two rows may share it inside a
+// statement, and a consumer that applies by key would let one overwrite the other.
 func keyOf(ctx context.Context, conn *pgx.Conn, rel uint32, identity byte) ([]keyPart, error) {
 	rows, err := conn.Query(ctx, `SELECT a.attname::text, a.attgenerated <> '' FROM pg_index i
 		CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-		WHERE i.indrelid = $1 AND k.n <= i.indnkeyatts AND CASE $2 WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate ELSE i.indisprimary END
+		WHERE i.indrelid = $1 AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE $2 WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
 		ORDER BY k.n`, rel, string(identity))
 	if err != nil {
 		return nil, explain(err)
@@ -214,19 +219,28 @@ func comparisons(ctx context.Context, conn *pgx.Conn, rel uint32, names []string
 
 // describe makes a table of what the log says of it. Its key is the replica identity,
 // which is the primary key unless the table's owner chose another index. Where it is
-// the whole row, or nothing, the primary key is looked up. The log may be ahead of what
-// other sessions see: settle waits for them.
-func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Relation, settle func() error) (*table, error) {
+// the whole row, or nothing, the key is the one that was registered. The log may be ahead
+// of what other sessions see: settle waits for them.
+func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Relation, reg captured, settle func() error) (*table, error) {
+	silent := r.Identity == 'f' || r.Identity == 'n' // of the key
+	now, err := c.shape(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	nums, settled := align(r.Columns, now.attributes)
 	oids := make([]uint32, len(r.Columns))
-	settled := true
 	for i, col := range r.Columns {
 		oids[i] = col.Type
 		settled = settled && c.knows(col.Type)
 	}
-	if !settled || r.Identity == 'f' || r.Identity == 'n' {
+	if !settled || silent && reg.key == unknownKey {
 		if err := settle(); err != nil {
 			return nil, err
 		}
+		if now, err = c.shape(ctx, r.ID); err != nil {
+			return nil, err
+		}
+		nums, _ = align(r.Columns, now.attributes)
 	}
 	if err := c.resolve(ctx, oids); err != nil {
 		return nil, err
@@ -244,11 +258,15 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 		}
 	}
 	for _, p := range parts {
-		if p.hidden || r.Identity == 'f' || r.Identity == 'n' {
+		if p.hidden || silent && reg.key == unknownKey {
 			key = append(key, p.name)
 		}
 	}
+	if silent && reg.key != unknownKey {
+		key = keyNames(columns, nums, reg.key)
+	}
 	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
+	t.nums, t.partitioned = nums, now.partitioned
 	return t, t.mask(c.rules)
 }
 
@@ -259,9 +277,11 @@ type captured struct {
 	member   uint32 // the oid of its membership in the publication
 	altered  int64  // the version of the publication's row
 	identity string
-	wanted   int    // snapshots asked for
-	finished int    // and made
-	where    string // the condition of the rows of the one that is wanted; "": all
+	wanted   int          // snapshots asked for
+	finished int          // and made
+	where    string       // the condition of the rows of the one that is wanted; "": all
+	key      string       // of its events, as keyColumns has it
+	keyed    pgoutput.LSN // what was committed before has rows under other keys, perhaps, and a snapshot of after
 }
 
 func (c captured) pending() bool { return c.wanted > c.finished }
@@ -275,13 +295,18 @@ func (c captured) quoted() string {
 // registry reads the tables that a source captures, in the order of their names.
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
 	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
-		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, '')
+		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, ''),
+		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0')
 		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where)
+		var keyed string
+		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed); err != nil {
+			return c, err
+		}
+		c.keyed, err = pgoutput.ParseLSN(keyed)
 		return c, err
 	})
 	return list, explain(err)
