@@ -125,8 +125,8 @@ IF to_regclass('onewrite.scheduled') IS NULL THEN EXECUTE $layout$
 $layout$;
 END IF;
 END $migrate$;
-%sCOMMIT;
-`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), o.grants())
+%s%sCOMMIT;
+`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), mendScript, o.grants())
 }
 
 // limit are the statements that set the largest event. An event that exceeds it and
@@ -182,6 +182,11 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 			applied = append(applied, "created the table of scheduled events")
 		}
 	}
+	mended, err := mendFunctions(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	applied = append(applied, mended...)
 	captured, err := capture(ctx, tx, o)
 	if err != nil {
 		return nil, err
