@@ -94,7 +94,11 @@ func subjectsOf(cfg *Config, o DoctorOptions) []subject {
 		s := cfg.Sources[name]
 		list = append(list, subject{"source " + name, func(ctx context.Context) []Finding {
 			if s.Type == config.Postgres {
-				return postgres.Examine(ctx, s.URL.Reveal(), postgresOptions(name, cfg, s, MigrateOptions{}), imports(s)...)
+				o, err := postgresOptions(name, cfg, s, MigrateOptions{})
+				if err != nil {
+					return []Finding{unreadable(err)}
+				}
+				return postgres.Examine(ctx, s.URL.Reveal(), o, imports(s)...)
 			}
 			return sqlite.Examine(ctx, s.Path, sqliteOptions(cfg, s))
 		}})

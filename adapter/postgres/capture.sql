@@ -13,7 +13,8 @@ CREATE TABLE IF NOT EXISTS onewrite.captured (
 ALTER TABLE onewrite.captured
     ADD COLUMN IF NOT EXISTS filter text NOT NULL DEFAULT '', -- the condition of a snapshot's rows, as configured; '': all
     ADD COLUMN IF NOT EXISTS once   text NOT NULL DEFAULT '', -- the condition of one that was asked for with its own
-    ADD COLUMN IF NOT EXISTS asked  int  NOT NULL DEFAULT 0;  -- and which one that was
+    ADD COLUMN IF NOT EXISTS asked  int  NOT NULL DEFAULT 0,  -- and which one that was
+    ADD COLUMN IF NOT EXISTS columns text NOT NULL DEFAULT ''; -- the rules of columns: for the table, as configured when migrate ran
 CREATE TABLE IF NOT EXISTS onewrite.log (
     source  text   PRIMARY KEY,
     slot    text   NOT NULL,

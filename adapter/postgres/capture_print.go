@@ -31,7 +31,15 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err := o.Capture.conditions(ctx, tx, want); err != nil {
 		return "", err
 	}
-	return o.withCapture(want), nil
+	warnings, err := o.Capture.checkMasks(ctx, tx, want)
+	if err != nil {
+		return "", err
+	}
+	text := o.withCapture(want)
+	for _, w := range warnings {
+		text = "-- " + w + "\n" + text
+	}
+	return text, nil
 }
 
 func (o MigrateOptions) withCapture(want []found) string {
@@ -75,17 +83,19 @@ END $migrate$;
 	}
 	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
     (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, wanted)
+INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, filter, columns, wanted)
 SELECT %[1]s, r.prrelid, n.nspname || '.' || k.relname, r.oid, p.xmin, k.relreplident,
     %[5]s,
+    %[6]s,
     CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class k ON k.oid = r.prrelid JOIN pg_namespace n ON n.oid = k.relnamespace
 WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
-    filter = excluded.filter,
+    filter = excluded.filter, columns = excluded.columns,
     wanted = CASE WHEN c.member = excluded.member AND c.altered::text = excluded.altered::text
         AND (c.filter = excluded.filter OR c.wanted = c.finished OR c.asked = c.wanted) THEN c.wanted ELSE greatest(c.wanted, c.finished, %[4]s) + 1 END;
-`, source, quoteText(publication), first, snapshotNumber, filters(want))
+`, source, quoteText(publication), first, snapshotNumber,
+		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns))
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
 	}
@@ -95,12 +105,12 @@ ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.
 	return b.String()
 }
 
-// filters is the condition of the snapshots of the table k, as a text in SQL.
-func filters(want []found) string {
+// byTable is a text for the table k, as SQL.
+func byTable(want []found, text func(found) string) string {
 	var b strings.Builder
 	for _, f := range want {
-		if f.where != "" {
-			fmt.Fprintf(&b, " WHEN n.nspname = %s AND k.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(f.where))
+		if t := text(f); t != "" {
+			fmt.Fprintf(&b, " WHEN n.nspname = %s AND k.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(t))
 		}
 	}
 	if b.Len() == 0 {

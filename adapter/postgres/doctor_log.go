@@ -123,7 +123,7 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 		e.warn("slot", dropped(slot)+";", "slot %s is read by nobody and keeps the server's log; another copy of onewrite that is stopped may want it", slot)
 	}
 	if !e.o.Capture.on() {
-		return nil
+		return e.leftSlot(ctx, name)
 	}
 	if keep < 0 {
 		e.warn("slot", "ALTER SYSTEM SET max_slot_wal_keep_size = '20GB'; SELECT pg_reload_conf()", "max_slot_wal_keep_size has no limit: a relay that is down for long fills the server's disk with log")
@@ -148,6 +148,28 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	default:
 		e.ok("slot", "slot %s keeps %s of the server's log", name, mega(s.retained))
 	}
+	return nil
+}
+
+// leftSlot looks at the slot of a source that reads the log no more.
+func (e *examiner) leftSlot(ctx context.Context, name string) error {
+	if name == "" {
+		return nil
+	}
+	const says = "the configuration reads the log no more, and nobody has run onewrite migrate since: slot %s keeps the log of its server"
+	if strings.HasSuffix(name, standbySlot) {
+		e.problem("slot", "onewrite migrate; then on the standby that log_url named: "+dropped(name)+";", says, name)
+		return nil
+	}
+	s, err := lookAtSlot(ctx, e.conn, name, 150000)
+	if err != nil || s == nil {
+		return err
+	}
+	cure := "onewrite migrate"
+	if s.pid != 0 {
+		cure = "restart onewrite run, which reads it still, with this configuration; stop it and run onewrite migrate"
+	}
+	e.problem("slot", cure, says, name)
 	return nil
 }
 
@@ -214,10 +236,14 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	var gap *onewrite.Gap
-	if err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list); errors.As(err, &gap) {
+	_, gone, err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list)
+	if errors.As(err, &gap) {
 		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))
 	} else if err != nil {
 		return err
+	}
+	for _, name := range gone {
+		e.problem("tables", "take it out of tables: and run onewrite migrate", "the table %s was dropped", name)
 	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)
 	if err != nil {

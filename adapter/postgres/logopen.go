@@ -294,7 +294,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
 			return err
 		}
-		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
+		if list, err = r.tablesNow(ctx); err != nil {
 			return err
 		}
 	}
@@ -363,18 +363,13 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	if err != nil {
 		return nil, s, explain(err)
 	}
-	if there {
-		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
-			return nil, s, err
-		}
-	}
 	switch {
-	case len(list) == 0 && stored == nil && !there:
+	case stored == nil && !there:
 		return nil, s, errors.New("postgres: the log is to be read, but nothing is published yet; run onewrite migrate")
 	case !there:
 		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
 	}
-	if err := verifyCapture(ctx, conn, r.cfg.Name, list); err != nil {
+	if list, err = r.tablesNow(ctx); err != nil {
 		return nil, s, err
 	}
 	s, err = lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)

@@ -99,6 +99,7 @@ type finished struct {
 // receive runs until the connection ends.
 func (r *logReader) receive() {
 	err := r.loop()
+	r.flush() // what came before: whoever cures the error may change the form of events
 	if r.alive.Err() != nil {
 		err = context.Cause(r.alive)
 	}
@@ -304,15 +305,13 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
 	}
+	if !r.fill.knows(rel.ID) { // it is captured since just now
+		if err := r.takeUp(rel.ID); err != nil {
+			return err
+		}
+	}
 	r.tables[rel.ID] = t
-	if r.fill.knows(rel.ID) {
-		return nil
-	}
-	list, err := registry(r.alive, r.cat.conn, r.cfg.Name) // it is captured since just now
-	if err == nil {
-		r.fill.set(list)
-	}
-	return err
+	return nil
 }
 
 func (r *logReader) tableOf(rel uint32) (*table, error) {

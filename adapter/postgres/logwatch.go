@@ -38,11 +38,8 @@ func (r *logReader) check() error {
 	defer r.side.Unlock()
 	ctx, cancel := context.WithTimeout(r.alive, 30*time.Second)
 	defer cancel()
-	list, err := registry(ctx, r.cat.conn, r.cfg.Name)
+	list, err := r.tablesNow(ctx)
 	if err != nil {
-		return err
-	}
-	if err := verifyCapture(ctx, r.cat.conn, r.cfg.Name, list); err != nil {
 		return err
 	}
 	r.fill.set(list)

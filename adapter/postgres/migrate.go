@@ -149,7 +149,7 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	defer func() { err = withNames(err, conn) }()
+	defer func() { err = withRelay(withNames(err, conn), o.RelayRole) }()
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return nil, explain(err)
@@ -182,33 +182,13 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 			applied = append(applied, "created the table of scheduled events")
 		}
 	}
-	mended, err := mendFunctions(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, mended...)
-	captured, err := capture(ctx, tx, o)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, captured...)
-	for _, make := range []func(context.Context, pgx.Tx) ([]string, error){o.emitting, o.telling} {
-		made, err := make(ctx, tx)
+	for _, step := range []func(context.Context, pgx.Tx) ([]string, error){mendFunctions, o.capture, o.emitting, o.telling, o.grant, o.needsReplication} {
+		done, err := step(ctx, tx)
 		if err != nil {
 			return nil, err
 		}
-		applied = append(applied, made...)
+		applied = append(applied, done...)
 	}
-	granted, err := o.grant(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, granted...)
-	note, err := o.needsReplication(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, note...)
 	if err := tx.Commit(ctx); err != nil {
 		return nil, explain(err)
 	}

@@ -67,7 +67,7 @@ func (t *table) mask(rules masking.Rules) error {
 	for i := range t.columns {
 		c := &t.columns[i]
 		if c.mask = rules.Of(t.schema, t.name, c.name); c.mask.Kind == masking.Drop && slices.Contains(t.key, i) {
-			return fmt.Errorf("postgres: the column %s of %s is in its key and cannot be left out of events; write hash in place of drop in the setting columns", c.name, t.topic)
+			return fmt.Errorf("postgres: %w", keyLeftOut(t.topic, c.name))
 		}
 	}
 	return nil
@@ -249,7 +249,10 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 		}
 	}
 	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
-	return t, t.mask(c.rules)
+	if err := t.mask(c.rules); err != nil {
+		return nil, err
+	}
+	return t, covered(ctx, c.conn, c.rules, t, settle)
 }
 
 // captured is a table as the registry has it.
@@ -262,6 +265,7 @@ type captured struct {
 	wanted   int    // snapshots asked for
 	finished int    // and made
 	where    string // the condition of the rows of the one that is wanted; "": all
+	columns  string // the rules for its columns, as migrate was given them
 }
 
 func (c captured) pending() bool { return c.wanted > c.finished }
@@ -275,13 +279,13 @@ func (c captured) quoted() string {
 // registry reads the tables that a source captures, in the order of their names.
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
 	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
-		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, '')
+		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, ''), coalesce(to_jsonb(c) ->> 'columns', '')
 		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where)
+		err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.columns)
 		return c, err
 	})
 	return list, explain(err)
