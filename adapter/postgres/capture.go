@@ -133,6 +133,9 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 	if err != nil {
 		return nil, err
 	}
+	if _, err := give(ctx, tx, givePublication(c.Source)); err != nil {
+		return nil, err
+	}
 	applied = append(applied, steps...)
 	if damaged {
 		c.Again = c.Tables

@@ -77,6 +77,7 @@ END $migrate$;
 	if len(names) > 0 {
 		fmt.Fprintf(&b, "ALTER PUBLICATION %s SET TABLE %s;\n", pgx.Identifier{publication}.Sanitize(), strings.Join(names, ", "))
 	}
+	b.WriteString(giveScript(givePublication(o.Capture.Source)))
 	first := 0
 	if o.Capture.Snapshot {
 		first = 1

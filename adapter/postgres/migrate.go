@@ -125,8 +125,10 @@ IF to_regclass('onewrite.scheduled') IS NULL THEN EXECUTE $layout$
 $layout$;
 END IF;
 END $migrate$;
-%s%sCOMMIT;
-`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), mendScript, o.grants())
+%s%s
+-- All of it is the schema's owner's, whoever runs this.
+%sCOMMIT;
+`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), mendScript, o.grants(), giveScript(giveObjects))
 }
 
 // limit are the statements that set the largest event. An event that exceeds it and
@@ -182,7 +184,7 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 			applied = append(applied, "created the table of scheduled events")
 		}
 	}
-	for _, step := range []func(context.Context, pgx.Tx) ([]string, error){mendFunctions, o.capture, o.emitting, o.telling, o.grant, o.needsReplication} {
+	for _, step := range []func(context.Context, pgx.Tx) ([]string, error){mendFunctions, o.capture, o.emitting, o.telling, giving, o.grant, o.needsReplication} {
 		done, err := step(ctx, tx)
 		if err != nil {
 			return nil, err
