@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/onewrite/onewrite/adapter/file"
@@ -14,8 +15,10 @@ import (
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/webhook"
+	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/pipeline"
 )
 
 // Finding is one thing that [Doctor] looked at: how bad it is, of what, what was
@@ -59,7 +62,28 @@ func Doctor(ctx context.Context, cfg *Config, o DoctorOptions) []Finding {
 	for range subjects {
 		<-done
 	}
-	return slices.Concat(found...)
+	all := slices.Concat(found...)
+	if s := instance(ctx, cfg, o.ConfigPath); s != nil {
+		correct(all, s.Sources)
+	}
+	return all
+}
+
+// correct says of a source whose session is not there, although onewrite runs, why that is.
+func correct(found []Finding, sources map[string]dashboard.Source) {
+	for i := range found {
+		f := &found[i]
+		name, ok := strings.CutPrefix(f.Subject, "source ")
+		s := sources[name]
+		if !ok || f.Check != "reader" || !strings.HasPrefix(f.Text, "nobody reads") || s.State == pipeline.OK || s.LastError == "" {
+			continue
+		}
+		f.Severity, f.Cure = diagnosis.Problem, "onewrite status"
+		f.Text = fmt.Sprintf("onewrite runs, and the source is in state %s: %s", s.State, s.LastError)
+		if at := strings.LastIndex(f.Text, "; "); at > 0 {
+			f.Text, f.Cure = f.Text[:at], strings.TrimPrefix(f.Text[at+2:], "cure: ")
+		}
+	}
 }
 
 // grace is what an examination has for its last words when its time is over.

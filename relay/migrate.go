@@ -180,7 +180,7 @@ func postgresOptions(name string, cfg *Config, s config.Source, o MigrateOptions
 		MaxEvent: int(cfg.MaxEvent),
 		AppRole:  cmp.Or(o.AppRole, s.Roles.App), RelayRole: cmp.Or(o.RelayRole, s.Roles.Relay),
 		Capture: postgres.Capture{Source: name, Tables: s.Tables, LogURL: s.LogURL.Reveal(), Messages: s.Messages, DDL: s.DDL, Pushed: s.Outbox == "log",
-			Masks: masks, Snapshot: s.Snapshot != "never", Where: s.SnapshotWhere, Again: o.Snapshot, AgainWhere: o.Where},
+			Masks: masks, HoldGap: s.OnGap == "stop", Snapshot: s.Snapshot != "never", Where: s.SnapshotWhere, Again: o.Snapshot, AgainWhere: o.Where},
 	}, nil
 }
 

@@ -45,6 +45,8 @@ type Capture struct {
 	Messages bool
 	// DDL makes events of the commands on captured tables.
 	DDL bool
+	// HoldGap says that a gap stops the source, for a person to decide. Examine looks at it.
+	HoldGap bool
 	// Pushed lets the log tell what is inserted into the outbox.
 	Pushed bool
 }
@@ -85,16 +87,14 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 	if err != nil {
 		return nil, explain(err)
 	}
-	if !c.on() {
-		if !there {
-			return nil, nil
-		}
+	switch {
+	case !c.on() && !there:
+		return nil, nil
+	case !c.on():
 		return release(ctx, tx, c.Source)
-	}
-	if version < 150000 {
+	case version < 150000:
 		return nil, fmt.Errorf("postgres: the server has version %d, reading its log needs 15 or newer; take the settings tables and messages out", version/10000)
-	}
-	if !level {
+	case !level:
 		return nil, errors.New("postgres: row changes and messages are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
 	}
 	if !there || !whole {
@@ -130,10 +130,10 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 		return nil, err
 	}
 	steps, damaged, kept, err := publish(ctx, tx, c.Source, published)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		_, err = give(ctx, tx, givePublication(c.Source))
 	}
-	if _, err := give(ctx, tx, givePublication(c.Source)); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	applied = append(applied, steps...)
@@ -143,9 +143,14 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 	if steps, err = register(ctx, tx, c, want, kept); err != nil {
 		return nil, err
 	}
-	// The log of the time without the publication cannot be decoded.
-	_, err = tx.Exec(ctx, `UPDATE onewrite.log SET publication = 0 WHERE source = $1 AND publication <> coalesce((SELECT oid FROM pg_publication WHERE pubname = $2), 0)`, c.Source, publicationOf(c.Source))
-	return slices.Concat(applied, steps, warnings), explain(err)
+	return slices.Concat(applied, steps, warnings), c.renewSlot(ctx, tx)
+}
+
+// renewSlot has the slot made anew where the publication is: the log of the time without
+// it cannot be decoded.
+func (c Capture) renewSlot(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `UPDATE onewrite.log SET publication = 0 WHERE source = $1 AND publication <> coalesce((SELECT oid FROM pg_publication WHERE pubname = $2), 0)`, c.Source, publicationOf(c.Source))
+	return explain(err)
 }
 
 // published are the tables of the publication: those that are captured, and the outbox

@@ -111,7 +111,7 @@ func (e *examiner) run(ctx context.Context) {
 	}{
 		{"outbox", e.outbox}, {"functions", e.definers}, {"rights", e.rights}, {"settings", e.settings}, {"clock", e.clock},
 		{"transactions", e.transactions}, {"prepared", e.prepared}, {"reader", e.reader},
-		{"log", e.log}, {"log_url", e.logURL}, {"slot", e.slot}, {"tables", e.tables}, {"columns", e.columns}, {"messages", e.messages}, {"ddl", e.ddl},
+		{"log", e.log}, {"log_url", e.logURL}, {"slot", e.slot}, {"tables", e.tables}, {"tables", e.policies}, {"columns", e.columns}, {"messages", e.messages}, {"ddl", e.ddl},
 	} {
 		if !e.look(ctx, c.check, c.look) && (ctx.Err() != nil || conn.IsClosed()) {
 			return // the same would be said of all that follows

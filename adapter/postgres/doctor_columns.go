@@ -2,9 +2,40 @@ package postgres
 
 import (
 	"context"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
+
+// policies looks at captured tables whose rows are hidden from a role that makes snapshots.
+// A policy that shows them all would not do: a snapshot asks for all rows, or none.
+func (e *examiner) policies(ctx context.Context, tx pgx.Tx) error {
+	want, err := findTables(ctx, tx, e.o.Capture.Tables)
+	if err != nil {
+		return nil //nolint:nilerr // the check of the tables says it
+	}
+	roles := []string{e.role}
+	if e.o.RelayRole != "" && e.o.RelayRole != e.role {
+		roles = append(roles, e.o.RelayRole)
+	}
+	for _, role := range roles {
+		var names []string
+		for _, f := range want {
+			var hidden bool
+			if err := tx.QueryRow(ctx, `SELECT c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls) AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))
+				FROM pg_class c, pg_roles r WHERE c.oid = $1 AND r.rolname = $2`, f.rel, role).Scan(&hidden); err != nil {
+				return err
+			}
+			if hidden {
+				names = append(names, f.full())
+			}
+		}
+		if len(names) > 0 {
+			e.problem("tables", "ALTER ROLE "+quoted(role)+" BYPASSRLS; -- as superuser", "row-level security hides rows of %s from role %s: there can be no snapshot of it", strings.Join(names, ", "), role)
+		}
+	}
+	return nil
+}
 
 // columns looks at the rules of columns:, which are to hide something.
 func (e *examiner) columns(ctx context.Context, tx pgx.Tx) error {

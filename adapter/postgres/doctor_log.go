@@ -60,6 +60,10 @@ func (e *examiner) logURL(ctx context.Context, tx pgx.Tx) error {
 	host, err := connectSender(ctx, e.o.Capture.LogURL, "onewrite")
 	if err != nil {
 		e.failed("log_url", err)
+		f := &e.found[len(e.found)-1]
+		if sql, ok := strings.CutPrefix(f.Cure, asSuperuser); ok {
+			f.Cure = sql + "; -- as superuser, on the server of url: the standby gets it from there"
+		}
 		return nil
 	}
 	defer func() {
@@ -135,14 +139,18 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	if e.host == nil {
 		return nil // that was said
 	}
+	anew := "onewrite run -- it makes the slot anew and reads the tables again"
+	if e.o.Capture.HoldGap {
+		anew = "set on_gap: snapshot for the source and restart onewrite run, which makes the slot anew and reads the tables again"
+	}
 	s, err := lookAtSlot(ctx, e.host, name, 150000)
 	switch {
 	case err != nil:
 		return err
 	case s == nil:
-		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is gone: row changes and messages since are missing", name)
+		e.problem("slot", anew, "slot %s is gone: row changes and messages since are missing", name)
 	case s.foreign != "" || s.lost != "":
-		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is of no more use: %s", name, s.foreign+s.lost)
+		e.problem("slot", anew, "slot %s is of no more use: %s", name, s.foreign+s.lost)
 	case s.retained > warnRetained:
 		e.warn("slot", "onewrite status", "slot %s keeps %s of the server's log", name, mega(s.retained))
 	default:
@@ -247,7 +255,7 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)
 	if err != nil {
-		e.problem("tables", "onewrite migrate", "%v", err)
+		e.failed("tables", err)
 		return nil
 	}
 	has := map[uint32]captured{}

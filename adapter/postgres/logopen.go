@@ -249,7 +249,7 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 			r.rep.close(false)
 		}
 		r.closeSessions()
-		return nil, err
+		return nil, withNames(err, conn)
 	}
 	r.alive, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.FlushWithin > 0 {
