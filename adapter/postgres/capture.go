@@ -23,7 +23,8 @@ type Capture struct {
 	// Source is the source's name in the configuration.
 	Source string
 	// Tables are names with their schema, "public.orders"; "billing.*" is all tables
-	// of a schema. A table that is left out is captured no more.
+	// of a schema, and "!billing.scratch" leaves one of them out. A table that is left out
+	// is captured no more.
 	Tables []string
 	// LogURL names the standby from which the log is read; empty: none. Examine looks at it.
 	LogURL string
@@ -167,11 +168,9 @@ func (c Capture) published(ctx context.Context, tx pgx.Tx, want []found) ([]foun
 // findTables looks the patterns up. Partitions are captured by their root.
 func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found, err error) {
 	seen := map[uint32]bool{}
-	for _, pattern := range patterns {
-		schema, name, ok := strings.Cut(pattern, ".")
-		if !ok {
-			schema, name = "public", pattern
-		}
+	take, leave := splitPatterns(patterns)
+	for _, pattern := range take {
+		schema, name := cutTable(pattern)
 		rows, err := tx.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relkind = 'p', pg_has_role(c.relowner, 'USAGE'),
 				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
 				current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped AND
@@ -179,7 +178,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 					OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END AND a.attnum = ANY (i.indkey)))),
 				c.relkind::text, c.relpersistence::text
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE n.nspname = $1 AND ($2 = '*' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' OR c.relname = $2) ORDER BY c.relname`, schema, name)
+			WHERE n.nspname = $1 AND ($2 = '*' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' OR c.relname = $2) AND n.nspname || '.' || c.relname <> ALL ($3) ORDER BY c.relname`, schema, name, leave)
 		if err != nil {
 			return nil, explain(err)
 		}
@@ -214,6 +213,30 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 		}
 	}
 	return want, nil
+}
+
+// splitPatterns returns the patterns of tables, and the full names of those that are left
+// out of them.
+func splitPatterns(patterns []string) (take, leave []string) {
+	leave = []string{}
+	for _, pattern := range patterns {
+		if out, ok := strings.CutPrefix(pattern, "!"); ok {
+			schema, name := cutTable(out)
+			leave = append(leave, schema+"."+name)
+		} else {
+			take = append(take, pattern)
+		}
+	}
+	return take, leave
+}
+
+// cutTable takes a name or a pattern apart.
+func cutTable(pattern string) (schema, name string) {
+	schema, name, ok := strings.Cut(pattern, ".")
+	if !ok {
+		return "public", pattern
+	}
+	return schema, name
 }
 
 // wantsIdentity is the replica identity that a table needs, "" if it has one.

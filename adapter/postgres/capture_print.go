@@ -127,17 +127,25 @@ func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format str
 	}
 	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.captured, onewrite.log FROM %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE ON onewrite.captured, onewrite.log TO %s;", relay)
-	for _, t := range o.Capture.Tables {
-		schema, name, ok := strings.Cut(t, ".")
-		if !ok {
-			schema, name = "public", t
-		}
+	take, leave := splitPatterns(o.Capture.Tables)
+	for _, t := range take {
+		schema, name := cutTable(t)
 		line(o.RelayRole, "GRANT USAGE ON SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
-		if name == "*" {
-			line(o.RelayRole, "GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
-			continue
+		var out []string
+		for _, l := range leave {
+			if rest, ok := strings.CutPrefix(l, schema+"."); ok {
+				out = append(out, quoteText(rest))
+			}
 		}
-		line(o.RelayRole, "GRANT SELECT ON %s TO %s;", pgx.Identifier{schema, name}.Sanitize(), relay)
+		switch {
+		case name != "*":
+			line(o.RelayRole, "GRANT SELECT ON %s TO %s;", pgx.Identifier{schema, name}.Sanitize(), relay)
+		case len(out) == 0:
+			line(o.RelayRole, "GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
+		default:
+			line(o.RelayRole, "DO $grant$ DECLARE t text; BEGIN FOR t IN SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables WHERE schemaname = %s AND tablename NOT IN (%s) LOOP EXECUTE 'GRANT SELECT ON ' || t || %s; END LOOP; END $grant$;",
+				quoteText(schema), strings.Join(out, ", "), quoteText(" TO "+relay))
+		}
 	}
 	// A superuser's to give, and a right of the whole cluster: it is said, not done.
 	if o.RelayRole == "" {

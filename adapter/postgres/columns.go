@@ -184,6 +184,11 @@ func (c Capture) checkMasks(ctx context.Context, tx pgx.Tx, want []found) (warni
 	if err != nil {
 		return nil, err
 	}
+	idle, err := c.leftOut(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	faults = append(faults, idle...)
 	var bad []error
 	for _, f := range faults {
 		if f.idle {
@@ -206,6 +211,22 @@ func (c Capture) faults(ctx context.Context, conn *pgx.Conn, want []found) ([]ru
 	}
 	keys, err := keyFaults(ctx, conn, c.Masks, tables)
 	return append(faults, keys...), err
+}
+
+// leftOut finds entries that leave out a table which is not there: perhaps another was meant.
+func (c Capture) leftOut(ctx context.Context, tx pgx.Tx) (faults []ruleFault, err error) {
+	_, leave := splitPatterns(c.Tables)
+	for _, full := range leave {
+		var there bool
+		schema, name := cutTable(full)
+		if err := row(ctx, tx, `SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2)`, schema, name).Scan(&there); err != nil {
+			return nil, explain(err)
+		}
+		if !there {
+			faults = append(faults, ruleFault{fmt.Sprintf("tables: %q leaves out a table that is not there", "!"+full), "correct the name, or take the entry out", true})
+		}
+	}
+	return faults, nil
 }
 
 // covered returns an error if a rule names a column that the table, as it is described

@@ -14,6 +14,13 @@ func (e *examiner) policies(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return nil //nolint:nilerr // the check of the tables says it
 	}
+	idle, err := e.o.Capture.leftOut(ctx, tx)
+	if err != nil {
+		return err
+	}
+	for _, f := range idle {
+		e.warn("tables", f.cure, "%s", f.text)
+	}
 	roles := []string{e.role}
 	if e.o.RelayRole != "" && e.o.RelayRole != e.role {
 		roles = append(roles, e.o.RelayRole)
