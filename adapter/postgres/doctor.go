@@ -109,7 +109,7 @@ func (e *examiner) run(ctx context.Context) {
 		check string
 		look  func(context.Context, pgx.Tx) error
 	}{
-		{"outbox", e.outbox}, {"functions", e.definers}, {"rights", e.rights}, {"settings", e.settings}, {"clock", e.clock},
+		{"outbox", e.outbox}, {"functions", e.definers}, {"rights", e.rights}, {"settings", e.settings}, {"encoding", e.encoding}, {"clock", e.clock},
 		{"transactions", e.transactions}, {"prepared", e.prepared}, {"reader", e.reader},
 		{"log", e.log}, {"log_url", e.logURL}, {"slot", e.slot}, {"tables", e.tables}, {"tables", e.policies}, {"columns", e.columns}, {"messages", e.messages}, {"ddl", e.ddl},
 	} {

@@ -119,7 +119,7 @@ func (r *logReader) loop() error {
 	for {
 		data, err := r.rep.next()
 		if err != nil {
-			return undecodable(err, r.slot)
+			return r.badText(undecodable(err, r.slot))
 		}
 		switch data[0] {
 		case pgoutput.FrameXLogData:
