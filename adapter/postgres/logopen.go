@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -174,6 +175,8 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 		return since("the log is read from another server than before: log_url was set, or taken out")
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
 		return since("the publication was dropped and made again")
+	case s.slot == nil && strings.HasPrefix(rec.gap, droppedForRoom):
+		return since("%s", rec.gap)
 	case s.slot == nil:
 		return since("the slot %s is gone: it was dropped, or this server was promoted without it", rec.slot)
 	case s.slot.lost != "":
