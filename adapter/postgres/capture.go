@@ -82,7 +82,7 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 	var there, whole, lost, level bool // whole: as this version makes it
 	var version int
 	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL,
-			EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname = 'columns'),
+			(SELECT count(*) = 2 FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname IN ('asked', 'columns')),
 			to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
 		Scan(&there, &whole, &lost, &level, &version)
 	if err != nil {

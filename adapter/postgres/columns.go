@@ -22,6 +22,21 @@ type Known struct {
 	mu    sync.Mutex
 	begun bool
 	rules map[uint32]string // as migrate stored them, by table
+	said  map[string]string // what is wrong with tables and rules, as it was told last
+}
+
+// tell says what is wrong, when that is news.
+func (k *Known) tell(cfg *Config, name, problem string) {
+	k.mu.Lock()
+	news := k.said[name] != problem
+	if k.said == nil {
+		k.said = map[string]string{}
+	}
+	k.said[name] = problem
+	k.mu.Unlock()
+	if news {
+		cfg.trouble(name, problem)
+	}
 }
 
 // begin looks, the first time. It comes before the lock of the only reader: a process that
@@ -277,7 +292,7 @@ func (r *logReader) tablesNow(ctx context.Context) ([]captured, error) {
 	if len(gone) > 0 {
 		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate", strings.Join(gone, ", "))
 	}
-	r.cfg.trouble("tables", text)
+	r.cfg.Known.tell(&r.cfg, "tables", text)
 	if err := r.cfg.Known.check(list, r.cfg.Masks); err != nil {
 		return nil, err
 	}
@@ -301,7 +316,7 @@ func (r *logReader) tellRules(ctx context.Context, list []captured) error {
 	for _, f := range faults {
 		said = append(said, f.Error())
 	}
-	r.cfg.trouble("columns", strings.Join(said, ", "))
+	r.cfg.Known.tell(&r.cfg, "columns", strings.Join(said, ", "))
 	return nil
 }
 
@@ -320,6 +335,10 @@ func (r *logReader) takeUp(rel uint32) error {
 		r.fill.set(list)
 		if r.fill.knows(rel) || time.Now().After(deadline) {
 			return nil // it was taken out since, or migrate does not know of it
+		}
+		var alone bool // the log describes partitions too, whose rows come as their root's
+		if err := r.cat.conn.QueryRow(r.alive, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1 AND NOT relispartition)`, rel).Scan(&alone); err != nil || !alone {
+			return explain(err)
 		}
 		select {
 		case <-r.alive.Done():
