@@ -44,10 +44,11 @@ func busConfig(cfg *Config) (nats.Config, error) {
 	return c, err
 }
 
-// openSource opens one source at a position. trouble is told what is wrong beside the
+// openSource opens one source at a position. known is the source's for as long as this
+// process runs. trouble is told what is wrong beside the
 // reading of the outbox, importing how many rows of an import wait, snapshotting how far
 // the snapshot of a table is, nil: not under way.
-func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger,
+func openSource(ctx context.Context, name string, c config.Source, busID string, pos onewrite.Pos, log *slog.Logger, known *postgres.Known,
 	trouble func(name, problem string), importing func(name string, rows int), snapshotting func(table string, now *dashboard.Snapshot)) (onewrite.Source, error) {
 	switch c.Type {
 	case "postgres":
@@ -58,7 +59,7 @@ func openSource(ctx context.Context, name string, c config.Source, busID string,
 		return postgres.OpenSource(ctx, postgres.Config{
 			Name: name, URL: c.URL.Reveal(), BusID: busID, Logger: log, Imports: imports(c), Trouble: trouble, Importing: importing,
 			Tables: c.Tables, Messages: c.Messages, DDL: c.DDL, Pushed: c.Outbox == "log", LogURL: c.LogURL.Reveal(), Stream: c.CatchUp == "stream", Toast: c.Toast, FlushWithin: c.FlushWithin,
-			LocalOnly: c.Origins == "local", HoldGap: c.OnGap == "stop", Masks: masks, MaskKey: c.MaskKey.Reveal(), MaxRetained: int64(c.MaxRetained),
+			LocalOnly: c.Origins == "local", HoldGap: c.OnGap == "stop", Masks: masks, MaskKey: c.MaskKey.Reveal(), Known: known, MaxRetained: int64(c.MaxRetained),
 			Snapshotting: func(table string, p postgres.Progress) { snapshotting(table, progress(p)) },
 		}, pos)
 	case "sqlite":

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/onewrite/onewrite/adapter/email"
@@ -21,8 +22,10 @@ import (
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/adapter/sqlsink"
 	"github.com/onewrite/onewrite/adapter/webhook"
+	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/pipeline"
 )
 
 // Finding is one thing that [Doctor] looked at: how bad it is, of what, what was
@@ -66,7 +69,28 @@ func Doctor(ctx context.Context, cfg *Config, o DoctorOptions) []Finding {
 	for range subjects {
 		<-done
 	}
-	return slices.Concat(found...)
+	all := slices.Concat(found...)
+	if s := instance(ctx, cfg, o.ConfigPath); s != nil {
+		correct(all, s.Sources)
+	}
+	return all
+}
+
+// correct says of a source whose session is not there, although onewrite runs, why that is.
+func correct(found []Finding, sources map[string]dashboard.Source) {
+	for i := range found {
+		f := &found[i]
+		name, ok := strings.CutPrefix(f.Subject, "source ")
+		s := sources[name]
+		if !ok || f.Check != "reader" || !strings.HasPrefix(f.Text, "nobody reads") || s.State == pipeline.OK || s.LastError == "" {
+			continue
+		}
+		f.Severity, f.Cure = diagnosis.Problem, "onewrite status"
+		f.Text = fmt.Sprintf("onewrite runs, and the source is in state %s: %s", s.State, s.LastError)
+		if at := strings.LastIndex(f.Text, "; "); at > 0 {
+			f.Text, f.Cure = f.Text[:at], strings.TrimPrefix(f.Text[at+2:], "cure: ")
+		}
+	}
 }
 
 // grace is what an examination has for its last words when its time is over.
@@ -101,7 +125,11 @@ func subjectsOf(cfg *Config, o DoctorOptions) []subject {
 		s := cfg.Sources[name]
 		list = append(list, subject{"source " + name, func(ctx context.Context) []Finding {
 			if s.Type == config.Postgres {
-				return postgres.Examine(ctx, s.URL.Reveal(), postgresOptions(name, cfg, s, MigrateOptions{}), imports(s)...)
+				o, err := postgresOptions(name, cfg, s, MigrateOptions{})
+				if err != nil {
+					return []Finding{unreadable(err)}
+				}
+				return postgres.Examine(ctx, s.URL.Reveal(), o, imports(s)...)
 			}
 			return sqlite.Examine(ctx, s.Path, sqliteOptions(cfg, s))
 		}})

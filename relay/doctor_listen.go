@@ -31,11 +31,7 @@ func examineListen(ctx context.Context, cfg *Config, file string) []Finding {
 	}
 	_ = conn.Close()
 	base := "http://" + conn.RemoteAddr().String()
-	code, s, said := status(ctx, base, "")
-	asks := code == http.StatusUnauthorized && strings.Contains(said, "the configured token is needed")
-	if asks && !cfg.Token.Empty() {
-		code, s, _ = status(ctx, base, cfg.Token.Reveal())
-	}
+	code, s, asks := ask(ctx, base, cfg)
 	switch {
 	case asks && code == http.StatusUnauthorized:
 		which := "another token than the file's"
@@ -49,6 +45,23 @@ func examineListen(ctx context.Context, cfg *Config, file string) []Finding {
 		return []Finding{{Severity: diagnosis.Problem, Check: "address", Text: fmt.Sprintf("another onewrite has %s: process %d, with %s", cfg.Listen, s.PID, s.Config), Cure: "listen: 127.0.0.1:" + next(cfg.Listen)}}
 	}
 	return []Finding{{Check: "address", Text: fmt.Sprintf("onewrite %s runs here: process %d, up %v", cmp.Or(s.Version, "(embedded)"), s.PID, max(time.Since(s.Started), 0).Round(time.Second))}}
+}
+
+// instance is the status of the relay that runs with this configuration; nil: none is seen.
+func instance(ctx context.Context, cfg *Config, file string) *dashboard.Status {
+	if cfg.Listen == "" || cfg.Listen == "off" {
+		return nil
+	}
+	conn, _ := answers(ctx, cfg.Listen)
+	if conn == nil {
+		return nil
+	}
+	_ = conn.Close()
+	code, s, _ := ask(ctx, "http://"+conn.RemoteAddr().String(), cfg)
+	if code != http.StatusOK || s.PID == 0 || !sameFile(file, s.Config) {
+		return nil
+	}
+	return &s
 }
 
 // examineBusListen looks at who answers where the embedded bus is to be open.
@@ -146,6 +159,17 @@ func status(ctx context.Context, base, token string) (code int, s dashboard.Stat
 		return resp.StatusCode, dashboard.Status{}, string(body)
 	}
 	return resp.StatusCode, s, string(body)
+}
+
+// ask asks for the status. The token is for one that asks for it, as onewrite does: no
+// stranger gets it.
+func ask(ctx context.Context, base string, cfg *Config) (code int, s dashboard.Status, asks bool) {
+	code, s, said := status(ctx, base, "")
+	asks = code == http.StatusUnauthorized && strings.Contains(said, "the configured token is needed")
+	if asks && !cfg.Token.Empty() {
+		code, s, _ = status(ctx, base, cfg.Token.Reveal())
+	}
+	return code, s, asks
 }
 
 // sameFile reports whether two paths lead to one file; an empty one leads anywhere.

@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,11 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/diagnosis"
 	"github.com/onewrite/onewrite/internal/servers"
+	"github.com/onewrite/onewrite/pipeline"
 	"github.com/onewrite/onewrite/relay"
 )
 
@@ -351,4 +354,44 @@ func TestDoctorManySubjects(t *testing.T) {
 	if len(got) != 153 || got[0] != "bus" || got[1] != "source a" || got[2] != "destination f000" || got[151] != "destination f149" || got[152] != "listen" {
 		t.Errorf("%d subjects: %v", len(got), got)
 	}
+}
+
+// TestDoctorBesideAGap examines a relay that runs and whose source has stopped: it is not
+// said that nobody runs.
+func TestDoctorBesideAGap(t *testing.T) {
+	url := servers.Postgres(t, 18).NewDatabase(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`)
+	g := newRig(t, "", file("archive", "archive.jsonl"))
+	g.text("listen: 127.0.0.1:0\nbus: {dir: bus}\nsources:\n  shop:\n    type: postgres\n    url: " + url + "\n    tables: [a, b]\ndestinations:\n  archive: {type: file, path: archive.jsonl}\n")
+	if err := relay.Migrate(t.Context(), io.Discard, g.load(), relay.MigrateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	g.start()
+	until(t, "the source reads", func() bool { return g.status().Sources["shop"].State == pipeline.OK })
+	exec(`ALTER PUBLICATION onewrite_shop DROP TABLE a`)
+	until(t, "the source has stopped", func() bool { return g.status().Sources["shop"].State == pipeline.InGap })
+	cfg := g.load()
+	cfg.Listen = g.addr
+	until(t, "the doctor says why", func() bool { // while the source is opened again, a session is there
+		for _, f := range doctor(t, cfg, g.config()) {
+			if f.Check == "reader" && f.Severity != diagnosis.OK {
+				if !strings.Contains(f.Text, "in state gap: ") || !strings.Contains(f.Text, "public.a") || !strings.HasPrefix(f.Cure, "run onewrite migrate") {
+					t.Fatalf("%s; %s", f.Text, f.Cure)
+				}
+				return true
+			}
+		}
+		return false
+	})
 }

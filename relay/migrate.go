@@ -14,6 +14,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/sqlite"
 	"github.com/onewrite/onewrite/inbox"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/masking"
 )
 
 // MigrateOptions steer the making of the outbox tables.
@@ -62,7 +63,10 @@ func Migrate(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions) er
 		var err error
 		switch s.Type {
 		case "postgres":
-			applied, err = postgres.Migrate(ctx, s.URL.Reveal(), postgresOptions(name, cfg, s, o))
+			var po postgres.MigrateOptions
+			if po, err = postgresOptions(name, cfg, s, o); err == nil {
+				applied, err = postgres.Migrate(ctx, s.URL.Reveal(), po)
+			}
 		case "sqlite":
 			applied, err = sqlite.Migrate(ctx, s.Path, sqliteOptions(cfg, s))
 		}
@@ -83,7 +87,10 @@ func PrintSchema(ctx context.Context, w io.Writer, cfg *Config, o MigrateOptions
 		var err error
 		switch s.Type {
 		case "postgres":
-			text, err = postgres.SchemaWithCapture(ctx, s.URL.Reveal(), postgresOptions(name, cfg, s, o))
+			var po postgres.MigrateOptions
+			if po, err = postgresOptions(name, cfg, s, o); err == nil {
+				text, err = postgres.SchemaWithCapture(ctx, s.URL.Reveal(), po)
+			}
 		case "sqlite":
 			path := ""
 			if len(s.Tables) > 0 { // their triggers follow from the tables' columns
@@ -164,13 +171,17 @@ func inboxOf(ctx context.Context, w io.Writer, name, database, role string, prin
 	return err
 }
 
-func postgresOptions(name string, cfg *Config, s config.Source, o MigrateOptions) postgres.MigrateOptions {
+func postgresOptions(name string, cfg *Config, s config.Source, o MigrateOptions) (postgres.MigrateOptions, error) {
+	masks, err := masking.Parse(s.Columns)
+	if err != nil {
+		return postgres.MigrateOptions{}, fmt.Errorf("columns: %w", err)
+	}
 	return postgres.MigrateOptions{
 		MaxEvent: int(cfg.MaxEvent),
 		AppRole:  cmp.Or(o.AppRole, s.Roles.App), RelayRole: cmp.Or(o.RelayRole, s.Roles.Relay),
 		Capture: postgres.Capture{Source: name, Tables: s.Tables, LogURL: s.LogURL.Reveal(), Messages: s.Messages, DDL: s.DDL, Pushed: s.Outbox == "log",
-			Snapshot: s.Snapshot != "never", Where: s.SnapshotWhere, Again: o.Snapshot, AgainWhere: o.Where},
-	}
+			Masks: masks, HoldGap: s.OnGap == "stop", Snapshot: s.Snapshot != "never", Where: s.SnapshotWhere, Again: o.Snapshot, AgainWhere: o.Where},
+	}, nil
 }
 
 func sqliteOptions(cfg *Config, s config.Source) sqlite.MigrateOptions {

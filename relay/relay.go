@@ -19,6 +19,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/pipeline"
@@ -213,10 +214,11 @@ func (r *Relay) config() *Config {
 // startSource starts one ingest; r.mu is held.
 func (r *Relay) startSource(name string, c config.Source) {
 	s := &source{done: make(chan struct{}), importing: map[string]int{}, snapshots: map[string]dashboard.Snapshot{}}
+	known := &postgres.Known{}
 	in := &pipeline.Ingest{
 		Name: name, Bus: r.bus, AckDurable: r.bus.Durable(), Observe: r.observe, Log: r.log,
 		Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
-			return openSource(ctx, name, c, r.bus.ID(), pos, r.log.With("source", name), func(what, problem string) {
+			return openSource(ctx, name, c, r.bus.ID(), pos, r.log.With("source", name), known, func(what, problem string) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.warn("source "+name+" "+what, problem)

@@ -197,7 +197,7 @@ func (b *Bus) admit(ctx context.Context, nc *natsgo.Conn, l *logState, events []
 			size += len(k) + len(v[0]) + 4
 		}
 		if size > room {
-			return fmt.Errorf("nats: event %s needs %d bytes, the bus takes %d: %w; raise max_event (embedded bus) or max_payload of the NATS server", e.ID, size, room, onewrite.ErrRejected)
+			return fmt.Errorf("nats: event %s of topic %s needs %d bytes, the bus takes %d: %w; raise max_event (embedded bus) or max_payload of the NATS server", e.ID, e.Topic, size, room, onewrite.ErrRejected)
 		}
 	}
 	if !l.exists {

@@ -213,13 +213,14 @@ func (f *backfill) work() {
 }
 
 // snapshot reads one table to its end.
-func (f *backfill) snapshot(c captured) error {
+func (f *backfill) snapshot(c captured) (err error) {
 	ctx := f.r.alive
 	conn, err := connectText(ctx, f.url, "onewrite snapshot")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
+	defer func() { err = withNames(err, conn) }()
 	if _, err := conn.Exec(ctx, `SET enable_seqscan = off; SET enable_sort = off; SET synchronous_commit = on`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}

@@ -248,6 +248,9 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 	if err := ch.table.mask(f.r.cat.rules); err != nil {
 		return err
 	}
+	if err := covered(ctx, conn, f.r.cat.rules, ch.table, func() error { return nil }); err != nil {
+		return err
+	}
 	if len(ch.table.key) == 0 {
 		return nil // one lane
 	}

@@ -24,6 +24,12 @@ func (c captured) within(from string) string {
 // refused is explain for a statement that has the condition in it.
 func (c captured) refused(err error) error {
 	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == "42501" && pe.Routine == "check_enable_rls" { // the session asks for all rows or none
+		return &serverError{says: "row-level security would hide rows of " + c.name + " from this role", cure: asSuperuser + "ALTER ROLE " + markRole + " BYPASSRLS"}
+	}
+	if errors.As(err, &pe) && notUTF8(pe.Code) {
+		return &serverError{says: fmt.Sprintf("a row of %s has text that is not UTF-8: %s (SQLSTATE %s)", c.name, pe.Message, pe.Code), cure: "mend its rows, or take it out of tables: and run onewrite migrate"}
+	}
 	if c.where == "" || !errors.As(err, &pe) || strings.HasPrefix(pe.Code, "57") || strings.HasPrefix(pe.Code, "08") {
 		return explain(err)
 	}

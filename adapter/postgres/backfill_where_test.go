@@ -178,3 +178,49 @@ func TestRegistryWithoutConditions(t *testing.T) {
 		}
 	})
 }
+
+// Rows that row-level security hides are not left out: the snapshot says what lets the role
+// read them, and nothing of the condition.
+func TestSnapshotOfHiddenRows(t *testing.T) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+		url, relay := pg.NewDatabase(t), pg.NewRole(t, "REPLICATION")
+		admin := dial(t, url)
+		sql(t, admin, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); ALTER TABLE a ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON a USING (true)`)
+		o := MigrateOptions{RelayRole: relay.Name, Capture: Capture{Source: "shop", Tables: []string{"a"}, Snapshot: true, Where: map[string]string{"a": "id > 0"}}}
+		if _, err := Migrate(t.Context(), url, o); err != nil {
+			t.Fatal(err)
+		}
+		said := make(chan string, 1000)
+		r := &rig{t: t, url: url, conn: admin, cfg: Config{Name: "shop", URL: relay.URL(url), BusID: "bus1", Tables: o.Capture.Tables, Trouble: func(what, problem string) {
+			if strings.HasPrefix(what, "snapshot") && problem != "" {
+				said <- problem
+			}
+		}}}
+		r.open()
+		text := <-said
+		_, cure, _ := strings.Cut(text, "; run as superuser: ")
+		if cure != `ALTER ROLE "`+relay.Name+`" BYPASSRLS` || strings.Contains(text, "condition") {
+			t.Fatal(text)
+		}
+		sql(t, admin, cure)
+		if e := r.events(1)[0]; e.Type != "snapshot" {
+			t.Errorf("%s came", e.Type)
+		}
+	})
+}
+
+// A role without REPLICATION is named in the cure.
+func TestRoleThatMayNotReadTheLog(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url, relay := pg.NewDatabase(t), pg.NewRole(t)
+		sql(t, dial(t, url), `CREATE TABLE a (id int PRIMARY KEY)`)
+		o := MigrateOptions{RelayRole: relay.Name, Capture: Capture{Source: "shop", Tables: []string{"a"}}}
+		if _, err := Migrate(t.Context(), url, o); err != nil {
+			t.Fatal(err)
+		}
+		r := &rig{t: t, cfg: Config{Name: "shop", URL: relay.URL(url), BusID: "bus1", Tables: o.Capture.Tables}}
+		if _, err := r.stops(); !strings.HasSuffix(errText(err), `run as superuser: ALTER ROLE "`+relay.Name+`" REPLICATION`) {
+			t.Error(err)
+		}
+	})
+}

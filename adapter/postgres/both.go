@@ -61,6 +61,9 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Known == nil {
+		cfg.Known = &Known{}
+	}
 	ring, err := Open(ctx, cfg, ringPos)
 	if err != nil {
 		return nil, err

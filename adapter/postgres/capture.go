@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/onewrite/onewrite/internal/masking"
 )
 
 //go:embed capture.sql
@@ -21,7 +23,8 @@ type Capture struct {
 	// Source is the source's name in the configuration.
 	Source string
 	// Tables are names with their schema, "public.orders"; "billing.*" is all tables
-	// of a schema. A table that is left out is captured no more.
+	// of a schema, and "!billing.scratch" leaves one of them out. A table that is left out
+	// is captured no more.
 	Tables []string
 	// LogURL names the standby from which the log is read; empty: none. Examine looks at it.
 	LogURL string
@@ -31,6 +34,9 @@ type Capture struct {
 	// Where has conditions of the rows of snapshots, by table or by the pattern of its
 	// schema; a table's own counts before that. One that has none is read whole.
 	Where map[string]string
+	// Masks are the rules for columns of the tables. They are stored with each table, so
+	// that a process that was started with others does not take it up.
+	Masks masking.Rules
 	// Again asks for a snapshot of these tables, or patterns, once more; AgainWhere, if
 	// set, is the condition of its rows in place of that of Where.
 	Again      []string
@@ -40,6 +46,8 @@ type Capture struct {
 	Messages bool
 	// DDL makes events of the commands on captured tables.
 	DDL bool
+	// HoldGap says that a gap stops the source, for a person to decide. Examine looks at it.
+	HoldGap bool
 	// Pushed lets the log tell what is inserted into the outbox.
 	Pushed bool
 }
@@ -60,6 +68,9 @@ type found struct {
 	leaves                 []leaf // partitions that log other rows than it; looked up for the script alone
 }
 
+// columns are the rules for the columns of a table.
+func (c Capture) columns(f found) string { return c.Masks.Text(f.schema, f.name) }
+
 func (f found) full() string { return f.schema + "." + f.name }
 
 func (f found) quoted() string { return pgx.Identifier{f.schema, f.name}.Sanitize() }
@@ -68,27 +79,25 @@ func (f found) quoted() string { return pgx.Identifier{f.schema, f.name}.Sanitiz
 var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // capture brings the publication and the registry of a source to what is wanted.
-func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string, err error) {
+func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []string, err error) {
 	c := o.Capture
 	var there, whole, lost, level bool // whole: as this version makes it
 	var version int
 	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL,
-			(SELECT count(*) = 5 FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname IN ('filter', 'once', 'asked', 'key', 'keyed')),
+			(SELECT count(*) = 6 FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname IN ('filter', 'once', 'asked', 'key', 'keyed', 'columns')),
 			to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
 		Scan(&there, &whole, &lost, &level, &version)
 	if err != nil {
 		return nil, explain(err)
 	}
-	if !c.on() {
-		if !there {
-			return nil, nil
-		}
+	switch {
+	case !c.on() && !there:
+		return nil, nil
+	case !c.on():
 		return release(ctx, tx, c.Source)
-	}
-	if version < 150000 {
+	case version < 150000:
 		return nil, fmt.Errorf("postgres: the server has version %d, reading its log needs 15 or newer; take the settings tables and messages out", version/10000)
-	}
-	if !level {
+	case !level:
 		return nil, errors.New("postgres: row changes and messages are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
 	}
 	if !there || !whole {
@@ -111,15 +120,18 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if applied, err = identifyAll(ctx, tx, c.Source, want); err != nil {
 		return nil, err
 	}
-	published := want
-	if c.Pushed {
-		o, err := findOutbox(ctx, tx)
-		if err != nil {
-			return nil, err
-		}
-		published = append(slices.Clip(want), o)
+	warnings, err := c.checkMasks(ctx, tx, want)
+	if err != nil {
+		return nil, err
+	}
+	published, err := c.published(ctx, tx, want)
+	if err != nil {
+		return nil, err
 	}
 	steps, damaged, kept, err := publish(ctx, tx, c.Source, published)
+	if err == nil {
+		_, err = give(ctx, tx, givePublication(c.Source))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -130,26 +142,33 @@ func capture(ctx context.Context, tx pgx.Tx, o MigrateOptions) (applied []string
 	if steps, err = register(ctx, tx, c, want, kept); err != nil {
 		return nil, err
 	}
-	// The log of the time without the publication cannot be decoded.
-	_, err = tx.Exec(ctx, `UPDATE onewrite.log SET publication = 0 WHERE source = $1 AND publication <> coalesce((SELECT oid FROM pg_publication WHERE pubname = $2), 0)`, c.Source, publicationOf(c.Source))
-	return append(applied, steps...), explain(err)
+	return slices.Concat(applied, steps, warnings), c.renewSlot(ctx, tx)
 }
 
-// findOutbox is the outbox as a table of the publication.
-func findOutbox(ctx context.Context, tx pgx.Tx) (f found, err error) {
-	f = found{schema: "onewrite", name: "outbox"}
-	err = tx.QueryRow(ctx, `SELECT 'onewrite.outbox'::regclass::oid`).Scan(&f.rel)
-	return f, explain(err)
+// renewSlot has the slot made anew where the publication is: the log of the time without
+// it cannot be decoded.
+func (c Capture) renewSlot(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `UPDATE onewrite.log SET publication = 0 WHERE source = $1 AND publication <> coalesce((SELECT oid FROM pg_publication WHERE pubname = $2), 0)`, c.Source, publicationOf(c.Source))
+	return explain(err)
+}
+
+// published are the tables of the publication: those that are captured, and the outbox
+// where the log tells it.
+func (c Capture) published(ctx context.Context, tx pgx.Tx, want []found) ([]found, error) {
+	if !c.Pushed {
+		return want, nil
+	}
+	f := found{schema: "onewrite", name: "outbox"}
+	err := tx.QueryRow(ctx, `SELECT 'onewrite.outbox'::regclass::oid`).Scan(&f.rel)
+	return append(slices.Clip(want), f), explain(err)
 }
 
 // findTables looks the patterns up. Partitions are captured by their root.
 func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found, err error) {
 	seen := map[uint32]bool{}
-	for _, pattern := range patterns {
-		schema, name, ok := strings.Cut(pattern, ".")
-		if !ok {
-			schema, name = "public", pattern
-		}
+	take, leave := splitPatterns(patterns)
+	for _, pattern := range take {
+		schema, name := cutTable(pattern)
 		rows, err := tx.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relkind = 'p', pg_has_role(c.relowner, 'USAGE'),
 				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate), EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate),
 				current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped AND
@@ -157,7 +176,7 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 					OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END AND a.attnum = ANY (i.indkey)))),
 				c.relkind::text, c.relpersistence::text
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE n.nspname = $1 AND ($2 = '*' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' OR c.relname = $2) ORDER BY c.relname`, schema, name)
+			WHERE n.nspname = $1 AND ($2 = '*' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' OR c.relname = $2) AND n.nspname || '.' || c.relname <> ALL ($3) ORDER BY c.relname`, schema, name, leave)
 		if err != nil {
 			return nil, explain(err)
 		}
@@ -192,6 +211,30 @@ func findTables(ctx context.Context, tx pgx.Tx, patterns []string) (want []found
 		}
 	}
 	return want, nil
+}
+
+// splitPatterns returns the patterns of tables, and the full names of those that are left
+// out of them.
+func splitPatterns(patterns []string) (take, leave []string) {
+	leave = []string{}
+	for _, pattern := range patterns {
+		if out, ok := strings.CutPrefix(pattern, "!"); ok {
+			schema, name := cutTable(out)
+			leave = append(leave, schema+"."+name)
+		} else {
+			take = append(take, pattern)
+		}
+	}
+	return take, leave
+}
+
+// cutTable takes a name or a pattern apart.
+func cutTable(pattern string) (schema, name string) {
+	schema, name, ok := strings.Cut(pattern, ".")
+	if !ok {
+		return "public", pattern
+	}
+	return schema, name
 }
 
 // wantsIdentity is the replica identity that a table needs, "" if it has one.
@@ -295,7 +338,7 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		return nil, false, nil, explain(err)
 	}
 	for _, t := range drop {
-		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" DROP TABLE "+t); err != nil {
+		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" DROP TABLE ONLY "+t); err != nil {
 			return nil, false, nil, explain(err)
 		}
 	}
@@ -346,13 +389,13 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 		if step != "" {
 			applied = append(applied, step)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, keyed, filter, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, pg_current_wal_insert_lsn(), $6, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, keyed, filter, columns, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, pg_current_wal_insert_lsn(), $6, $7, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, filter = excluded.filter,
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, filter = excluded.filter, columns = excluded.columns,
 				keyed = CASE WHEN $5 > 0 THEN excluded.keyed ELSE c.keyed END, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
-			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.filter) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.filter) OR $5 > 0`,
-			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where)
+			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.filter, c.columns) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.filter, excluded.columns) OR $5 > 0`,
+			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where, c.columns(f))
 		if err == nil && again[f.rel] && c.AgainWhere != "" {
 			_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET once = $3, asked = wanted WHERE source = $1 AND rel = $2`, c.Source, f.rel, c.AgainWhere)
 		}
@@ -366,10 +409,11 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 // decide returns what is said of a table, and whether it gets a snapshot: 1 or 0.
 func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, again bool) (step string, snapshot int, err error) {
 	var was *bool // whether its membership is as it was; nil: it is new
-	var read, rekeyed, filtered, pending bool
+	var read, rekeyed, filtered, pending, masked bool
 	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), c.member = r.oid AND c.altered = p.xmin,
-			coalesce(c.key NOT IN ('`+unknownKey+`', (SELECT `+keyColumns+` FROM pg_class c WHERE c.oid = r.prrelid)), false), coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false)
-		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where).Scan(&read, &was, &rekeyed, &filtered, &pending)
+			coalesce(c.key NOT IN ('`+unknownKey+`', (SELECT `+keyColumns+` FROM pg_class c WHERE c.oid = r.prrelid)), false), coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false), coalesce(c.columns <> $5, false)
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where, c.columns(f)).
+		Scan(&read, &was, &rekeyed, &filtered, &pending, &masked)
 	if err != nil {
 		return "", 0, explain(err)
 	}
@@ -398,6 +442,9 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 	if where != "" && (snapshot > 0 || filtered) {
 		step += ", of the rows WHERE " + where
 	}
+	if step == "" && masked {
+		step = "columns: has other rules for " + f.full() + "; restart onewrite run, if it runs"
+	}
 	return step, snapshot, nil
 }
 
@@ -421,66 +468,4 @@ func (c Capture) findAgain(ctx context.Context, tx pgx.Tx, rels []uint32) (map[u
 		again[f.rel] = true
 	}
 	return again, nil
-}
-
-// release ends the capturing of a source: a slot that nobody reads keeps the log for
-// ever.
-func release(ctx context.Context, tx pgx.Tx, source string) (applied []string, err error) {
-	var active bool
-	var slot string
-	err = tx.QueryRow(ctx, `SELECT l.slot, coalesce(s.active, false) FROM onewrite.log l LEFT JOIN pg_replication_slots s ON s.slot_name = l.slot WHERE l.source = $1`, source).Scan(&slot, &active)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-	case err != nil:
-		return nil, explain(err)
-	case active:
-		return nil, fmt.Errorf("onewrite run reads the slot %s; stop it, and run onewrite migrate again", slot)
-	default:
-		tag, err := tx.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, slot)
-		if err != nil {
-			return nil, explain(err)
-		}
-		if _, err := tx.Exec(ctx, `DELETE FROM onewrite.log WHERE source = $1`, source); err != nil {
-			return nil, explain(err)
-		}
-		switch {
-		case tag.RowsAffected() > 0:
-			applied = append(applied, "dropped the slot "+slot)
-		case strings.HasSuffix(slot, standbySlot):
-			applied = append(applied, "the slot "+slot+" is on the standby of log_url; run there: "+dropped(slot))
-		}
-	}
-	tag, err := tx.Exec(ctx, `DELETE FROM onewrite.captured WHERE source = $1`, source)
-	if err != nil {
-		return nil, explain(err)
-	}
-	if tag.RowsAffected() > 0 {
-		applied = append(applied, "row changes are captured no more")
-	}
-	_, err = tx.Exec(ctx, "DROP PUBLICATION IF EXISTS "+pgx.Identifier{publicationOf(source)}.Sanitize())
-	return applied, explain(err)
-}
-
-// releaseAll ends the capturing of every source of the database.
-func releaseAll(ctx context.Context, tx pgx.Tx) error {
-	var there bool
-	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL`).Scan(&there); err != nil || !there {
-		return explain(err)
-	}
-	// A source without tables that never ran has its publication alone.
-	rows, err := tx.Query(ctx, `SELECT source FROM onewrite.captured UNION SELECT source FROM onewrite.log
-		UNION SELECT substr(p.pubname, 10) FROM pg_publication p JOIN pg_namespace n ON n.nspname = 'onewrite' AND n.nspowner = p.pubowner WHERE p.pubname LIKE 'onewrite\_%'`)
-	if err != nil {
-		return explain(err)
-	}
-	sources, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return explain(err)
-	}
-	for _, source := range sources {
-		if _, err := release(ctx, tx, source); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -15,7 +15,8 @@ ALTER TABLE onewrite.captured
     ADD COLUMN IF NOT EXISTS once   text NOT NULL DEFAULT '', -- the condition of one that was asked for with its own
     ADD COLUMN IF NOT EXISTS asked  int  NOT NULL DEFAULT 0,  -- and which one that was
     ADD COLUMN IF NOT EXISTS key    text NOT NULL DEFAULT '?', -- the numbers of the columns of its events' key; '?': not known
-    ADD COLUMN IF NOT EXISTS keyed  pg_lsn NOT NULL DEFAULT '0/0'; -- a snapshot of later heals what rows before were told by
+    ADD COLUMN IF NOT EXISTS keyed  pg_lsn NOT NULL DEFAULT '0/0', -- a snapshot of later heals what rows before were told by
+    ADD COLUMN IF NOT EXISTS columns text NOT NULL DEFAULT ''; -- the rules of columns: for the table, as configured when migrate ran
 CREATE TABLE IF NOT EXISTS onewrite.log (
     source  text   PRIMARY KEY,
     slot    text   NOT NULL,

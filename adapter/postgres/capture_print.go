@@ -43,7 +43,15 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 			}
 		}
 	}
-	return o.withCapture(want), nil
+	warnings, err := o.Capture.checkMasks(ctx, tx, want)
+	if err != nil {
+		return "", err
+	}
+	text := o.withCapture(want)
+	for _, w := range warnings {
+		text = "-- " + w + "\n" + text
+	}
+	return text, nil
 }
 
 func (o MigrateOptions) withCapture(want []found) string {
@@ -87,25 +95,28 @@ END $migrate$;
 	if len(names) > 0 {
 		fmt.Fprintf(&b, "ALTER PUBLICATION %s SET TABLE %s;\n", pgx.Identifier{publication}.Sanitize(), strings.Join(names, ", "))
 	}
+	b.WriteString(giveScript(givePublication(o.Capture.Source)))
 	first := 0
 	if o.Capture.Snapshot {
 		first = 1
 	}
 	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
     (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, keyed, filter, wanted)
+INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, keyed, filter, columns, wanted)
 SELECT %[1]s, r.prrelid, n.nspname || '.' || c.relname, r.oid, p.xmin, c.relreplident,
-    %[6]s, pg_current_wal_insert_lsn(),
+    %[7]s, pg_current_wal_insert_lsn(),
     %[5]s,
+    %[6]s,
     CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
-    key = excluded.key, filter = excluded.filter,
+    key = excluded.key, filter = excluded.filter, columns = excluded.columns,
     (keyed, wanted) = (SELECT CASE WHEN same THEN o.keyed ELSE excluded.keyed END, CASE WHEN same THEN o.wanted ELSE greatest(o.wanted, o.finished, %[4]s) + 1 END
-        FROM (SELECT o.member = excluded.member AND o.altered::text = excluded.altered::text AND o.key IN ('%[7]s', excluded.key)
+        FROM (SELECT o.member = excluded.member AND o.altered::text = excluded.altered::text AND o.key IN ('%[8]s', excluded.key)
             AND (o.filter = excluded.filter OR o.wanted = o.finished OR o.asked = o.wanted) AS same) s);
-`, source, quoteText(publication), first, snapshotNumber, filters(want), keyColumns, unknownKey)
+`, source, quoteText(publication), first, snapshotNumber,
+		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns), keyColumns, unknownKey)
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
 	}
@@ -115,12 +126,12 @@ ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.
 	return b.String()
 }
 
-// filters is the condition of the snapshots of the table c, as a text in SQL.
-func filters(want []found) string {
+// byTable is a text for the table c, as SQL.
+func byTable(want []found, text func(found) string) string {
 	var b strings.Builder
 	for _, f := range want {
-		if f.where != "" {
-			fmt.Fprintf(&b, " WHEN n.nspname = %s AND c.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(f.where))
+		if t := text(f); t != "" {
+			fmt.Fprintf(&b, " WHEN n.nspname = %s AND c.relname = %s THEN %s", quoteText(f.schema), quoteText(f.name), quoteText(t))
 		}
 	}
 	if b.Len() == 0 {
@@ -136,17 +147,25 @@ func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format str
 	}
 	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.captured, onewrite.log FROM %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE ON onewrite.captured, onewrite.log TO %s;", relay)
-	for _, t := range o.Capture.Tables {
-		schema, name, ok := strings.Cut(t, ".")
-		if !ok {
-			schema, name = "public", t
-		}
+	take, leave := splitPatterns(o.Capture.Tables)
+	for _, t := range take {
+		schema, name := cutTable(t)
 		line(o.RelayRole, "GRANT USAGE ON SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
-		if name == "*" {
-			line(o.RelayRole, "GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
-			continue
+		var out []string
+		for _, l := range leave {
+			if rest, ok := strings.CutPrefix(l, schema+"."); ok {
+				out = append(out, quoteText(rest))
+			}
 		}
-		line(o.RelayRole, "GRANT SELECT ON %s TO %s;", pgx.Identifier{schema, name}.Sanitize(), relay)
+		switch {
+		case name != "*":
+			line(o.RelayRole, "GRANT SELECT ON %s TO %s;", pgx.Identifier{schema, name}.Sanitize(), relay)
+		case len(out) == 0:
+			line(o.RelayRole, "GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", pgx.Identifier{schema}.Sanitize(), relay)
+		default:
+			line(o.RelayRole, "DO $grant$ DECLARE t text; BEGIN FOR t IN SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables WHERE schemaname = %s AND tablename NOT IN (%s) LOOP EXECUTE 'GRANT SELECT ON ' || t || %s; END LOOP; END $grant$;",
+				quoteText(schema), strings.Join(out, ", "), quoteText(" TO "+relay))
+		}
 	}
 	// A superuser's to give, and a right of the whole cluster: it is said, not done.
 	if o.RelayRole == "" {

@@ -36,7 +36,7 @@ func newRig(t *testing.T, pg *servers.PG, ddl string, tables ...string) *rig {
 
 func (r *rig) migrate(again ...string) []string {
 	r.t.Helper()
-	applied, err := Migrate(r.t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables, Messages: r.cfg.Messages, DDL: r.cfg.DDL, Snapshot: true, Again: again}})
+	applied, err := Migrate(r.t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables, Messages: r.cfg.Messages, DDL: r.cfg.DDL, Masks: r.cfg.Masks, Snapshot: true, Again: again}})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -52,6 +52,9 @@ func connectWith(ctx context.Context, url string, with func(*pgx.ConnConfig)) (*
 	if err != nil {
 		var pe *pgconn.PgError
 		if errors.As(err, &pe) {
+			if cfg.RuntimeParams["replication"] != "" {
+				return nil, nil, withNamesOf(explainSlot(pe), cfg)
+			}
 			return nil, nil, withNamesOf(explain(pe), cfg)
 		}
 		cure := "check that the server runs and that the url is right"

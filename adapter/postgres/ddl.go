@@ -69,7 +69,7 @@ func tellScript() string {
 	var b strings.Builder
 	b.WriteString("\n-- DDL on captured tables, told in the log: as superuser, or the provider's role for event triggers.\n")
 	for _, t := range tellers {
-		fmt.Fprintf(&b, `CREATE OR REPLACE FUNCTION onewrite.%[1]s() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS
+		fmt.Fprintf(&b, `CREATE OR REPLACE FUNCTION onewrite.%[1]s() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$%[2]s$$;
 DROP EVENT TRIGGER IF EXISTS %[1]s;
 CREATE EVENT TRIGGER %[1]s ON %[3]s EXECUTE FUNCTION onewrite.%[1]s();
@@ -79,7 +79,7 @@ CREATE EVENT TRIGGER %[1]s ON %[3]s EXECUTE FUNCTION onewrite.%[1]s();
 }
 
 // tellState counts the event triggers that are there, and those that are as they should be.
-const tellState = `SELECT count(*), count(*) FILTER (WHERE p.prosrc = w.body AND n.nspname = 'onewrite' AND t.evtevent = w.event AND t.evtenabled IN ('O', 'A'))
+const tellState = `SELECT count(*), count(*) FILTER (WHERE p.prosrc = w.body AND n.nspname = 'onewrite' AND t.evtevent = w.event AND t.evtenabled IN ('O', 'A') AND 'search_path=` + safePath + `' = ANY (p.proconfig))
 	FROM unnest($1::text[], $2::text[], $3::text[]) w (name, event, body) JOIN pg_event_trigger t ON t.evtname = w.name
 	JOIN pg_proc p ON p.oid = t.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace`
 

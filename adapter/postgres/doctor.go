@@ -109,9 +109,9 @@ func (e *examiner) run(ctx context.Context) {
 		check string
 		look  func(context.Context, pgx.Tx) error
 	}{
-		{"outbox", e.outbox}, {"rights", e.rights}, {"settings", e.settings}, {"clock", e.clock},
+		{"outbox", e.outbox}, {"functions", e.definers}, {"rights", e.rights}, {"settings", e.settings}, {"encoding", e.encoding}, {"clock", e.clock},
 		{"transactions", e.transactions}, {"prepared", e.prepared}, {"reader", e.reader},
-		{"log", e.log}, {"log_url", e.logURL}, {"slot", e.slot}, {"tables", e.tables}, {"messages", e.messages}, {"ddl", e.ddl},
+		{"log", e.log}, {"log_url", e.logURL}, {"slot", e.slot}, {"tables", e.tables}, {"tables", e.policies}, {"columns", e.columns}, {"messages", e.messages}, {"ddl", e.ddl},
 	} {
 		if !e.look(ctx, c.check, c.look) && (ctx.Err() != nil || conn.IsClosed()) {
 			return // the same would be said of all that follows

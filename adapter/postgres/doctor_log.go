@@ -60,6 +60,10 @@ func (e *examiner) logURL(ctx context.Context, tx pgx.Tx) error {
 	host, err := connectSender(ctx, e.o.Capture.LogURL, "onewrite")
 	if err != nil {
 		e.failed("log_url", err)
+		f := &e.found[len(e.found)-1]
+		if sql, ok := strings.CutPrefix(f.Cure, asSuperuser); ok {
+			f.Cure = sql + "; -- as superuser, on the server of url: the standby gets it from there"
+		}
 		return nil
 	}
 	defer func() {
@@ -123,7 +127,7 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 		e.warn("slot", dropped(slot)+";", "slot %s is read by nobody and keeps the server's log; another copy of onewrite that is stopped may want it", slot)
 	}
 	if !e.o.Capture.on() {
-		return nil
+		return e.leftSlot(ctx, name)
 	}
 	if keep < 0 {
 		e.warn("slot", "ALTER SYSTEM SET max_slot_wal_keep_size = '20GB'; SELECT pg_reload_conf()", "max_slot_wal_keep_size has no limit: a relay that is down for long fills the server's disk with log")
@@ -135,19 +139,45 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	if e.host == nil {
 		return nil // that was said
 	}
+	anew := "onewrite run -- it makes the slot anew and reads the tables again"
+	if e.o.Capture.HoldGap {
+		anew = "set on_gap: snapshot for the source and restart onewrite run, which makes the slot anew and reads the tables again"
+	}
 	s, err := lookAtSlot(ctx, e.host, name, 150000)
 	switch {
 	case err != nil:
 		return err
 	case s == nil:
-		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is gone: row changes and messages since are missing", name)
+		e.problem("slot", anew, "slot %s is gone: row changes and messages since are missing", name)
 	case s.foreign != "" || s.lost != "":
-		e.problem("slot", "onewrite run -- it makes the slot anew and reads the tables again", "slot %s is of no more use: %s", name, s.foreign+s.lost)
+		e.problem("slot", anew, "slot %s is of no more use: %s", name, s.foreign+s.lost)
 	case s.retained > warnRetained:
 		e.warn("slot", "onewrite status", "slot %s keeps %s of the server's log", name, mega(s.retained))
 	default:
 		e.ok("slot", "slot %s keeps %s of the server's log", name, mega(s.retained))
 	}
+	return nil
+}
+
+// leftSlot looks at the slot of a source that reads the log no more.
+func (e *examiner) leftSlot(ctx context.Context, name string) error {
+	if name == "" {
+		return nil
+	}
+	const says = "the configuration reads the log no more, and nobody has run onewrite migrate since: slot %s keeps the log of its server"
+	if strings.HasSuffix(name, standbySlot) {
+		e.problem("slot", "onewrite migrate; then on the standby that log_url named: "+dropped(name)+";", says, name)
+		return nil
+	}
+	s, err := lookAtSlot(ctx, e.conn, name, 150000)
+	if err != nil || s == nil {
+		return err
+	}
+	cure := "onewrite migrate"
+	if s.pid != 0 {
+		cure = "restart onewrite run, which reads it still, with this configuration; stop it and run onewrite migrate"
+	}
+	e.problem("slot", cure, says, name)
 	return nil
 }
 
@@ -227,7 +257,8 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	var gap *onewrite.Gap
-	if err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list); errors.As(err, &gap) {
+	_, gone, err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list)
+	if errors.As(err, &gap) {
 		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))
 	} else if err != nil {
 		return err
@@ -235,9 +266,12 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if err := e.leaves(ctx, tx, list); err != nil {
 		return err
 	}
+	for _, name := range gone {
+		e.problem("tables", "take it out of tables: and run onewrite migrate", "the table %s was dropped", name)
+	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)
 	if err != nil {
-		e.problem("tables", "onewrite migrate", "%v", err)
+		e.failed("tables", err)
 		return nil
 	}
 	has := map[uint32]captured{}

@@ -36,8 +36,27 @@ func TestExamineLog(t *testing.T) {
 		if f := said("tables", "nothing captures"); f.Cure != "onewrite migrate" {
 			t.Error(f)
 		}
+		w.o.Capture.LogURL = w.relay.URL(w.admin)
+		if f := said("log_url", "SQLSTATE 42501"); !strings.HasPrefix(f.Cure, w.words(`ALTER ROLE "{{relay}}" REPLICATION; --`)) {
+			t.Error(f)
+		}
+		w.o.Capture.LogURL = ""
 		cured(said("log", "may not read the log"))
 		w.migrate()
+		w.o.Capture.Tables = []string{"orders", "nowhere"}
+		if f := said("tables", "there is no table public.nowhere"); f.Cure != "create it, or take it out of the setting tables" {
+			t.Error(f)
+		}
+		w.o.Capture.Tables = []string{"orders"}
+		w.sql(`INSERT INTO onewrite.log VALUES ('shop', 'onewrite_gone', '0/0', '0/0', '0/0', 0, '', 0, '')`)
+		for hold, cure := range map[bool]string{false: "onewrite run", true: "set on_gap: snapshot"} {
+			w.o.Capture.HoldGap = hold
+			if f := said("slot", "onewrite_gone is gone"); !strings.HasPrefix(f.Cure, cure) {
+				t.Error(f)
+			}
+		}
+		w.sql(`DELETE FROM onewrite.log; ALTER TABLE orders ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON orders USING (true)`)
+		cured(said("tables", "row-level security hides rows of public.orders"))
 		w.o.Capture.Tables = []string{"orders", "stock"}
 		said("tables", "public.stock is in tables: and not captured yet")
 		w.o.Capture.Tables = []string{"orders"}

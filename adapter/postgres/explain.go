@@ -19,6 +19,7 @@ import (
 type serverError struct {
 	says, cure string // in the cure, the marks below stand for names
 	role, db   string // of the session, once they are known
+	relay      string // the role that onewrite run is to have, where it is another
 }
 
 // Marks in cures. With names they become SQL, or a word of the shell.
@@ -36,6 +37,9 @@ func (e *serverError) Error() string {
 	role, db, shellRole, shellDB := "role", "name", "ROLE", "DATABASE"
 	if e.role != "" {
 		role, shellRole = pgx.Identifier{e.role}.Sanitize(), disk.Quote(e.role)
+	}
+	if e.relay != "" {
+		shellRole = disk.Quote(e.relay)
 	}
 	if e.db != "" {
 		db, shellDB = pgx.Identifier{e.db}.Sanitize(), disk.Quote(e.db)
@@ -81,6 +85,16 @@ func withNames(err error, conn *pgx.Conn) error {
 		return nil
 	}
 	return withNamesOf(err, conn.Config())
+}
+
+// withRelay puts the role that the configuration has for the relay into the cure: the one
+// that runs migrate is none of onewrite run.
+func withRelay(err error, relay string) error {
+	var e *serverError
+	if errors.As(err, &e) {
+		e.relay = relay
+	}
+	return err
 }
 
 func withNamesOf(err error, c *pgx.ConnConfig) error {

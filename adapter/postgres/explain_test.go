@@ -62,6 +62,11 @@ func TestCuresNameTheSession(t *testing.T) {
 	if !strings.HasSuffix(errText(err), `make it: CREATE ROLE "no body" LOGIN`) {
 		t.Errorf("%v", err)
 	}
+	// The relay's role that is configured is not the one that migrates.
+	third := pg.NewRole(t)
+	if _, err := Migrate(t.Context(), third.URL(url), MigrateOptions{RelayRole: "the relay"}); !strings.Contains(errText(err), "--relay-role 'the relay' | psql") {
+		t.Errorf("%v", err)
+	}
 	// The reader of an outbox that belongs to another role.
 	other := pg.NewRole(t)
 	if _, err := tryOpen(t, Config{URL: other.URL(url)}, ""); !strings.Contains(errText(err), "--relay-role "+disk.Quote(other.Name)+" | psql") {

@@ -15,6 +15,8 @@ const (
 	warnRetained = 8 << 30
 	// warnShare is the part of the server's limit from which it is said.
 	warnShare = 2
+	// droppedForRoom begins what is noted of a slot that kept too much.
+	droppedForRoom = "onewrite dropped the slot"
 )
 
 // guard looks at how much log the server keeps for the slot. It is freed as soon as the
@@ -36,9 +38,11 @@ func (r *logReader) guard(ctx context.Context, s *slotState, behind string) erro
 	}
 	if r.cfg.MaxRetained > 0 && s.retained > r.cfg.MaxRetained {
 		err := fmt.Errorf("postgres: the slot kept %s of the server's log, more than max_retained allows (%s%s), and is dropped", mega(s.retained), mega(r.cfg.MaxRetained), open)
+		_, noted := r.cat.conn.Exec(ctx, `UPDATE onewrite.log SET gap = $2 WHERE source = $1`, r.cfg.Name, // for whoever finds no slot
+			fmt.Sprintf("%s %s, as it kept %s of the server's log, more than max_retained allows (%s)", droppedForRoom, r.slot, mega(s.retained), mega(r.cfg.MaxRetained)))
 		r.queue.fail(err) // before the receiver says that its connection is gone
 		r.rep.close(false)
-		return errors.Join(err, dropSlot(context.WithoutCancel(ctx), r.host, r.slot)) // whoever was told of err closes the reader, which waits for it
+		return errors.Join(err, explain(noted), dropSlot(context.WithoutCancel(ctx), r.host, r.slot)) // whoever was told of err closes the reader, which waits for it
 	}
 	text := behind
 	switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -174,6 +175,8 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 		return since("the log is read from another server than before: log_url was set, or taken out")
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
 		return since("the publication was dropped and made again")
+	case s.slot == nil && strings.HasPrefix(rec.gap, droppedForRoom):
+		return since("%s", rec.gap)
 	case s.slot == nil:
 		return since("the slot %s is gone: it was dropped, or this server was promoted without it", rec.slot)
 	case s.slot.lost != "":
@@ -249,7 +252,7 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 			r.rep.close(false)
 		}
 		r.closeSessions()
-		return nil, err
+		return nil, withNames(err, conn)
 	}
 	r.alive, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.FlushWithin > 0 {
@@ -294,7 +297,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
 			return err
 		}
-		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
+		if list, err = r.tablesNow(ctx); err != nil {
 			return err
 		}
 	} else {
@@ -365,23 +368,14 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	if err != nil {
 		return nil, s, explain(err)
 	}
-	if there {
-		if list, err = registry(ctx, conn, r.cfg.Name); err != nil {
-			return nil, s, err
-		}
-	}
 	switch {
-	case len(list) == 0 && stored == nil && !there:
+	case stored == nil && !there:
 		return nil, s, errors.New("postgres: the log is to be read, but nothing is published yet; run onewrite migrate")
 	case !there:
 		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
 	}
-	problem, err := r.verify(ctx, list)
-	if err != nil {
+	if list, err = r.tablesNow(ctx); err != nil {
 		return nil, s, err
-	}
-	if problem != "" {
-		r.cfg.trouble("partitions", problem)
 	}
 	s, err = lookAtLog(ctx, conn, r.host, r.cfg.Name, r.slot)
 	return list, s, err

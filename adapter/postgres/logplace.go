@@ -171,3 +171,12 @@ func splitPlaces(pos onewrite.Pos) (log *logPlace, ring onewrite.Pos, err error)
 	p, err := parseLogPlace(head)
 	return &p, onewrite.Pos(tail), err
 }
+
+// ringOf is the ring's part of a position. The bus may have one of a time when the log was
+// read too: tables: was taken out since.
+func ringOf(pos onewrite.Pos) onewrite.Pos {
+	if _, ring, ok := strings.Cut(string(pos), dual); ok {
+		return onewrite.Pos(ring)
+	}
+	return pos
+}

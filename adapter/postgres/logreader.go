@@ -102,6 +102,7 @@ type finished struct {
 // receive runs until the connection ends.
 func (r *logReader) receive() {
 	err := r.loop()
+	r.flush() // what came before: whoever cures the error may change the form of events
 	if r.alive.Err() != nil {
 		err = context.Cause(r.alive)
 	}
@@ -121,7 +122,7 @@ func (r *logReader) loop() error {
 	for {
 		data, err := r.rep.next()
 		if err != nil {
-			return undecodable(err, r.slot)
+			return r.badText(undecodable(err, r.slot))
 		}
 		switch data[0] {
 		case pgoutput.FrameXLogData:
@@ -315,6 +316,11 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 	t.compareKey(c)
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
+	}
+	if !r.fill.knows(rel.ID) { // it is captured since just now
+		if err := r.takeUp(rel.ID); err != nil {
+			return err
+		}
 	}
 	r.tables[rel.ID] = t
 	return nil

@@ -38,15 +38,10 @@ func (r *logReader) check() error {
 	defer r.side.Unlock()
 	ctx, cancel := context.WithTimeout(r.alive, 30*time.Second)
 	defer cancel()
-	list, err := registry(ctx, r.cat.conn, r.cfg.Name)
+	list, err := r.tablesNow(ctx)
 	if err != nil {
 		return err
 	}
-	problem, err := r.verify(ctx, list)
-	if err != nil {
-		return err
-	}
-	r.cfg.trouble("partitions", problem)
 	r.fill.set(list)
 	var same bool
 	err = r.cat.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l JOIN pg_publication p ON p.oid = l.publication WHERE l.source = $1 AND p.pubname = $2 AND l.began = $3::text::pg_lsn)`,
@@ -106,7 +101,7 @@ func explainSlot(err error) error {
 		return err
 	}
 	cure := map[string]string{
-		"42501": "reading the log needs the attribute REPLICATION; run as superuser: ALTER ROLE the_role REPLICATION",
+		"42501": needsReplication + markRole + " REPLICATION",
 		"53400": "raise max_replication_slots and restart the server, or drop a slot that nobody reads: SELECT slot_name, active FROM pg_replication_slots",
 		"53300": "raise max_wal_senders and restart the server",
 		"55000": "set wal_level = logical and restart the server",
@@ -115,5 +110,11 @@ func explainSlot(err error) error {
 	if cure == "" {
 		return explain(err)
 	}
-	return fmt.Errorf("postgres: %s (SQLSTATE %s); %s", pe.Message, pe.Code, cure)
+	return &serverError{says: fmt.Sprintf("postgres: %s (SQLSTATE %s)", pe.Message, pe.Code), cure: cure}
 }
+
+// needsReplication begins the cure for a role that may not read the log.
+const needsReplication = asSuperuser + "ALTER ROLE "
+
+// asSuperuser begins a cure that is for a superuser.
+const asSuperuser = "run as superuser: "

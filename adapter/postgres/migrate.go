@@ -125,8 +125,10 @@ IF to_regclass('onewrite.scheduled') IS NULL THEN EXECUTE $layout$
 $layout$;
 END IF;
 END $migrate$;
+%s%s
+-- All of it is the schema's owner's, whoever runs this.
 %sCOMMIT;
-`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), o.grants())
+`, lockClass, o.layout(), o.maxEvent(), strings.Join(o.limit(), ";\n    "), o.scheduled(), mendScript, o.grants(), giveScript(giveObjects))
 }
 
 // limit are the statements that set the largest event. An event that exceeds it and
@@ -149,7 +151,7 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	defer func() { err = withNames(err, conn) }()
+	defer func() { err = withRelay(withNames(err, conn), o.RelayRole) }()
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return nil, explain(err)
@@ -182,28 +184,13 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 			applied = append(applied, "created the table of scheduled events")
 		}
 	}
-	captured, err := capture(ctx, tx, o)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, captured...)
-	for _, make := range []func(context.Context, pgx.Tx) ([]string, error){o.emitting, o.telling} {
-		made, err := make(ctx, tx)
+	for _, step := range []func(context.Context, pgx.Tx) ([]string, error){mendFunctions, o.capture, o.emitting, o.telling, giving, o.grant, o.needsReplication} {
+		done, err := step(ctx, tx)
 		if err != nil {
 			return nil, err
 		}
-		applied = append(applied, made...)
+		applied = append(applied, done...)
 	}
-	granted, err := o.grant(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, granted...)
-	note, err := o.needsReplication(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	applied = append(applied, note...)
 	if err := tx.Commit(ctx); err != nil {
 		return nil, explain(err)
 	}

@@ -71,7 +71,7 @@ func (t *table) mask(rules masking.Rules) error {
 	for i := range t.columns {
 		c := &t.columns[i]
 		if c.mask = rules.Of(t.schema, t.name, c.name); c.mask.Kind == masking.Drop && slices.Contains(t.key, i) {
-			return fmt.Errorf("postgres: the column %s of %s is in its key and cannot be left out of events; write hash in place of drop in the setting columns", c.name, t.topic)
+			return fmt.Errorf("postgres: %w", keyLeftOut(t.topic, c.name))
 		}
 	}
 	return nil
@@ -267,7 +267,10 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 	}
 	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
 	t.nums, t.partitioned = nums, now.partitioned
-	return t, t.mask(c.rules)
+	if err := t.mask(c.rules); err != nil {
+		return nil, err
+	}
+	return t, covered(ctx, c.conn, c.rules, t, settle)
 }
 
 // captured is a table as the registry has it.
@@ -282,6 +285,7 @@ type captured struct {
 	where    string       // the condition of the rows of the one that is wanted; "": all
 	key      string       // of its events, as keyColumns has it
 	keyed    pgoutput.LSN // what was committed before has rows under other keys, perhaps, and a snapshot of after
+	columns  string       // the rules for its columns, as migrate was given them
 }
 
 func (c captured) pending() bool { return c.wanted > c.finished }
@@ -296,14 +300,14 @@ func (c captured) quoted() string {
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
 	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
 		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, ''),
-		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0')
+		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', '')
 		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
 		var keyed string
-		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed); err != nil {
+		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns); err != nil {
 			return c, err
 		}
 		c.keyed, err = pgoutput.ParseLSN(keyed)

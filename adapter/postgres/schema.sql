@@ -114,7 +114,7 @@ CREATE TRIGGER wake AFTER INSERT ON onewrite.outbox FOR EACH STATEMENT
     WHEN (pg_sequence_last_value('onewrite.asleep') = 2) EXECUTE FUNCTION onewrite.wake();
 
 -- Lets a relay that does not own the tables keep the block ranges summarised.
-CREATE FUNCTION onewrite.summarize() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS
+CREATE FUNCTION onewrite.summarize() RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$SELECT brin_summarize_new_values(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
   WHERE a.amname = 'brin' AND c.relkind = 'i' AND c.relnamespace = 'onewrite'::regnamespace$$;
 REVOKE ALL ON FUNCTION onewrite.summarize() FROM PUBLIC;

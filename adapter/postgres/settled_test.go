@@ -13,7 +13,7 @@ import (
 
 // untilSaid reads, and applies what comes of a topic, until a trouble with a text is
 // told; one that was told before it was asked for does.
-func (r *rig) untilSaid(told *troubles, text string, topic string, got replica) {
+func (r *rig) untilSaid(told *toldTroubles, text string, topic string, got replica) {
 	r.t.Helper()
 	for !told.has(text) {
 		r.readInto(topic, got)
@@ -31,19 +31,19 @@ func (r *rig) readInto(topic string, got replica) {
 	}
 }
 
-// troubles are what a source told beside its events.
-type troubles struct {
+// toldTroubles are what a source told beside its events.
+type toldTroubles struct {
 	mu   sync.Mutex
 	list []string
 }
 
-func (s *troubles) add(_, problem string) {
+func (s *toldTroubles) add(_, problem string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.list = append(s.list, problem)
 }
 
-func (s *troubles) has(text string) bool {
+func (s *toldTroubles) has(text string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Contains(strings.Join(s.list, "\n"), text)
@@ -56,7 +56,7 @@ func TestOpenWhenPublished(t *testing.T) {
 	for _, prepared := range []bool{false, true} {
 		eachAlone(t, []servers.Option{servers.Set("max_prepared_transactions", "10")}, func(t *testing.T, pg *servers.PG) {
 			r := newRig(t, pg, `CREATE TABLE beat (id serial PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'old')`, "public.beat")
-			told := &troubles{}
+			told := &toldTroubles{}
 			r.cfg.Trouble = told.add
 			r.open()
 			got := replica{}
@@ -96,7 +96,7 @@ func TestOpenWhenPublished(t *testing.T) {
 func TestSnapshotGoesOnSettled(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE beat (id serial PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b SELECT i, 'old' FROM generate_series(1, 200) i`, "public.beat", "public.b")
-		told := &troubles{}
+		told := &toldTroubles{}
 		r.cfg.Trouble, r.cfg.chunk = told.add, 10
 		r.open()
 		got := replica{}

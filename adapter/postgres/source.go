@@ -46,6 +46,9 @@ type Config struct {
 	// the key of the hashes.
 	Masks   masking.Rules
 	MaskKey string
+	// Known is kept by whoever opens a source again and again, and is one for each process; nil: this
+	// is the only time.
+	Known *Known
 	// LocalOnly leaves out changes that were replicated into this database from elsewhere.
 	LocalOnly bool
 	// FlushWithin is how long what was committed with synchronous_commit = off may stay out
@@ -132,6 +135,7 @@ type Source struct {
 // When the position does not fit the database or the bus, the outbox is read
 // from its oldest row and the first batch carries a Gap that says why.
 func Open(ctx context.Context, cfg Config, pos onewrite.Pos) (*Source, error) {
+	pos = ringOf(pos)
 	if cfg.MaxBatchBytes <= 0 {
 		cfg.MaxBatchBytes = 8 << 20
 	}
@@ -186,6 +190,11 @@ func (s *Source) release(ctx context.Context) {
 func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 	if err := prepare(ctx, s.conn); err != nil {
 		return err
+	}
+	if len(s.cfg.Tables) > 0 && s.cfg.Known != nil {
+		if err := s.cfg.Known.begin(ctx, s.conn, s.cfg.Name); err != nil {
+			return err
+		}
 	}
 	if err := lead(ctx, s.conn, s.log.Warn); err != nil {
 		return err
@@ -437,6 +446,9 @@ func (s *Source) batch() onewrite.Batch {
 
 // Ack notes what the source may forget; the reading session does the work.
 func (s *Source) Ack(_ context.Context, pos onewrite.Pos) error {
+	if pos = ringOf(pos); pos == "" {
+		return nil
+	}
 	p, err := parsePlace(pos)
 	if err != nil {
 		return err

@@ -75,9 +75,9 @@ func (x *target) refuse(t *testing.T, id string) {
 	case sqlsink.Postgres:
 		x.exec(t, "ALTER TABLE onewrite_messages ADD CHECK (id <> '"+id+"')")
 	case sqlsink.MySQL:
-		x.exec(t, "CREATE TRIGGER refusing BEFORE INSERT ON onewrite_messages FOR EACH ROW IF NEW.id = '"+id+"' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF")
+		x.exec(t, "CREATE TRIGGER `refuse "+id+"` BEFORE INSERT ON onewrite_messages FOR EACH ROW IF NEW.id = '"+id+"' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF")
 	case sqlsink.SQLite:
-		x.exec(t, "CREATE TRIGGER refusing BEFORE INSERT ON onewrite_messages WHEN NEW.id = '"+id+"' BEGIN SELECT RAISE(ABORT, 'not this one'); END")
+		x.exec(t, "CREATE TRIGGER \"refuse "+id+"\" BEFORE INSERT ON onewrite_messages WHEN NEW.id = '"+id+"' BEGIN SELECT RAISE(ABORT, 'not this one'); END")
 	}
 }
 

@@ -202,9 +202,11 @@ func printStatus(w io.Writer, s dashboard.Status) {
 		fmt.Fprintln(w, strings.TrimRight(line, " \n")) // the columns go through an empty line too
 	}
 	for _, name := range sortedKeys(s.Sources) {
-		if v := s.Sources[name]; v.Gap != nil {
+		v := s.Sources[name]
+		if v.Gap != nil { // it may be healed since long, and say nothing of what is wrong now
 			fmt.Fprintf(w, "\nsource %s: gap: %s\n", name, *v.Gap)
-		} else if v.LastError != "" {
+		}
+		if v.LastError != "" && (v.Gap == nil || *v.Gap != v.LastError) {
 			fmt.Fprintf(w, "\nsource %s: %s\n", name, v.LastError)
 		}
 		if v := s.Sources[name].Importing; v != nil && *v > 0 {

@@ -32,3 +32,15 @@ func TestPrintStatus(t *testing.T) {
 		t.Errorf("\n%s", b.String())
 	}
 }
+
+// What is wrong now is shown beside a gap that was healed long ago, and once.
+func TestPrintStatusOfAnError(t *testing.T) {
+	gap := "an old gap"
+	for now, want := range map[string]string{"": "\nsource app: gap: an old gap\n", "no server": "\nsource app: gap: an old gap\n\nsource app: no server\n", gap: "\nsource app: gap: an old gap\n"} {
+		var b strings.Builder
+		printStatus(&b, dashboard.Status{Sources: map[string]dashboard.Source{"app": {State: "waiting", Gap: &gap, LastError: now}}})
+		if !strings.HasSuffix(b.String(), want) || strings.Count(b.String(), "source app") != strings.Count(want, "source app") {
+			t.Errorf("%q: %s", now, b.String())
+		}
+	}
+}

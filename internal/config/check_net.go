@@ -82,6 +82,9 @@ var maskRule = regexp.MustCompile(`^\s*((\*|[^.\s]+\.[^.\s]+)\.[^.\s]+ +(drop|ha
 
 // masks checks the rules of columns.
 func (c *checker) masks(path string, s Source) {
+	if !s.MaskKey.Empty() && len(s.MaskKey.Reveal()) < 16 {
+		c.warn(path+".mask_key", "is shorter than 16 bytes: who knows one value and its hash may find it by trying, and then every other value", "make one with: (umask 077; openssl rand -hex 32 > mask.key), and write mask_key: ${file:mask.key}")
+	}
 	for i, line := range s.Columns {
 		at := fmt.Sprintf("%s.columns[%d]", path, i)
 		if !maskRule.MatchString(line) {
@@ -101,8 +104,12 @@ func (c *checker) conditions(path string, s Source) {
 		}
 		return table
 	}
-	known := map[string]bool{}
+	known, left := map[string]bool{}, map[string]bool{}
 	for _, table := range s.Tables {
+		if out, ok := strings.CutPrefix(table, "!"); ok {
+			left[full(out)] = true
+			continue
+		}
 		schema, _, _ := strings.Cut(full(table), ".")
 		known[full(table)], known[schema+".*"] = true, true
 	}
@@ -112,7 +119,7 @@ func (c *checker) conditions(path string, s Source) {
 		switch {
 		case !tableName.MatchString(table) || table == "*":
 			c.bad(at, "is no table, or pattern of tables", "write public.orders, or billing.* for all tables of a schema")
-		case !known[full(table)] && !slices.Contains(s.Tables, schema+".*"):
+		case left[full(table)] || !known[full(table)] && !slices.Contains(s.Tables, schema+".*"):
 			c.bad(at, "is not in tables, so there is no snapshot of it", "put it into tables:, or take it out here")
 		case s.Snapshot == "never":
 			c.warn(at, "counts only for snapshots that are asked for, and after a gap, as snapshot is never", "write snapshot: initial, if it is meant for the first one")
@@ -125,15 +132,21 @@ func (c *checker) captured(path string, tables []string) {
 	seen := map[string]bool{}
 	for i, table := range tables {
 		at := fmt.Sprintf("%s.tables[%d]", path, i)
-		full := table
+		name, out := strings.CutPrefix(table, "!")
+		full := name
 		if !strings.Contains(full, ".") {
 			full = "public." + full
 		}
+		schema, _, _ := strings.Cut(full, ".")
 		switch {
-		case !tableName.MatchString(table) || table == "*":
+		case !tableName.MatchString(name) || name == "*":
 			c.bad(at, "is no table that can be a topic: letters, digits, _ and -, with its schema", "write public.orders, or billing.* for all tables of a schema")
 		case seen[full]:
 			c.bad(at, "is listed twice", "keep one")
+		case out && strings.HasSuffix(name, "*"):
+			c.bad(at, "leaves out a pattern", "name one table, as in !billing.scratch")
+		case out && !slices.Contains(tables, schema+".*"):
+			c.bad(at, "leaves out a table that nothing takes in", "take it out, or write "+schema+".* as well")
 		}
 		seen[full] = true
 	}

@@ -67,7 +67,7 @@ type Source struct {
 	Type        string   `yaml:"type" need:"*" enum:"postgres|sqlite" doc:"The kind of database."`
 	URL         Secret   `yaml:"url" for:"postgres" need:"postgres" example:"${env:SHOP_DATABASE_URL}" doc:"Connection string: postgres://user:password@host/database?sslmode=verify-full, or host=... user=... words."`
 	Path        string   `yaml:"path" for:"sqlite" need:"sqlite" kind:"path" example:"app.db" doc:"The database file."`
-	Tables      []string `yaml:"tables" example:"[orders]" doc:"Tables whose row changes are events too; for postgres with their schema: public.orders, or billing.* for all of one. Run onewrite migrate after changing it."`
+	Tables      []string `yaml:"tables" example:"[orders]" doc:"Tables whose row changes are events too; for postgres with their schema: public.orders, or billing.* for all of one, and !billing.scratch leaves one out. Run onewrite migrate after changing it."`
 	Messages    bool     `yaml:"messages" for:"postgres" doc:"Whether messages in the log, as onewrite.emit writes them, are events: an outbox without a table. Run onewrite migrate after changing it."`
 	DDL         bool     `yaml:"ddl" for:"postgres" doc:"Whether commands that alter, rename or drop captured tables are events too, with the topic onewrite.ddl. Run onewrite migrate as a superuser after changing it: it makes event triggers."`
 	Snapshot    string   `yaml:"snapshot" default:"initial" enum:"initial|never" doc:"Whether rows that were there before come as events (op r) when a table is first captured."`

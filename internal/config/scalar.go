@@ -251,7 +251,7 @@ var (
 func (d *decoder) warnLiteral(n *yaml.Node, f *field, path string) {
 	literal := !d.places[path].ref
 	switch {
-	case f.name == "url":
+	case f.name == "url", f.name == "log_url":
 		literal = false
 		const referred = "\x00"
 		text := anyReference.ReplaceAllString(n.Value, referred)

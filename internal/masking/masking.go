@@ -54,6 +54,7 @@ type rule struct {
 	schema, table, column string // "" is any
 	only                  []string
 	mask                  Mask
+	text                  string // in one form, whatever the spaces were
 }
 
 // Parse reads rules. The error names the rule and what it should look like.
@@ -85,6 +86,7 @@ func parse(line string) (rule, error) {
 			}
 			r.only = append(r.only, c)
 		}
+		r.text = what + " only " + strings.Join(r.only, ", ")
 		return r, nil
 	}
 	switch {
@@ -107,7 +109,42 @@ func parse(line string) (rule, error) {
 	default:
 		return r, fmt.Errorf("does not say what becomes of the column; write drop, hash, or truncate and a number")
 	}
+	r.text = what + " " + strings.Join(strings.Fields(how), " ")
 	return r, nil
+}
+
+// Text is what Rules say of a table, a rule a line: the same text is the same treatment
+// of every column, but for the key of the hashes.
+func (rs Rules) Text(schema, table string) string {
+	var lines []string
+	for _, r := range rs {
+		if r.schema == "" || r.schema == schema && r.table == table {
+			lines = append(lines, r.text)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Target is what a rule names.
+type Target struct {
+	// Rule is the rule's text.
+	Rule string
+	// Schema and Table are empty where the rule is for all tables.
+	Schema, Table string
+	// Columns are those that the rule names.
+	Columns []string
+}
+
+// Targets returns what each rule names, in the order of the rules.
+func (rs Rules) Targets() []Target {
+	list := make([]Target, len(rs))
+	for i, r := range rs {
+		list[i] = Target{Rule: r.text, Schema: r.schema, Table: r.table, Columns: r.only}
+		if r.only == nil {
+			list[i].Columns = []string{r.column}
+		}
+	}
+	return list
 }
 
 // Hashes reports whether a rule needs a key.

@@ -1,6 +1,7 @@
 package masking_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -26,6 +27,15 @@ func TestRules(t *testing.T) {
 		if got := rules.Of(p[0], p[1], p[2]); got != want {
 			t.Errorf("%s: %+v, want %+v", column, got, want)
 		}
+	}
+	if got, want := rules.Text("billing", "cards"), "*.note truncate 3\nbilling.cards only id, brand\nbilling.cards.brand truncate 1"; got != want {
+		t.Errorf("of cards: %q", got)
+	}
+	if got := rules.Text("billing", "other"); got != "*.note truncate 3" {
+		t.Errorf("of another table: %q", got)
+	}
+	if got := fmt.Sprint(rules.Targets()[2:4]); got != "[{*.note truncate 3   [note]} {billing.cards only id, brand billing cards [id brand]}]" {
+		t.Errorf("targets: %s", got)
 	}
 	if !rules.Hashes() || masking.Rules(nil).Hashes() {
 		t.Error("which rules need a key")
