@@ -2,11 +2,11 @@
 # run before a commit. Both need Go; the rest says what it misses.
 
 GO          ?= go
-P           ?= 2
+P           ?= 3
 SEED        ?=
 SEEDS       ?=
 BENCH       ?= .
-PKG         ?= ./...
+PKG         ?= ./adapter/postgres ./...
 FRAMEWORKS   = examples/frameworks
 STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK  = golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -34,13 +34,15 @@ build: ## Build bin/onewrite
 # there must be used, so the tests that need it may not skip; where one is
 # missing they do, and the script has said so. The simulation's 2,000 worlds run
 # without the race detector first, a part of them with it after. FRAMEWORKS is a
-# module of its own: its dependencies are those of applications, not ours.
+# module of its own: its dependencies are those of applications, not ours. The tests
+# wait for servers more than they compute, so there are more at a time than cores; the
+# package that takes longest goes first.
 test: ## Install the servers that the tests need and run everything under the race detector
 	@if scripts/install-servers.sh; then ONEWRITE_REQUIRE_SERVERS=1; \
 	elif [ "$$CI" = true ]; then exit 1; \
 	else echo "make test: the tests that need what is missing are skipped" >&2; ONEWRITE_REQUIRE_SERVERS=; fi; \
 	export ONEWRITE_REQUIRE_SERVERS; \
-	$(RACE_READY) && $(GO) test -count=1 -timeout 10m ./pipeline -run '^TestSimulation$$' && $(GO) test -race -count=1 -p $(P) -timeout 30m $(PKG) \
+	$(RACE_READY) && $(GO) test -count=1 -timeout 10m ./pipeline -run '^TestSimulation$$' && $(GO) test -race -count=1 -p $(P) -timeout 40m $(PKG) \
 	$(if $(filter ./...,$(PKG)),&& cd $(FRAMEWORKS) && exec $(GO) test -race -count=1 -p $(P) -timeout 10m ./...)
 
 test-fast: ## Run the short tests with the servers that are there, without the race detector
