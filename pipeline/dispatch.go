@@ -25,7 +25,7 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 	}
 	next = r.lanes.due(now)
 	for r.writing < r.d.Concurrency && len(r.lanes.ready) > 0 {
-		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount {
+		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount && r.lanes.bytes < r.d.BatchBytes && !r.full() {
 			return r.linger, nil
 		}
 		if err := r.write(r.lanes.take(r.d.BatchCount, r.d.BatchBytes)); err != nil {
