@@ -275,12 +275,12 @@ type Cursor struct {
 	Parked     uint64 `json:"parked,omitempty"`
 	LastParked uint64 `json:"last_parked,omitempty"`
 	// Placed ties the cursor to the record that a [Placed] sink keeps; empty if there
-	// is none, [PlacedVoid] if what it names is to be written again.
+	// is none. It begins with [PlacedVoid] if what the record names is to be written again.
 	Placed string `json:"placed,omitempty"`
 }
 
-// PlacedVoid stands in a cursor that was moved back on purpose.
-const PlacedVoid = "void"
+// PlacedVoid stands before Cursor.Placed when the cursor was moved back on purpose.
+const PlacedVoid = "void:"
 
 // Parked is an event that a destination refused, or that waits behind one.
 type Parked struct {

@@ -55,6 +55,7 @@ type deliverer struct {
 	halted    error     // nothing more is written; errStopped
 	lastError string
 	torn      error // a command left something half done; ends the session
+	undecided bool  // the failure at hand says nothing of what is durable
 }
 
 // unread is an answer of the bus: n events were not accepted when accepted were.

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -24,7 +25,11 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 		return r.probe(now)
 	}
 	next = r.lanes.due(now)
-	for r.writing < r.d.Concurrency && len(r.lanes.ready) > 0 {
+	most := r.d.Concurrency
+	if r.placed.sink != nil {
+		most = 1
+	}
+	for r.halted == nil && r.writing < most && len(r.lanes.ready) > 0 {
 		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount && r.lanes.bytes < r.d.BatchBytes && !r.full() {
 			return r.linger, nil
 		}
@@ -130,7 +135,7 @@ func (r *deliverer) answer(res result) error {
 		res.n = len(res.batch)
 	}
 	if r.placed.sink != nil && res.n > 0 {
-		r.note(res.batch)
+		r.placed.note(res.batch)
 	}
 	for _, e := range res.batch[:res.n] {
 		if err := r.delivered(e, now); err != nil {
@@ -233,7 +238,7 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 	if r.health.outage() {
 		r.health.probe = now.Add(r.d.Retry.Pause(max(1, r.health.failures-r.health.unproven+1)))
 	}
-	if e.attempts >= r.d.Attempts {
+	if e.attempts >= r.d.Attempts && !r.undecided {
 		return r.poison(e, err)
 	}
 	if r.health.down() && r.writing == 0 && !errors.Is(err, onewrite.ErrRejected) {
@@ -273,8 +278,8 @@ func (r *deliverer) opened(res result, now time.Time) error {
 	}
 	if res.err == nil {
 		r.sink = res.sink
-		if r.placed.sink == nil && r.cursor.Placed != "" {
-			r.cursor.Placed, r.dirty = "", true // a record that is still there will be old
+		if r.placed.sink == nil && r.cursor.Placed != "" && !strings.HasPrefix(r.cursor.Placed, onewrite.PlacedVoid) {
+			r.cursor.Placed, r.dirty = onewrite.PlacedVoid+r.cursor.Placed, true // a record that is still there will be old
 		}
 		return nil
 	}

@@ -121,7 +121,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 // poison acts on an event that the destination refuses while it takes others.
 // e is the first of its lane.
 func (r *deliverer) poison(e *entry, cause error) error {
-	if r.d.OnReject == Stop {
+	if e.ref == 0 && r.d.OnReject == Stop {
 		r.halt(fmt.Errorf("%w at event %s (on_reject: stop): %w; fix the destination or the event's cause and run onewrite reload, or set on_reject: park-key and reload", errStopped, e.msg.ID, cause))
 		return nil
 	}

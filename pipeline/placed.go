@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -11,6 +10,8 @@ import (
 	"hash/fnv"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -25,23 +26,51 @@ import (
 // other events at the same offsets.
 type placed struct {
 	sink    onewrite.Placed  // nil: the sink keeps no place
-	pair    string           // ties the record to the cursor on the bus
-	written map[place]uint64 // what is in the sink and may come again: hashes of the ids
+	pair    pairing          // ties the record to the cursor on the bus
+	written map[place]uint64 // what this session has written and may come again: hashes of the ids
+	read    map[place]uint64 // and what it found in the record
 }
 
-// maxWritten bounds the events that a record names. Beyond, writing waits for the bus
-// to store the cursor.
-const maxWritten = 20_000
+const (
+	// maxWritten bounds the events that a session adds to a record. Beyond, writing waits
+	// for the bus to store the cursor.
+	maxWritten = 20_000
+	// maxLot bounds the parked events that a record names.
+	maxLot = 200
+)
+
+// pairing is the same in a cursor and in the record that belongs to it.
+type pairing struct {
+	name string
+	gen  uint64 // grows when the cursor is moved back on purpose: what an older record names is to be written again
+	base uint64 // events that were delivered before it
+}
+
+func (p pairing) String() string { return fmt.Sprintf("%s/%d/%d", p.name, p.gen, p.base) }
+
+// parsePairing reads a pairing; void: records of before are of no use.
+func parsePairing(text string) (p pairing, void bool) {
+	text, void = strings.CutPrefix(text, onewrite.PlacedVoid)
+	name, rest, _ := strings.Cut(text, "/")
+	gen, base, _ := strings.Cut(rest, "/")
+	p.name = name
+	p.gen, _ = strconv.ParseUint(gen, 10, 64)
+	p.base, _ = strconv.ParseUint(base, 10, 64)
+	return p, void
+}
 
 // placeRecord is what is stored in the sink, as JSON.
 type placeRecord struct {
 	Version int    `json:"version"`
 	Pair    string `json:"pair"`
-	// Delivered and Filtered are the counters of the cursor when all that the record
-	// names is counted.
+	// Delivered, Filtered and Skipped are the counters of the cursor when all that the
+	// record names is counted.
 	Delivered uint64                 `json:"delivered"`
 	Filtered  uint64                 `json:"filtered"`
+	Skipped   uint64                 `json:"skipped"`
 	Logs      map[string]recordedLog `json:"logs"`
+	// Lot are the places of parked events, by their refs: as many as there is room for.
+	Lot map[uint64]lotPlace `json:"lot,omitempty"`
 	// Again are parked events that were delivered and may not be forgotten yet: the
 	// hashes of their ids by their refs.
 	Again map[uint64]uint64 `json:"again,omitempty"`
@@ -54,6 +83,12 @@ type recordedLog struct {
 	IDs     string          `json:"ids,omitempty"`
 }
 
+// lotPlace is where a parked event stood on the bus.
+type lotPlace struct {
+	Log    string `json:"log"`
+	Offset uint64 `json:"offset"`
+}
+
 func hashOf(id string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(id))
@@ -62,8 +97,19 @@ func hashOf(id string) uint64 {
 
 // record is what is stored with a batch.
 func (r *deliverer) record(batch []*entry) ([]byte, error) {
-	rec := placeRecord{Version: 1, Pair: r.placed.pair, Delivered: r.cursor.Delivered + uint64(len(batch)), Filtered: r.cursor.Filtered, Logs: map[string]recordedLog{}}
+	rec := placeRecord{Version: 1, Pair: r.placed.pair.String(), Delivered: r.cursor.Delivered + uint64(len(batch)), Filtered: r.cursor.Filtered, Skipped: r.cursor.Skipped, Logs: map[string]recordedLog{}}
 	written := maps.Clone(r.placed.written)
+	if len(written)+len(r.placed.read) <= 2*maxWritten { // what does not come again in all that time never will
+		maps.Copy(written, r.placed.read)
+	}
+	for ref, at := range r.lot.places {
+		if rec.Lot == nil {
+			rec.Lot = map[uint64]lotPlace{}
+		}
+		if len(rec.Lot) < maxLot {
+			rec.Lot[ref] = lotPlace{at.log, at.offset}
+		}
+	}
 	for _, e := range batch {
 		if e.ref == 0 {
 			written[place{e.msg.Log, e.msg.Offset}] = hashOf(e.msg.ID)
@@ -127,119 +173,12 @@ func readRecord(data []byte) (*placeRecord, map[place]uint64, error) {
 	return &rec, written, nil
 }
 
-// takeOver compares what the sink keeps with the cursor, and settles what was
-// written already.
-func (r *deliverer) takeOver(s onewrite.Placed, data []byte, now time.Time) error {
-	rec, written, err := readRecord(data)
-	if err != nil {
-		return err
-	}
-	name, known := r.d.Interest.Name, r.cursor.Placed
-	if known == onewrite.PlacedVoid {
-		rec, known = nil, ""
-		clear(written)
-	}
-	switch {
-	case rec == nil && known != "":
-		r.log.Error("the destination had a place and has none any more; was it emptied? What it had got is not sent again", "delivered", r.cursor.Delivered,
-			"cure", "to fill it again give the destination another name and from: beginning; the bus has what bus.keep says")
-	case rec != nil && known != "" && known != rec.Pair:
-		return fmt.Errorf("the destination keeps the place of another onewrite, or of another bus, under the name %s; give one of the two another name", name)
-	case rec != nil && known != "" && rec.Delivered < r.cursor.Delivered:
-		return r.rewind(rec, written)
-	}
-	p := &r.placed
-	p.sink, p.written = s, written
-	if p.pair = known; known == "" {
-		p.pair = rand.Text()
-	}
-	if rec == nil {
-		return nil
-	}
-	return r.settleWritten(rec, now)
-}
-
-// errRewound ends a session whose cursor was set back.
-var errRewound = errors.New("the destination has forgotten events that it had confirmed, and gets them again")
-
-// rewind sets the cursor back to where the sink is: it has lost what it had confirmed.
-func (r *deliverer) rewind(rec *placeRecord, written map[place]uint64) error {
-	r.log.Error("the destination has forgotten events that it had confirmed; was it restored from a copy, or did it lose its newest writes? They are sent again, as far as the bus has them",
-		"forgotten", r.cursor.Delivered-rec.Delivered)
-	c := r.cursor
-	c.Delivered, c.Filtered = rec.Delivered, rec.Filtered
-	c.Logs = make(map[string]onewrite.LogCursor, len(rec.Logs))
-	for name, l := range rec.Logs {
-		c.Logs[name] = l.LogCursor
-	}
-	again := uint64(len(rec.Again))
-	for p := range written {
-		if !covers(c.Logs[p.log], p.offset) {
-			again++
-		}
-	}
-	c.Delivered -= min(again, c.Delivered) // what comes again is counted then
-	c.Parked, c.LastParked = r.lot.owed(c.Settled)
-	if r.storing != nil {
-		if err := r.stored(<-r.commits); err != nil {
-			return err
-		}
-	}
-	if err := r.commit(c); err != nil {
-		return fmt.Errorf("bus: store the cursor of %s: %w", r.d.Interest.Name, err)
-	}
-	r.dirty, r.torn = false, errRewound
-	return errRewound
-}
-
-// settleWritten takes what is in the sink already out of the lanes, and forgets parked
-// events that are.
-func (r *deliverer) settleWritten(rec *placeRecord, now time.Time) error {
-	var there []*entry
-	for l := range r.lanes.all() {
-		rest := l.queue[:0:0]
-		for _, e := range l.queue {
-			if r.isWritten(e, rec) {
-				there = append(there, e)
-			} else {
-				rest = append(rest, e)
-			}
-		}
-		if len(rest) < len(l.queue) {
-			l.queue, l.retry = rest, time.Time{}
-			r.lanes.settle(l)
-		}
-	}
-	for _, e := range there {
-		delete(rec.Again, e.ref)
-		if err := r.delivered(e, now); err != nil {
-			return err
-		}
-	}
-	for ref, hash := range rec.Again {
-		at, parked := r.lot.places[ref]
-		if !parked || hashOf(r.lot.at[at]) != hash {
-			continue
-		}
-		r.cursor.Delivered++
-		if err := r.forget(&lane{index: -1}, ref); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// isWritten reports whether the sink has an event.
-func (r *deliverer) isWritten(e *entry, rec *placeRecord) bool {
-	if e.ref != 0 {
-		hash, ok := rec.Again[e.ref]
-		return ok && hash == hashOf(e.msg.ID)
-	}
-	return r.placed.has(&e.msg)
-}
-
 func (p *placed) has(m *onewrite.Message) bool {
-	hash, ok := p.written[place{m.Log, m.Offset}]
+	at := place{m.Log, m.Offset}
+	hash, ok := p.written[at]
+	if !ok {
+		hash, ok = p.read[at]
+	}
 	return ok && hash == hashOf(m.ID)
 }
 
@@ -247,18 +186,19 @@ func (p *placed) has(m *onewrite.Message) bool {
 func (p *placed) full() bool { return p.sink != nil && len(p.written) >= maxWritten }
 
 // note adds what is written now.
-func (r *deliverer) note(batch []*entry) {
-	r.cursor.Placed = r.placed.pair
+func (p *placed) note(batch []*entry) {
 	for _, e := range batch {
 		if e.ref == 0 {
-			r.placed.written[place{e.msg.Log, e.msg.Offset}] = hashOf(e.msg.ID)
+			p.written[place{e.msg.Log, e.msg.Offset}] = hashOf(e.msg.ID)
 		}
 	}
 }
 
 // stored forgets what cannot come again: the cursor is past it.
 func (p *placed) stored(c *onewrite.Cursor) {
-	maps.DeleteFunc(p.written, func(at place, _ uint64) bool { return covers(c.Logs[at.log], at.offset) })
+	past := func(at place, _ uint64) bool { return covers(c.Logs[at.log], at.offset) }
+	maps.DeleteFunc(p.written, past)
+	maps.DeleteFunc(p.read, past)
 }
 
 // writePlaced writes a batch with the record.
@@ -283,7 +223,8 @@ func (r *deliverer) writePlaced(batch []*entry) {
 }
 
 // failedPlaced decides what a failed write of a whole batch means. If the sink did not
-// say that nothing is durable, it is opened again, which says what is.
+// say that nothing is durable, it is opened again, which says what is: until then no
+// event is parked.
 func (r *deliverer) failedPlaced(res result, now time.Time) error {
 	if errors.Is(res.err, onewrite.ErrRejected) || answered(res.err) {
 		e := res.batch[res.bad]
@@ -293,7 +234,9 @@ func (r *deliverer) failedPlaced(res result, now time.Time) error {
 		}
 		return r.failed([]*entry{e}, res.err, now)
 	}
+	r.undecided = true
 	err := r.failed(res.batch, res.err, now)
+	r.undecided = false
 	r.shut()
 	return err
 }

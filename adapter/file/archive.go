@@ -17,8 +17,8 @@ import (
 
 // Files that were rotated are compressed in the background, each in one step: into a
 // file of another name, which is renamed when it is whole and on stable storage; then
-// the original goes. What a crash leaves behind is done again. The newest of them stays
-// as it is until there is a newer one: its end is part of the window.
+// the original goes. What a crash leaves behind is done again. The newest of them stay as
+// they are: the window of repeats reaches into them.
 
 // partly is behind the name of a file that is being made.
 const partly = ".part"
@@ -74,7 +74,13 @@ func (s *Sink) compressOld() error {
 			return err
 		}
 	}
-	for _, name := range whole[:max(0, len(whole)-1)] {
+	kept, size := len(whole), int64(0)
+	for ; kept > 0 && (size < windowBytes || kept == len(whole)); kept-- {
+		if st, err := os.Stat(whole[kept-1]); err == nil {
+			size += st.Size()
+		}
+	}
+	for _, name := range whole[:kept] {
 		if s.stopping.Load() {
 			return nil
 		}

@@ -9,8 +9,8 @@
 // An event that is among the last 10,000 lines, or the last 16 MiB, of the file
 // is not written a second time. So what is repeated after a crash appears once,
 // as long as no more than that had been written without being confirmed. With
-// rotation the window reaches back into the file before, which is not compressed
-// before there is a newer one.
+// rotation the window reaches back into the files before, which are not compressed as
+// long as it does.
 //
 // The file may be renamed, removed or truncated by others, as log rotation does:
 // the next Write notices and goes on in a new file, or at the new end.
@@ -55,8 +55,8 @@ type Config struct {
 	// Rotate only if a single Write is.
 	Rotate int64
 	// Compression is how rotated files are compressed: "gzip", "zstd", or "none", which
-	// is the default. PATH.<UTC time>-<number>.gz or .zst takes the place of each when
-	// there is a newer one.
+	// is the default. PATH.<UTC time>-<number>.gz or .zst takes the place of each, but for
+	// the newest, some 16 MiB.
 	Compression string
 	// Stdout is what "-" stands for; default os.Stdout. It is not closed.
 	Stdout io.Writer

@@ -226,27 +226,37 @@ func (s *Sink) free(name string) (bool, error) {
 	return true, nil
 }
 
-// before returns the last identities, at most n, of the file that was rotated
-// last. It is a help only: without it some events may be written twice.
-func (s *Sink) before(n int) []string {
+// before returns the last identities, at most n, of the files that were rotated last, in
+// order. It is a help only: without it some events may be written twice.
+func (s *Sink) before(n int) (ids []string) {
 	whole, _, err := s.rotated()
-	if err != nil || len(whole) == 0 {
-		return nil
-	}
-	f, err := os.Open(whole[len(whole)-1])
 	if err != nil {
 		return nil
+	}
+	size := int64(0)
+	for i := len(whole) - 1; i >= 0 && len(ids) < n && size < windowBytes; i-- {
+		more, bytes := endOf(whole[i])
+		ids, size = append(more, ids...), size+bytes
+	}
+	return ids[max(0, len(ids)-n):]
+}
+
+// endOf returns the identities at the end of a file, and its size; none if it cannot be
+// read.
+func endOf(name string) (ids []string, size int64) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, 0
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
-		return nil
+		return nil, 0
 	}
-	_, ids, err := tail(f, st.Size())
-	if err != nil {
-		return nil
+	if _, ids, err = tail(f, st.Size()); err != nil {
+		return nil, 0
 	}
-	return ids[max(0, len(ids)-n):]
+	return ids, st.Size()
 }
 
 // makeFolder makes the folder of the file. The names of new folders are on

@@ -299,8 +299,8 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	for _, source := range sources { // never forward: what is pending would be lost
 		r.Cursor.Logs[source] = rewound(r.Cursor.Logs[source], back[source].Floor)
 	}
-	if r.Cursor.Placed != "" {
-		r.Cursor.Placed = onewrite.PlacedVoid
+	if p := r.Cursor.Placed; p != "" && !strings.HasPrefix(p, onewrite.PlacedVoid) {
+		r.Cursor.Placed = onewrite.PlacedVoid + p
 	}
 	r.Epoch++
 	r.Rewinds++
