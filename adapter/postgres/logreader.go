@@ -302,11 +302,9 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 	r.side.Lock()
 	defer r.side.Unlock()
 	if !r.fill.knows(rel.ID) { // it is captured since just now
-		list, err := registry(r.alive, r.cat.conn, r.cfg.Name)
-		if err != nil {
+		if err := r.takeUp(rel.ID); err != nil {
 			return err
 		}
-		r.fill.set(list)
 	}
 	c := r.fill.of(rel.ID)
 	t, err := r.cat.describe(r.alive, r.database, rel, c, func() error { return r.untilVisible(r.tx.xid) })
@@ -316,11 +314,6 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 	t.compareKey(c)
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
-	}
-	if !r.fill.knows(rel.ID) { // it is captured since just now
-		if err := r.takeUp(rel.ID); err != nil {
-			return err
-		}
 	}
 	r.tables[rel.ID] = t
 	return nil

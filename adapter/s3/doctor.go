@@ -97,7 +97,8 @@ func (e *examiner) lifecycle(ctx context.Context, s *Sink) {
 		return
 	}
 	for _, r := range out.Rules {
-		prefix := aws.ToString(r.Prefix) //nolint:staticcheck // old rules have it here
+		//lint:ignore SA1019 old rules have it here
+		prefix := aws.ToString(r.Prefix) //nolint:staticcheck // likewise
 		if r.Filter != nil {
 			prefix = aws.ToString(r.Filter.Prefix)
 			if r.Filter.Tag != nil || r.Filter.And != nil && len(r.Filter.And.Tags) > 0 || r.Filter.ObjectSizeGreaterThan != nil {
