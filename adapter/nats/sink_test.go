@@ -113,7 +113,7 @@ func TestSink(t *testing.T) {
 			return s
 		},
 		Received: x.received,
-		Break: func(t *testing.T) func() {
+		Break: func(*testing.T) func() { // it is up again for the tests that follow
 			x.srv.Shutdown()
 			x.srv.WaitForShutdown()
 			return func() { x.start(t) }
