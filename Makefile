@@ -42,7 +42,7 @@ test: ## Install the servers that the tests need and run everything under the ra
 	elif [ "$$CI" = true ]; then exit 1; \
 	else echo "make test: the tests that need what is missing are skipped" >&2; ONEWRITE_REQUIRE_SERVERS=; fi; \
 	export ONEWRITE_REQUIRE_SERVERS; \
-	$(RACE_READY) && $(GO) test -count=1 -timeout 10m ./pipeline -run '^TestSimulation$$' && $(GO) test -race -count=1 -p $(P) -timeout 40m $(PKG) \
+	$(RACE_READY) && $(GO) test -count=1 -timeout 10m ./pipeline -run '^TestSimulation$$' && $(GO) test -race -count=1 -p $(P) -timeout 60m $(PKG) \
 	$(if $(filter ./...,$(PKG)),&& cd $(FRAMEWORKS) && exec $(GO) test -race -count=1 -p $(P) -timeout 10m ./...)
 
 test-fast: ## Run the short tests with the servers that are there, without the race detector

@@ -138,18 +138,20 @@ func (r *rig) ids(n int) []int {
 // once the table is locked.
 func TestRewrittenBeforeItsChunk(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
-		r := altered(t, pg, 100)
+		const rows = 5000
+		r := altered(t, pg, rows)
 		r.open()
-		r.ids(100)
-		sql(t, r.conn, `BEGIN; ALTER TABLE t ALTER v TYPE bigint`)
+		r.ids(rows)
 		r.migrate("public.t")
+		first := len(r.read().Events) // the snapshot has begun: it waited for transactions that were open before
+		sql(t, r.conn, `BEGIN; ALTER TABLE t ALTER v TYPE bigint`)
 		other := dial(t, r.url)
 		eventually(t, "a chunk waits for the table", func() bool {
 			return one[bool](t, other, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 't'::regclass)`)
 		})
 		sql(t, r.conn, `COMMIT`)
-		if got := r.ids(100); len(got) != 100 {
-			t.Errorf("%d rows of 100", len(got))
+		if got := r.ids(rows - first); len(got) != rows-first {
+			t.Errorf("%d rows of %d", len(got), rows-first)
 		}
 	})
 }
