@@ -28,7 +28,10 @@ type world struct {
 func (w *world) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.ingest = &pipeline.Ingest{Name: "shop", Open: w.source.open, Bus: w.bus}
-	w.d.Interest, w.d.Bus, w.d.Open = onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: w.d.Interest.Topics}, w.bus, w.sink.Open
+	w.d.Interest, w.d.Bus = onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: w.d.Interest.Topics}, w.bus
+	if w.d.Open == nil {
+		w.d.Open = w.sink.Open
+	}
 	done := make(chan error, 2)
 	go func() { done <- w.ingest.Run(ctx) }()
 	go func() { done <- w.d.Run(ctx) }()

@@ -16,7 +16,7 @@ func TestPlacedCopyOlderThanReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keeper{}
 		w := keeping(k)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(i, "k"))
 		}
@@ -32,7 +32,7 @@ func TestPlacedCopyOlderThanReplay(t *testing.T) {
 		}
 		_ = sub.Close()
 		w.d = keptBy(k)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(100+i, "k"))
 		}
@@ -40,7 +40,7 @@ func TestPlacedCopyOlderThanReplay(t *testing.T) {
 		w.stop()
 		k.back(copyAt)
 		w.d = keptBy(k)
-		w.startKeeping()
+		w.start()
 		time.Sleep(24 * time.Hour)
 		s := w.d.Status()
 		w.stop()
@@ -119,7 +119,7 @@ func TestPlacedPlaceFails(t *testing.T) {
 			}
 			return true, 0, nil
 		}
-		w.startKeeping()
+		w.start()
 		for i := range 300 {
 			w.source.commit(event(i, fmt.Sprint("k", i%3)))
 			time.Sleep(10 * time.Millisecond)
@@ -165,7 +165,7 @@ func TestPlacedConcurrency(t *testing.T) {
 					}
 					return nil
 				}
-				w.startKeeping()
+				w.start()
 				for i := range 400 {
 					w.source.commit(event(i, ""))
 					time.Sleep(time.Millisecond / 2)

@@ -27,7 +27,7 @@ func TestPlacedFullOfAnotherBus(t *testing.T) {
 			return nil
 		}
 		w.source.chunk = 1000
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Second)
 		w.source.commit(event(999999, "")) // so that all below has offsets beyond
 		stuck.Store(true)
@@ -46,7 +46,7 @@ func TestPlacedFullOfAnotherBus(t *testing.T) {
 		k.place = place // the disk of the bus is lost at this moment
 		w.source, w.bus, w.d = newMemSource("shop"), &onewritetest.MemoryBus{}, keptBy(k)
 		before := len(k.events)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(100000+i, "k"))
 		}
@@ -80,7 +80,7 @@ func TestPlacedUnknownIsParked(t *testing.T) {
 					}
 					w := keeping(k)
 					w.d.BatchCount, w.d.Attempts = batch, tries
-					w.startKeeping()
+					w.start()
 					for i := range 300 {
 						w.source.commit(event(i, ""))
 						time.Sleep(10 * time.Millisecond)
@@ -118,7 +118,7 @@ func TestPlacedKeyStaysParked(t *testing.T) {
 			}
 			w := keeping(k)
 			w.bus.Fault = dies.fault
-			w.startKeeping()
+			w.start()
 			for i := range 30 {
 				w.source.commit(event(i, fmt.Sprint("k", i)))
 				time.Sleep(time.Second)
@@ -152,7 +152,7 @@ func TestPlacedVoidTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keeper{}
 		w := keeping(k)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(i, "k"))
 		}
@@ -179,7 +179,7 @@ func TestPlacedVoidTwice(t *testing.T) {
 			return true, 0, nil
 		}
 		w.d = keptBy(k)
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Minute)
 		w.stop()
 		if got := k.all(t); len(got) != 20 {
@@ -252,7 +252,7 @@ func TestPlacedForgotRedriven(t *testing.T) {
 					return true, 0, nil
 				}
 				w := keeping(k)
-				w.startKeeping()
+				w.start()
 				more := func(from, to int) {
 					for i := from; i < to; i++ {
 						w.source.commit(event(i, fmt.Sprint("k", i)))
@@ -303,7 +303,7 @@ func TestPlacedForgotRedriven(t *testing.T) {
 				w.stop()
 				k.back(copyAt)
 				w.d = keptBy(k)
-				w.startKeeping()
+				w.start()
 				time.Sleep(time.Hour)
 				s = w.d.Status()
 				w.stop()
@@ -332,7 +332,7 @@ func TestPlacedForgottenAndAddedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keeper{}
 		w := keeping(k)
-		w.startKeeping()
+		w.start()
 		for i := range 60 {
 			w.source.commit(event(i, "k"))
 		}
@@ -349,7 +349,7 @@ func TestPlacedForgottenAndAddedAgain(t *testing.T) {
 		}
 		w.bus, w.d = b, keptBy(k)
 		k.events = nil
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Hour)
 		s := w.d.Status()
 		w.stop()

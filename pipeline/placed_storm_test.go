@@ -69,7 +69,7 @@ func TestPlacedStorm(t *testing.T) {
 					}
 					return nil
 				}
-				w.startKeeping()
+				w.start()
 				n := 0
 				for round := range 6 {
 					for range 150 {
@@ -90,7 +90,7 @@ func TestPlacedStorm(t *testing.T) {
 						w.d = keptBy(k)
 						setup()
 						w.d.Attempts = 3 + int(seed%4)
-						w.startKeeping()
+						w.start()
 					}
 				}
 				calm.Store(true)

@@ -17,7 +17,7 @@ func TestPlacedOffReplayOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keeper{}
 		w := keeping(k)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(i, "k"))
 		}
@@ -25,7 +25,7 @@ func TestPlacedOffReplayOn(t *testing.T) {
 		w.stop()
 		plain := &onewritetest.MemorySink{}
 		w.d = &pipeline.Delivery{Open: plain.Open}
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Minute)
 		w.stop()
 		sub, _ := w.bus.Subscribe(t.Context(), onewrite.Interest{Name: "wh", Sources: []string{"shop"}})
@@ -41,7 +41,7 @@ func TestPlacedOffReplayOn(t *testing.T) {
 		_ = sub.Close()
 		k.events = nil
 		w.d = keptBy(k)
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Minute)
 		s := w.d.Status()
 		w.stop()
@@ -71,7 +71,7 @@ func TestPlacedBarrier(t *testing.T) {
 			}
 			return nil
 		}
-		w.startKeeping()
+		w.start()
 		for i := range 300 {
 			e := event(i, "")
 			if i%20 == 19 {

@@ -101,22 +101,6 @@ func keptBy(k *keeper) *pipeline.Delivery {
 	return &pipeline.Delivery{Concurrency: 1, BatchCount: 20, Open: k.open}
 }
 
-// startKeeping is start with the sink of the delivery.
-func (w *world) startKeeping() {
-	open := w.d.Open
-	ctx, cancel := context.WithCancel(context.Background())
-	w.ingest = &pipeline.Ingest{Name: "shop", Open: w.source.open, Bus: w.bus}
-	w.d.Interest, w.d.Bus, w.d.Open = onewrite.Interest{Name: "wh", Sources: []string{"shop"}}, w.bus, open
-	done := make(chan error, 2)
-	go func() { done <- w.ingest.Run(ctx) }()
-	go func() { done <- w.d.Run(ctx) }()
-	w.stop = func() {
-		cancel()
-		<-done
-		<-done
-	}
-}
-
 // Nothing comes twice, wherever sessions die and whatever becomes of writes whose
 // answer is lost.
 func TestPlacedOnce(t *testing.T) {
@@ -152,7 +136,7 @@ func TestPlacedOnce(t *testing.T) {
 				}
 				return nil
 			}
-			w.startKeeping()
+			w.start()
 			for i := range 1000 {
 				key := []string{"", fmt.Sprint("k", i%13)}[i%2]
 				if i/10 == 50 { // the refused one stands among others of its key
@@ -202,7 +186,7 @@ func TestPlacedRefusalIsAboutOne(t *testing.T) {
 		for i := range 200 {
 			w.source.commit(event(i, fmt.Sprint("k", i)))
 		}
-		w.startKeeping()
+		w.start()
 		time.Sleep(5 * time.Minute)
 		s := w.d.Status()
 		w.stop()
@@ -232,7 +216,7 @@ func TestPlacedRefusalInItsKey(t *testing.T) {
 		for i := range 40 {
 			w.source.commit(event(i, "k"))
 		}
-		w.startKeeping()
+		w.start()
 		for i := range 30 { // others pass
 			w.source.commit(event(100+i, ""))
 			time.Sleep(time.Second)
@@ -252,7 +236,7 @@ func TestPlacedForgot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keeper{}
 		w := keeping(k)
-		w.startKeeping()
+		w.start()
 		for i := range 300 {
 			w.source.commit(event(i, fmt.Sprint("k", i%5)))
 			time.Sleep(time.Millisecond)
@@ -264,7 +248,7 @@ func TestPlacedForgot(t *testing.T) {
 		var said strings.Builder
 		w.d = keptBy(k)
 		w.d.Log = slog.New(slog.NewTextHandler(&said, nil))
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Minute)
 		s := w.d.Status()
 		w.stop()
@@ -283,14 +267,14 @@ func TestPlacedOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &keeper{}
 		w := keeping(k)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(i, "k"))
 		}
 		time.Sleep(time.Minute)
 		w.stop()
 		w.source, w.bus, w.d = newMemSource("shop"), &onewritetest.MemoryBus{}, keptBy(k)
-		w.startKeeping()
+		w.start()
 		for i := range 20 {
 			w.source.commit(event(100+i, "k"))
 		}
@@ -303,7 +287,7 @@ func TestPlacedOfAnother(t *testing.T) {
 		var said strings.Builder
 		w.d = keptBy(k)
 		w.d.Log = slog.New(slog.NewTextHandler(&said, nil))
-		w.startKeeping()
+		w.start()
 		w.source.commit(event(200, "k"))
 		time.Sleep(time.Minute)
 		w.stop()
@@ -321,7 +305,7 @@ func TestPlacedOfAnother(t *testing.T) {
 		time.Sleep(time.Minute)
 		cancel()
 		w.d = keptBy(k)
-		w.startKeeping()
+		w.start()
 		w.source.commit(event(400, "k"))
 		time.Sleep(time.Minute)
 		s := w.d.Status()
@@ -352,7 +336,7 @@ func TestPlacedRedriven(t *testing.T) {
 			}
 			w := keeping(k)
 			w.bus.Fault = dies.fault
-			w.startKeeping()
+			w.start()
 			for i := range 30 {
 				w.source.commit(event(i, fmt.Sprint("k", i%3)))
 				time.Sleep(time.Second)
@@ -381,7 +365,7 @@ func TestPlacedWithAPause(t *testing.T) {
 		n := 0
 		run := func(d *pipeline.Delivery) {
 			w.d = d
-			w.startKeeping()
+			w.start()
 			for range 20 {
 				w.source.commit(event(n, "k"))
 				n++
@@ -412,7 +396,7 @@ func TestPlacedIsBounded(t *testing.T) {
 			return nil
 		}
 		w.source.chunk = 1000
-		w.startKeeping()
+		w.start()
 		time.Sleep(time.Second)
 		stuck.Store(true)
 		for i := range 25 {

@@ -172,7 +172,9 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 	case config.Redis:
 		return redis.Examine(ctx, redisConfig(name, d, t, silent))
 	case config.Kafka:
-		return kafka.Examine(ctx, kafkaSink(name, d, t, int(cfg.MaxEvent), silent), d.Topics)
+		k := kafkaSink(name, d, t, int(cfg.MaxEvent), silent)
+		k.Topic = d.Topic // which is applied before an event comes to the sink
+		return kafka.Examine(ctx, k, d.Topics)
 	case config.Email:
 		m, err := emailConfig(name, d, t, silent)
 		if err != nil {

@@ -2,7 +2,6 @@ package email
 
 import (
 	"context"
-	"fmt"
 	"net/mail"
 	"strings"
 	"time"
@@ -17,50 +16,37 @@ const soonExpired = 14 * 24 * time.Hour
 // It connects and logs in as a delivery does, and begins a mail of the sender that it
 // takes back. Nothing is sent.
 func Examine(ctx context.Context, c Config) []diagnosis.Finding {
-	e := &examiner{c: c}
+	e := &examiner{List: diagnosis.List{Prefix: "email: "}, c: c}
 	e.run(ctx)
-	return e.found
+	return e.Found
 }
 
 type examiner struct {
-	c     Config
-	found []diagnosis.Finding
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-// failed reports an error of this package, whose last words are the cure.
-func (e *examiner) failed(check string, err error) {
-	text, cure := strings.TrimPrefix(err.Error(), "email: "), ""
-	if i := strings.LastIndex(text, "; "); i > 0 {
-		text, cure = text[:i], text[i+2:]
-	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
+	diagnosis.List
+	c Config
 }
 
 func (e *examiner) run(ctx context.Context) {
 	s, err := New(e.c)
 	if err != nil {
-		e.failed("settings", err)
+		e.Failed("settings", err)
 		return
 	}
 	x, err := s.dial(ctx)
 	if err != nil {
-		e.failed("connection", err)
+		e.Failed("connection", err)
 		return
 	}
 	defer x.quit()
-	e.add(diagnosis.OK, "connection", "", "%s answers as a mail server", s.addr)
+	e.Add(diagnosis.OK, "connection", "", "%s answers as a mail server", s.addr)
 	e.encryption(s, x)
 	if s.user != "" {
-		e.add(diagnosis.OK, "login", "", "the server knows the user")
+		e.Add(diagnosis.OK, "login", "", "the server knows the user")
 	} else {
-		e.add(diagnosis.OK, "login", "", "none, as configured")
+		e.Add(diagnosis.OK, "login", "", "none, as configured")
 	}
 	if x.size > 0 {
-		e.add(diagnosis.OK, "size", "", "mails of up to %d bytes are taken", x.size)
+		e.Add(diagnosis.OK, "size", "", "mails of up to %d bytes are taken", x.size)
 	}
 	e.mail(ctx, s, x)
 }
@@ -70,18 +56,18 @@ func (e *examiner) encryption(s *Sink, x *session) {
 	state, encrypted := x.c.TLSConnectionState()
 	switch {
 	case !encrypted && loopback(s.host):
-		e.add(diagnosis.OK, "tls", "", "none, and none needed: the server is on this machine")
+		e.Add(diagnosis.OK, "tls", "", "none, and none needed: the server is on this machine")
 	case !encrypted:
-		e.add(diagnosis.Warning, "tls", "starttls: required", "none: whoever is on the way can read mails and password")
+		e.Add(diagnosis.Warning, "tls", "starttls: required", "none: whoever is on the way can read mails and password")
 	case s.tls.InsecureSkipVerify:
-		e.add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "any certificate is accepted: whoever is on the way can read mails and password")
+		e.Add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "any certificate is accepted: whoever is on the way can read mails and password")
 	default:
 		until := state.PeerCertificates[0].NotAfter
 		if left := time.Until(until); left < soonExpired {
-			e.add(diagnosis.Warning, "tls", "renew the certificate of "+s.host, "the certificate ends in %d days, on %s; then nothing is sent", int(left.Hours()/24), until.UTC().Format(time.DateOnly))
+			e.Add(diagnosis.Warning, "tls", "renew the certificate of "+s.host, "the certificate ends in %d days, on %s; then nothing is sent", int(left.Hours()/24), until.UTC().Format(time.DateOnly))
 			return
 		}
-		e.add(diagnosis.OK, "tls", "", "certificate good until %s", until.UTC().Format(time.DateOnly))
+		e.Add(diagnosis.OK, "tls", "", "certificate good until %s", until.UTC().Format(time.DateOnly))
 	}
 }
 
@@ -96,10 +82,10 @@ func (e *examiner) mail(ctx context.Context, s *Sink, x *session) {
 		return nil
 	})
 	if err != nil {
-		e.failed("sender", err)
+		e.Failed("sender", err)
 		return
 	}
-	e.add(diagnosis.OK, "sender", "", "the server takes mails of %s", from)
+	e.Add(diagnosis.OK, "sender", "", "the server takes mails of %s", from)
 	for _, text := range []string{e.c.To, e.c.CC} {
 		list, err := mail.ParseAddressList(text)
 		if err != nil || strings.Contains(text, "{{") {
@@ -113,9 +99,9 @@ func (e *examiner) mail(ctx context.Context, s *Sink, x *session) {
 				return nil
 			})
 			if err != nil {
-				e.failed("recipient", err)
+				e.Failed("recipient", err)
 			} else {
-				e.add(diagnosis.OK, "recipient", "", "the server takes mails to %s", to.Address)
+				e.Add(diagnosis.OK, "recipient", "", "the server takes mails to %s", to.Address)
 			}
 			if x.broken {
 				return

@@ -207,10 +207,7 @@ func TestChaos(t *testing.T) {
 
 // Another family of readers, Python's standard library, sees what was meant.
 func TestPythonReads(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip("python3 is not installed")
-	}
+	python := servers.Python(t, "email")
 	server := servers.NewMailpit(t)
 	c := config(server.SMTP())
 	c.HTML = "<p>{{.Data.name}}</p>"

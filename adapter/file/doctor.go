@@ -2,7 +2,6 @@ package file
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,8 +15,8 @@ import (
 func Examine(c Config) []diagnosis.Finding {
 	e := &examiner{}
 	if c.Path == "-" {
-		e.add(diagnosis.OK, "file", "", "standard output")
-		return e.found
+		e.Add(diagnosis.OK, "file", "", "standard output")
+		return e.Found
 	}
 	path, err := filepath.Abs(c.Path)
 	if err == nil {
@@ -29,14 +28,10 @@ func Examine(c Config) []diagnosis.Finding {
 	}
 	e.folder(filepath.Dir(path))
 	e.file(path)
-	return e.found
+	return e.Found
 }
 
-type examiner struct{ found []diagnosis.Finding }
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
+type examiner struct{ diagnosis.List }
 
 // folder looks at the folder, or at the one in which it will be made.
 func (e *examiner) folder(dir string) {
@@ -45,19 +40,19 @@ func (e *examiner) folder(dir string) {
 	why, cure := disk.Unwritable(there)
 	switch {
 	case err == nil && !info.IsDir(), err != nil:
-		e.add(diagnosis.Problem, "folder", "set path to a file whose folders are folders", "%s is no folder", there)
+		e.Add(diagnosis.Problem, "folder", "set path to a file whose folders are folders", "%s is no folder", there)
 		return
 	case why != "":
-		e.add(diagnosis.Problem, "folder", cure, "%s", why)
+		e.Add(diagnosis.Problem, "folder", cure, "%s", why)
 	case there != dir:
-		e.add(diagnosis.OK, "folder", "", "%s is made when the first event comes", dir)
+		e.Add(diagnosis.OK, "folder", "", "%s is made when the first event comes", dir)
 	default:
-		e.add(diagnosis.OK, "folder", "", "%s can be written", dir)
+		e.Add(diagnosis.OK, "folder", "", "%s can be written", dir)
 	}
 	if short := disk.Scarce(there); short != "" {
-		e.add(diagnosis.Warning, "disk", "df -h "+disk.Quote(there), "%s: on a full disk events wait", short)
+		e.Add(diagnosis.Warning, "disk", "df -h "+disk.Quote(there), "%s: on a full disk events wait", short)
 	} else if free, _, known := disk.Room(there); known {
-		e.add(diagnosis.OK, "disk", "", "%s free", disk.Bytes(free))
+		e.Add(diagnosis.OK, "disk", "", "%s free", disk.Bytes(free))
 	}
 }
 
@@ -66,31 +61,31 @@ func (e *examiner) file(path string) {
 	pid, held := disk.Holder(path + ".lock")
 	switch {
 	case held && pid > 0:
-		e.add(diagnosis.OK, "writer", "", "onewrite runs: process %d writes this file", pid)
+		e.Add(diagnosis.OK, "writer", "", "onewrite runs: process %d writes this file", pid)
 	case held:
-		e.add(diagnosis.OK, "writer", "", "onewrite runs and writes this file")
+		e.Add(diagnosis.OK, "writer", "", "onewrite runs and writes this file")
 	}
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		e.add(diagnosis.OK, "file", "", "%s is made when the first event comes", path)
+		e.Add(diagnosis.OK, "file", "", "%s is made when the first event comes", path)
 		return
 	case err != nil:
 		return // the folder tells
 	case !info.Mode().IsRegular():
-		e.add(diagnosis.Problem, "file", "set path to a file, or to - for standard output", "%s is no regular file", path)
+		e.Add(diagnosis.Problem, "file", "set path to a file, or to - for standard output", "%s is no regular file", path)
 		return
 	}
 	for _, look := range []func(string) (string, string){disk.Unwritable, disk.Unreadable} {
 		if why, cure := look(path); why != "" {
-			e.add(diagnosis.Problem, "file", cure, "%s", why)
+			e.Add(diagnosis.Problem, "file", cure, "%s", why)
 			return
 		}
 	}
 	if !held && !e.ends(path, info.Size()) {
 		return
 	}
-	e.add(diagnosis.OK, "file", "", "%s, %s", path, disk.Bytes(info.Size()))
+	e.Add(diagnosis.OK, "file", "", "%s, %s", path, disk.Bytes(info.Size()))
 }
 
 // ends looks at the end of a file that nobody writes: what is not a line of ours is
@@ -106,11 +101,11 @@ func (e *examiner) ends(path string, size int64) bool {
 		}
 	}
 	if err != nil { // of the disk: it was there and readable a moment ago
-		e.add(diagnosis.Problem, "file", "dmesg | tail", "%s cannot be read: %v", path, err)
+		e.Add(diagnosis.Problem, "file", "dmesg | tail", "%s cannot be read: %v", path, err)
 		return false
 	}
 	if !ours {
-		e.add(diagnosis.Problem, "file", "echo >> "+disk.Quote(path), "%s ends within a line that onewrite did not write, and nothing is added to that", path)
+		e.Add(diagnosis.Problem, "file", "echo >> "+disk.Quote(path), "%s ends within a line that onewrite did not write, and nothing is added to that", path)
 	}
 	return ours
 }

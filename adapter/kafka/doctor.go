@@ -24,41 +24,33 @@ import (
 func Examine(ctx context.Context, c Config, wanted []string) []diagnosis.Finding {
 	e := &examiner{s: &core{c: c, heard: &heard{}}}
 	if err := e.s.c.complete(); err != nil {
-		e.add(diagnosis.Problem, "configuration", "", "%v", err)
-		return e.found
+		e.Add(diagnosis.Problem, "configuration", "", "%v", err)
+		return e.Found
 	}
 	opts, err := e.s.c.options(e.s.heard)
 	if err == nil {
 		e.s.cl, err = kgo.NewClient(opts...)
 	}
 	if err != nil {
-		e.add(diagnosis.Problem, "configuration", "", "%v", err)
-		return e.found
+		e.Add(diagnosis.Problem, "configuration", "", "%v", err)
+		return e.Found
 	}
 	defer e.s.cl.Close()
 	e.s.adm = kadm.NewClient(e.s.cl)
 	if !e.connect(ctx) {
-		return e.found
+		return e.Found
 	}
 	defaults := e.cluster(ctx)
 	e.transactions(ctx)
 	e.places(ctx, defaults)
 	e.topics(ctx, wanted, defaults)
-	return e.found
+	return e.Found
 }
 
 type examiner struct {
+	diagnosis.List
 	s       *core
 	brokers int
-	found   []diagnosis.Finding
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-func (e *examiner) ok(check, format string, args ...any) {
-	e.add(diagnosis.OK, check, "", format, args...)
 }
 
 func (e *examiner) connect(ctx context.Context) bool {
@@ -68,7 +60,7 @@ func (e *examiner) connect(ctx context.Context) bool {
 		if errors.Is(err, kerr.SaslAuthenticationFailed) {
 			cure = "compare sasl: with kafka-configs.sh --describe --entity-type users --entity-name " + e.s.user()
 		}
-		e.add(diagnosis.Problem, "connect", cure, "the brokers cannot be reached: %v", e.s.heard.with(err))
+		e.Add(diagnosis.Problem, "connect", cure, "the brokers cannot be reached: %v", e.s.heard.with(err))
 		return false
 	}
 	e.brokers = len(m.Brokers)
@@ -78,9 +70,9 @@ func (e *examiner) connect(ctx context.Context) bool {
 			version = b.VersionGuess()
 		}
 	}
-	e.ok("connect", "%d broker(s), Kafka %s", e.brokers, version)
+	e.OK("connect", "%d broker(s), Kafka %s", e.brokers, version)
 	if e.s.c.TLS != nil && e.s.c.TLS.InsecureSkipVerify {
-		e.add(diagnosis.Warning, "tls", "name the authority instead: tls: {ca: ca.pem}", "any certificate is accepted")
+		e.Add(diagnosis.Warning, "tls", "name the authority instead: tls: {ca: ca.pem}", "any certificate is accepted")
 	}
 	return true
 }
@@ -100,7 +92,7 @@ func (e *examiner) cluster(ctx context.Context) settings {
 	}
 	configs, err := e.s.adm.DescribeBrokerConfigs(ctx, m.Brokers[0].NodeID)
 	if err != nil || len(configs) == 0 || configs[0].Err != nil {
-		e.ok("cluster", "the settings of the brokers may not be read: what a new topic will have is not known")
+		e.OK("cluster", "the settings of the brokers may not be read: what a new topic will have is not known")
 		return d
 	}
 	for _, c := range configs[0].Configs {
@@ -113,7 +105,7 @@ func (e *examiner) cluster(ctx context.Context) settings {
 		case c.Key == "message.max.bytes":
 			d.limit = n
 		case c.Key == "transaction.max.timeout.ms" && !e.s.c.Idempotent && n > 0 && int64(n) < txnTimeout.Milliseconds():
-			e.add(diagnosis.Problem, "transactions", fmt.Sprintf("transaction.max.timeout.ms=%d # in the brokers' server.properties", txnTimeout.Milliseconds()), "the brokers allow transactions of %d ms, onewrite asks for %d", n, txnTimeout.Milliseconds())
+			e.Add(diagnosis.Problem, "transactions", fmt.Sprintf("transaction.max.timeout.ms=%d # in the brokers' server.properties", txnTimeout.Milliseconds()), "the brokers allow transactions of %d ms, onewrite asks for %d", n, txnTimeout.Milliseconds())
 		}
 	}
 	return d
@@ -134,11 +126,11 @@ func (e *examiner) transactions(ctx context.Context) {
 	}
 	switch {
 	case errors.Is(err, kerr.TransactionalIDNotFound):
-		e.ok("transactions", "transactional.id %s is not used yet", id)
+		e.OK("transactions", "transactional.id %s is not used yet", id)
 	case err != nil:
-		e.add(diagnosis.Problem, "transactions", strings.NewReplacer("{user}", e.s.user(), "{id}", id).Replace(outages[kerr.TransactionalIDAuthorizationFailed.Code]), "transactional.id %s: %v", id, err)
+		e.Add(diagnosis.Problem, "transactions", strings.NewReplacer("{user}", e.s.user(), "{id}", id).Replace(outages[kerr.TransactionalIDAuthorizationFailed.Code]), "transactional.id %s: %v", id, err)
 	default:
-		e.ok("transactions", "transactional.id %s, last state %s", id, resp.TransactionStates[0].State)
+		e.OK("transactions", "transactional.id %s, last state %s", id, resp.TransactionStates[0].State)
 	}
 }
 
@@ -169,33 +161,33 @@ func (e *examiner) places(ctx context.Context, defaults settings) {
 	name := e.s.c.Places
 	all, err := e.ask(ctx, name)
 	if err != nil {
-		e.add(diagnosis.Problem, "places", "", "the topic of places %s: %v", name, err)
+		e.Add(diagnosis.Problem, "places", "", "the topic of places %s: %v", name, err)
 		return
 	}
 	t := all[name]
 	switch err := kerr.ErrorForCode(t.ErrorCode); {
 	case errors.Is(err, kerr.UnknownTopicOrPartition):
 		if e.mayCreate(ctx) {
-			e.ok("places", "the topic %s is created at the first start, with %d copies", name, defaults.copies)
+			e.OK("places", "the topic %s is created at the first start, with %d copies", name, defaults.copies)
 		} else {
-			e.add(diagnosis.Problem, "places", createPlaces(name), "the topic of places %s is not there, and the user may not create it", name)
+			e.Add(diagnosis.Problem, "places", createPlaces(name), "the topic of places %s is not there, and the user may not create it", name)
 		}
 		return
 	case err != nil:
-		e.add(diagnosis.Problem, "places", e.allow(name, "Read"), "the topic of places %s: %v", name, err)
+		e.Add(diagnosis.Problem, "places", e.allow(name, "Read"), "the topic of places %s: %v", name, err)
 		return
 	case len(t.Partitions) != 1:
-		e.add(diagnosis.Problem, "places", "places: another-topic # in the destination", "the topic of places %s has %d partitions, and needs to have one", name, len(t.Partitions))
+		e.Add(diagnosis.Problem, "places", "places: another-topic # in the destination", "the topic of places %s has %d partitions, and needs to have one", name, len(t.Partitions))
 		return
 	}
-	e.ok("places", "the topic of places %s is there", name)
+	e.OK("places", "the topic of places %s is there", name)
 	for _, op := range []kadm.ACLOperation{kadm.OpWrite, kadm.OpRead} {
 		if !may(t, op) {
-			e.add(diagnosis.Problem, "places", e.allow(name, op.String()), "the user %s has no right to %s the topic of places %s", e.s.user(), op, name)
+			e.Add(diagnosis.Problem, "places", e.allow(name, op.String()), "the user %s has no right to %s the topic of places %s", e.s.user(), op, name)
 		}
 	}
 	if s := e.examined(ctx, t); s.policy != "" && s.policy != "compact" {
-		e.add(diagnosis.Problem, "places", alterPlaces(name), "the topic of places %s has cleanup.policy=%s, which forgets them", name, s.policy)
+		e.Add(diagnosis.Problem, "places", alterPlaces(name), "the topic of places %s has cleanup.policy=%s, which forgets them", name, s.policy)
 	}
 }
 
@@ -203,7 +195,7 @@ func (e *examiner) places(ctx context.Context, defaults settings) {
 func (e *examiner) topics(ctx context.Context, wanted []string, defaults settings) {
 	all, err := e.ask(ctx)
 	if err != nil {
-		e.add(diagnosis.Problem, "topics", "", "the topics cannot be listed: %v", err)
+		e.Add(diagnosis.Problem, "topics", "", "the topics cannot be listed: %v", err)
 		return
 	}
 	exact, like := e.expected(wanted)
@@ -215,7 +207,7 @@ func (e *examiner) topics(ctx context.Context, wanted []string, defaults setting
 		}
 		seen++
 		if !may(t, kadm.OpWrite) {
-			e.add(diagnosis.Problem, "topics", e.allow(name, "Write"), "the user %s has no right to write to topic %s: its events would be refused", e.s.user(), name)
+			e.Add(diagnosis.Problem, "topics", e.allow(name, "Write"), "the user %s has no right to write to topic %s: its events would be refused", e.s.user(), name)
 		}
 		if s := e.examined(ctx, t); s.limit > 0 {
 			e.size(name, s.limit)
@@ -229,17 +221,20 @@ func (e *examiner) topics(ctx context.Context, wanted []string, defaults setting
 	}
 	switch {
 	case e.s.c.NoCreate && len(missing) > 0:
-		e.add(diagnosis.Problem, "topics", "kafka-topics.sh --create --topic "+missing[0]+" --partitions 6", "create_topics is false, and not there, or not to be seen by this user: %s", strings.Join(missing, ", "))
+		e.Add(diagnosis.Problem, "topics", "kafka-topics.sh --create --topic "+missing[0]+" --partitions 6", "create_topics is false, and not there, or not to be seen by this user: %s", strings.Join(missing, ", "))
 	case e.s.c.NoCreate:
-		e.ok("topics", "%d topic(s) match; others are not created (create_topics: false), their events would be refused", seen)
+		e.OK("topics", "%d topic(s) match; others are not created (create_topics: false), their events would be refused", seen)
 	case !e.mayCreate(ctx):
-		e.add(diagnosis.Warning, "topics", fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation Create --cluster", e.s.user()), "%d topic(s) match; the user %s may not create others in the whole cluster: unless it may by their names, their events would be refused", seen, e.s.user())
+		e.Add(diagnosis.Warning, "topics", fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation Create --cluster", e.s.user()), "%d topic(s) match; the user %s may not create others in the whole cluster: unless it may by their names, their events would be refused", seen, e.s.user())
 	default:
-		e.ok("topics", "%d topic(s) match; others are created", seen)
+		e.OK("topics", "%d topic(s) match; others are created", seen)
 		e.copies("a new topic", defaults)
 		e.size("a new topic", defaults.limit)
 	}
 }
+
+// otherFields are those of a quoted template that only an event can fill.
+var otherFields = regexp.MustCompile(`\\\{[^{}]*\\\}`)
 
 // expected is what wanted topics become by the template: names, where they can be
 // told exactly, and patterns.
@@ -250,7 +245,7 @@ func (e *examiner) expected(wanted []string) (exact []string, like []*regexp.Reg
 	const any = `[A-Za-z0-9._-]+`
 	for _, w := range wanted {
 		name := strings.ReplaceAll(e.s.c.Topic, "{topic}", w)
-		p := strings.NewReplacer(`\{source\}`, any, `\{type\}`, any, `\*`, `[A-Za-z0-9_-]+`, `>`, any).Replace(regexp.QuoteMeta(name))
+		p := strings.NewReplacer(`\*`, `[A-Za-z0-9_-]+`, `>`, any).Replace(otherFields.ReplaceAllString(regexp.QuoteMeta(name), any))
 		if r, err := regexp.Compile("^" + p + "$"); err == nil {
 			like = append(like, r)
 		}
@@ -266,7 +261,7 @@ func (e *examiner) examined(ctx context.Context, t kmsg.MetadataResponseTopic) s
 	s := settings{inSync: 1}
 	c, told := e.s.settings(ctx, *t.Topic)[*t.Topic]
 	if !told {
-		e.ok("copies", "the settings of topic %s may not be read", *t.Topic)
+		e.OK("copies", "the settings of topic %s may not be read", *t.Topic)
 		return s
 	}
 	s.inSync, _ = strconv.Atoi(c["min.insync.replicas"])
@@ -276,7 +271,7 @@ func (e *examiner) examined(ctx context.Context, t kmsg.MetadataResponseTopic) s
 	for _, p := range t.Partitions {
 		s.copies = min(s.copies, len(p.Replicas))
 		if len(p.ISR) < s.inSync {
-			e.add(diagnosis.Problem, "copies", "kafka-topics.sh --describe --topic "+*t.Topic, "partition %d of topic %s has %d copies in sync and needs %d: nothing can be written to it", p.Partition, *t.Topic, len(p.ISR), s.inSync)
+			e.Add(diagnosis.Problem, "copies", "kafka-topics.sh --describe --topic "+*t.Topic, "partition %d of topic %s has %d copies in sync and needs %d: nothing can be written to it", p.Partition, *t.Topic, len(p.ISR), s.inSync)
 		}
 	}
 	e.copies("topic "+*t.Topic, s)
@@ -288,11 +283,11 @@ func (e *examiner) copies(of string, s settings) {
 	switch {
 	case s.copies == 0 || e.brokers == 1:
 	case s.copies == 1:
-		e.add(diagnosis.Warning, "copies", "replication: 3 # in the destination; for topics that are there: kafka-reassign-partitions.sh", "%s has one copy of each partition: the loss of a broker loses events", of)
+		e.Add(diagnosis.Warning, "copies", "replication: 3 # in the destination; for topics that are there: kafka-reassign-partitions.sh", "%s has one copy of each partition: the loss of a broker loses events", of)
 	case s.inSync == 1:
-		e.add(diagnosis.Warning, "copies", "min.insync.replicas=2 # of the topic, by kafka-configs.sh, or of the brokers", "%s has min.insync.replicas=1: an event counts as stored on one broker, and is lost with it", of)
+		e.Add(diagnosis.Warning, "copies", "min.insync.replicas=2 # of the topic, by kafka-configs.sh, or of the brokers", "%s has min.insync.replicas=1: an event counts as stored on one broker, and is lost with it", of)
 	case s.inSync >= s.copies:
-		e.add(diagnosis.Warning, "copies", "kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config min.insync.replicas="+strconv.Itoa(s.copies-1), "%s has %d copies and needs all of them: it stands still while one broker is away", of, s.copies)
+		e.Add(diagnosis.Warning, "copies", "kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config min.insync.replicas="+strconv.Itoa(s.copies-1), "%s has %d copies and needs all of them: it stands still while one broker is away", of, s.copies)
 	}
 }
 
@@ -302,7 +297,7 @@ func (e *examiner) size(of string, limit int) {
 	if limit >= e.s.c.MaxEvent+around {
 		return
 	}
-	e.add(diagnosis.Warning, "size", fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config max.message.bytes=%d", e.s.c.MaxEvent+around),
+	e.Add(diagnosis.Warning, "size", fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config max.message.bytes=%d", e.s.c.MaxEvent+around),
 		"%s takes %d bytes, the largest event has %d and its headers: larger ones would be refused", of, limit, e.s.c.MaxEvent)
 }
 

@@ -22,16 +22,16 @@ import (
 // sources there, and says what it finds; the caller adds the Subject. It makes
 // nothing, takes no lock and writes no message.
 func Examine(ctx context.Context, c Config, sources []string) []diagnosis.Finding {
-	e := &examiner{now: time.Now}
+	e := &examiner{List: diagnosis.List{Prefix: "nats: ", Otherwise: "onewrite check"}, now: time.Now}
 	e.bus(ctx, c, sources)
-	return e.found
+	return e.Found
 }
 
 // examiner is one examination.
 type examiner struct {
-	now   func() time.Time
-	tls   *tls.Config
-	found []diagnosis.Finding
+	diagnosis.List
+	now func() time.Time
+	tls *tls.Config
 
 	link   *link
 	nc     *natsgo.Conn
@@ -41,7 +41,7 @@ type examiner struct {
 func (e *examiner) bus(ctx context.Context, c Config, sources []string) {
 	e.tls = c.TLS
 	if err := c.complete(); err != nil {
-		e.failed("configuration", err)
+		e.Failed("configuration", err)
 		return
 	}
 	if c.URL == "" {
@@ -51,29 +51,12 @@ func (e *examiner) bus(ctx context.Context, c Config, sources []string) {
 	e.cluster(ctx, &c, sources)
 }
 
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-func (e *examiner) ok(check, format string, args ...any) {
-	e.add(diagnosis.OK, check, "", format, args...)
-}
-
-// failed reports an error of this package, whose last words are the cure.
-func (e *examiner) failed(check string, err error) {
-	text, cure := strings.TrimPrefix(err.Error(), "nats: "), "onewrite check"
-	if i := strings.LastIndex(text, "; "); i > 0 {
-		text, cure = text[:i], text[i+2:]
-	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
-}
-
 // connect opens the connection that e looks through; false if there is none.
 func (e *examiner) connect(c *Config) bool {
 	c.Logger = slog.New(slog.DiscardHandler)
 	opts, err := external(c)
 	if err != nil {
-		e.add(diagnosis.Problem, "connection", "give creds, nkey and url that can be read", "%s", strings.TrimPrefix(err.Error(), "nats: "))
+		e.Add(diagnosis.Problem, "connection", "give creds, nkey and url that can be read", "%s", strings.TrimPrefix(err.Error(), "nats: "))
 		return false
 	}
 	where := hosts(c.URL)
@@ -95,10 +78,10 @@ func (e *examiner) connect(c *Config) bool {
 		case strings.Contains(lower, "x509"), strings.Contains(lower, "tls:"), strings.Contains(lower, "secure connection"):
 			cure = "url: tls://" + where[0] + ", and tls: {ca: ca.pem} where the system does not know the authority"
 		}
-		e.add(diagnosis.Problem, "connection", cure, "%s: %s", strings.Join(where, ", "), text)
+		e.Add(diagnosis.Problem, "connection", cure, "%s: %s", strings.Join(where, ", "), text)
 		return false
 	}
-	e.ok("connection", "%s (%s), connected in %v", e.nc.ConnectedServerName(), e.nc.ConnectedAddr(), e.now().Sub(start).Round(time.Millisecond))
+	e.OK("connection", "%s (%s), connected in %v", e.nc.ConnectedServerName(), e.nc.ConnectedAddr(), e.now().Sub(start).Round(time.Millisecond))
 	e.encryption(where[0])
 	return true
 }
@@ -118,18 +101,18 @@ func (e *examiner) encryption(where string) {
 	state, err := e.nc.TLSConnectionState()
 	switch {
 	case err != nil && local:
-		e.ok("tls", "none, and none needed: the server is on this machine")
+		e.OK("tls", "none, and none needed: the server is on this machine")
 	case err != nil:
-		e.add(diagnosis.Warning, "tls", "url: tls://"+where, "the connection to %s is in clear text: whoever is on the way can read and change events", e.nc.ConnectedAddr())
+		e.Add(diagnosis.Warning, "tls", "url: tls://"+where, "the connection to %s is in clear text: whoever is on the way can read and change events", e.nc.ConnectedAddr())
 	case e.tls != nil && e.tls.InsecureSkipVerify:
-		e.add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "%s, but any certificate is accepted: whoever is on the way can read and change events", tls.VersionName(state.Version))
+		e.Add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "%s, but any certificate is accepted: whoever is on the way can read and change events", tls.VersionName(state.Version))
 	default:
 		until := expiry(&state)
 		if left := until.Sub(e.now()); left < soonExpired {
-			e.add(diagnosis.Warning, "tls", "openssl s_client -connect "+where+" </dev/null | openssl x509 -noout -enddate", "the certificate ends in %d days, on %s: renew it", int(left.Hours()/24), until.UTC().Format(time.DateOnly))
+			e.Add(diagnosis.Warning, "tls", "openssl s_client -connect "+where+" </dev/null | openssl x509 -noout -enddate", "the certificate ends in %d days, on %s: renew it", int(left.Hours()/24), until.UTC().Format(time.DateOnly))
 			return
 		}
-		e.ok("tls", "%s, certificate good until %s", tls.VersionName(state.Version), until.UTC().Format(time.DateOnly))
+		e.OK("tls", "%s, certificate good until %s", tls.VersionName(state.Version), until.UTC().Format(time.DateOnly))
 	}
 }
 
@@ -157,7 +140,7 @@ func (e *examiner) cluster(ctx context.Context, c *Config, sources []string) {
 	defer e.link.close()
 	e.version(e.nc.ConnectedServerVersion())
 	if room := int(e.nc.MaxPayload()); room < c.MaxEvent+maxHeader {
-		e.add(diagnosis.Warning, "max_payload", fmt.Sprintf("max_payload: %d # in the server's configuration, then: nats-server --signal reload", c.MaxEvent+maxHeader),
+		e.Add(diagnosis.Warning, "max_payload", fmt.Sprintf("max_payload: %d # in the server's configuration, then: nats-server --signal reload", c.MaxEvent+maxHeader),
 			"the server takes messages of %s, and max_event is %s, with up to %s of attributes: larger ones stop their source", disk.Bytes(int64(room)), disk.Bytes(int64(c.MaxEvent)), disk.Bytes(int64(maxHeader)))
 	}
 	js, err := e.link.jetStream()
@@ -174,10 +157,10 @@ func (e *examiner) version(text string) {
 	a, err1 := strconv.Atoi(major)
 	b, err2 := strconv.Atoi(minor)
 	if err := errors.Join(err1, err2); err == nil && (a < 2 || a == 2 && b < 12) {
-		e.add(diagnosis.Problem, "version", "upgrade to nats-server 2.12 or newer", "nats-server %s cannot store a batch in one step, 2.12 and newer can", text)
+		e.Add(diagnosis.Problem, "version", "upgrade to nats-server 2.12 or newer", "nats-server %s cannot store a batch in one step, 2.12 and newer can", text)
 		return
 	}
-	e.ok("version", "nats-server %s", text)
+	e.OK("version", "nats-server %s", text)
 }
 
 // jetStream looks at the account; false if nothing can be stored.
@@ -189,11 +172,11 @@ func (e *examiner) jetStream(ctx context.Context, js jetstream.JetStream, c *Con
 	most := info.Limits.MaxStore
 	switch {
 	case most > 0 && most < c.MaxBytes:
-		e.add(diagnosis.Warning, "jetstream", fmt.Sprintf("max_size: %d", most), "the account may store %s, and max_size is %s: appends fail before the bus is full", disk.Bytes(most), disk.Bytes(c.MaxBytes))
+		e.Add(diagnosis.Warning, "jetstream", fmt.Sprintf("max_size: %d", most), "the account may store %s, and max_size is %s: appends fail before the bus is full", disk.Bytes(most), disk.Bytes(c.MaxBytes))
 	case most > 0 && info.Store > uint64(most)/10*9:
-		e.add(diagnosis.Warning, "jetstream", "nats stream report", "the account may store %s, and %s are stored", disk.Bytes(most), disk.Bytes(info.Store))
+		e.Add(diagnosis.Warning, "jetstream", "nats stream report", "the account may store %s, and %s are stored", disk.Bytes(most), disk.Bytes(info.Store))
 	default:
-		e.ok("jetstream", "%s stored in %d streams", disk.Bytes(info.Store), info.Streams)
+		e.OK("jetstream", "%s stored in %d streams", disk.Bytes(info.Store), info.Streams)
 	}
 	return true
 }
@@ -205,11 +188,11 @@ func (e *examiner) account(ctx context.Context, js jetstream.JetStream) *jetstre
 	case err == nil:
 		return info
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		e.add(diagnosis.Problem, "jetstream", "jetstream: enabled # in the account, in the server's configuration", "JetStream is not enabled for this account")
+		e.Add(diagnosis.Problem, "jetstream", "jetstream: enabled # in the account, in the server's configuration", "JetStream is not enabled for this account")
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled):
-		e.add(diagnosis.Problem, "jetstream", "jetstream {} # in the server's configuration, then restart it", "JetStream is not enabled, or has no leader")
+		e.Add(diagnosis.Problem, "jetstream", "jetstream {} # in the server's configuration, then restart it", "JetStream is not enabled, or has no leader")
 	default:
-		e.add(diagnosis.Problem, "jetstream", "allow this user to publish to $JS.API.> and to subscribe to _INBOX.>", "JetStream does not answer: %v", err)
+		e.Add(diagnosis.Problem, "jetstream", "allow this user to publish to $JS.API.> and to subscribe to _INBOX.>", "JetStream does not answer: %v", err)
 	}
 	return nil
 }
@@ -230,7 +213,7 @@ func (e *examiner) logs(ctx context.Context, js jetstream.JetStream, c *Config, 
 			continue
 		}
 		if err != nil {
-			e.add(diagnosis.Problem, "streams", "nats stream info "+name, "%s: %v", name, err)
+			e.Add(diagnosis.Problem, "streams", "nats stream info "+name, "%s: %v", name, err)
 			continue
 		}
 		info := s.CachedInfo()
@@ -241,14 +224,14 @@ func (e *examiner) logs(ctx context.Context, js jetstream.JetStream, c *Config, 
 		e.stream(info, i)
 		if i >= 2 {
 			bytes += info.State.Bytes
-			e.ok("streams", "%s: %d messages, %s", name, info.State.Msgs, disk.Bytes(info.State.Bytes))
+			e.OK("streams", "%s: %d messages, %s", name, info.State.Msgs, disk.Bytes(info.State.Bytes))
 		}
 	}
 	if missing := len(wants) - len(there); missing > 0 {
-		e.ok("streams", "%d of %d are to be made, by onewrite run", missing, len(wants))
+		e.OK("streams", "%d of %d are to be made, by onewrite run", missing, len(wants))
 	}
 	if bytes > uint64(c.MaxBytes)/10*8 {
-		e.add(diagnosis.Warning, "room", "onewrite status", "%s of max_size = %s are used: when it is full, reading stops", disk.Bytes(bytes), disk.Bytes(c.MaxBytes))
+		e.Add(diagnosis.Warning, "room", "onewrite status", "%s of max_size = %s are used: when it is full, reading stops", disk.Bytes(bytes), disk.Bytes(c.MaxBytes))
 	}
 	e.copies(c, there)
 }
@@ -268,10 +251,10 @@ func (e *examiner) stream(info *jetstream.StreamInfo, i int) {
 	say(i > 0 && c.Discard != jetstream.DiscardNew, "discard old")
 	say(i > 0 && c.MaxMsgsPerSubject > 0, fmt.Sprint("max_msgs_per_subject ", c.MaxMsgsPerSubject))
 	if len(wrong) > 0 {
-		e.add(diagnosis.Problem, "streams", "restart onewrite, which takes it off", "%s has %s, which drops what is not delivered", c.Name, strings.Join(wrong, ", "))
+		e.Add(diagnosis.Problem, "streams", "restart onewrite, which takes it off", "%s has %s, which drops what is not delivered", c.Name, strings.Join(wrong, ", "))
 	}
 	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy {
-		e.add(diagnosis.Problem, "streams", "nats stream rm "+c.Name+" # with onewrite stopped, once nothing is pending", "%s is kept in %s with retention %s, so it is not durable", c.Name, c.Storage, c.Retention)
+		e.Add(diagnosis.Problem, "streams", "nats stream rm "+c.Name+" # with onewrite stopped, once nothing is pending", "%s is kept in %s with retention %s, so it is not durable", c.Name, c.Storage, c.Retention)
 	}
 	k := info.Cluster
 	if k == nil || c.Replicas < 2 {
@@ -279,7 +262,7 @@ func (e *examiner) stream(info *jetstream.StreamInfo, i int) {
 	}
 	for _, r := range k.Replicas {
 		if r.Offline || !r.Current {
-			e.add(diagnosis.Warning, "streams", "nats server list", "the copy of %s on %s is away or behind", c.Name, r.Name)
+			e.Add(diagnosis.Warning, "streams", "nats server list", "the copy of %s on %s is away or behind", c.Name, r.Name)
 		}
 	}
 }
@@ -292,9 +275,9 @@ func (e *examiner) copies(c *Config, there []*jetstream.StreamInfo) {
 	const synced = "jetstream {sync_interval: always} # in the server's configuration, or a cluster of three"
 	if e.nc.ConnectedClusterName() == "" {
 		if c.Replicas > 1 {
-			e.add(diagnosis.Problem, "replicas", "replicas: 1", "replicas is %d, and this is one server, no cluster", c.Replicas)
+			e.Add(diagnosis.Problem, "replicas", "replicas: 1", "replicas is %d, and this is one server, no cluster", c.Replicas)
 		}
-		e.add(diagnosis.Warning, "replicas", synced, "one server, one copy: %s", atRisk)
+		e.Add(diagnosis.Warning, "replicas", synced, "one server, one copy: %s", atRisk)
 		return
 	}
 	var few []string
@@ -309,13 +292,13 @@ func (e *examiner) copies(c *Config, there []*jetstream.StreamInfo) {
 		for _, name := range few {
 			cure = append(cure, fmt.Sprintf("nats stream edit -f %s --replicas %d", name, max(c.Replicas, 3)))
 		}
-		e.add(diagnosis.Warning, "replicas", strings.Join(cure, " && "), "%s: fewer than three copies: %s", strings.Join(few, ", "), atRisk)
+		e.Add(diagnosis.Warning, "replicas", strings.Join(cure, " && "), "%s: fewer than three copies: %s", strings.Join(few, ", "), atRisk)
 	case len(there) > 0:
-		e.ok("replicas", "three copies or more of each stream")
+		e.OK("replicas", "three copies or more of each stream")
 	case c.Replicas == 1:
-		e.add(diagnosis.Warning, "replicas", "replicas: 3", "one copy of each stream: %s", atRisk)
+		e.Add(diagnosis.Warning, "replicas", "replicas: 3", "one copy of each stream: %s", atRisk)
 	default:
-		e.ok("replicas", "three copies where the cluster has three servers; it shows when the streams are made")
+		e.OK("replicas", "three copies where the cluster has three servers; it shows when the streams are made")
 	}
 }
 
@@ -327,12 +310,12 @@ func (e *examiner) clock(server, before, after time.Time) {
 	}
 	skew := max(server.Sub(after), before.Sub(server))
 	if skew <= maxSkew {
-		e.ok("clock", "within %v of this machine's", max(after.Sub(before), time.Millisecond).Round(time.Millisecond))
+		e.OK("clock", "within %v of this machine's", max(after.Sub(before), time.Millisecond).Round(time.Millisecond))
 		return
 	}
 	way := "behind"
 	if server.After(after) {
 		way = "ahead of"
 	}
-	e.add(diagnosis.Warning, "clock", "timedatectl set-ntp true", "the server's clock is %v %s this machine's: a replay from a time begins at another", skew.Round(time.Second), way)
+	e.Add(diagnosis.Warning, "clock", "timedatectl set-ntp true", "the server's clock is %v %s this machine's: a replay from a time begins at another", skew.Round(time.Second), way)
 }

@@ -17,7 +17,7 @@ import (
 // caller adds the Subject. It publishes nothing. topics are the patterns that the
 // destination wants.
 func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis.Finding {
-	e := &examiner{now: time.Now, tls: c.TLS}
+	e := &examiner{List: diagnosis.List{Prefix: "nats: ", Otherwise: "onewrite check"}, now: time.Now, tls: c.TLS}
 	if c.Name == "" {
 		c.Name = defaultName
 	}
@@ -25,25 +25,25 @@ func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis
 		c.Subject = "{topic}"
 	}
 	if !e.connect(&Config{URL: c.URL, Name: c.Name, Creds: c.Creds, NKey: c.NKey, User: c.User, Password: c.Password, TLS: c.TLS}) {
-		return e.found
+		return e.Found
 	}
 	defer e.link.close()
 	w := e.denied.watch(ctx)
 	defer e.denied.forget(w)
-	e.ok("version", "nats-server %s", e.nc.ConnectedServerVersion())
+	e.OK("version", "nats-server %s", e.nc.ConnectedServerVersion())
 	wants, exact := subjectsOf(c.Subject, topics)
 	if e.reserved(c.Reserved, wants) {
-		return e.found
+		return e.Found
 	}
 	e.publishes(ctx, wants)
 	if c.Core {
-		e.ok("streams", "jetstream: false: what nobody listens to is lost, as configured")
-		return e.found
+		e.OK("streams", "jetstream: false: what nobody listens to is lost, as configured")
+		return e.Found
 	}
 	if js, err := e.link.jetStream(); err == nil && e.mayAsk(ctx, js, w, wants) && e.account(ctx, js) != nil {
 		e.listeners(ctx, js, wants, exact)
 	}
-	return e.found
+	return e.Found
 }
 
 // mayAsk reports whether the user may ask for streams. To deliver it need not, and then
@@ -57,10 +57,10 @@ func (e *examiner) mayAsk(ctx context.Context, js jetstream.JetStream, w *watch,
 		})
 	switch {
 	case w.deaf():
-		e.add(diagnosis.Problem, "permission", `permissions {subscribe {allow: ["_INBOX.>"]}} # of this user, in the server's configuration`,
+		e.Add(diagnosis.Problem, "permission", `permissions {subscribe {allow: ["_INBOX.>"]}} # of this user, in the server's configuration`,
 			"the user may not subscribe to _INBOX.>, so no stream's answer arrives: every event would wait")
 	case mute:
-		e.ok("streams", "the user may not ask for them, and need not: whether one listens on %s shows with the first event", strings.Join(wants, ", "))
+		e.OK("streams", "the user may not ask for them, and need not: whether one listens on %s shows with the first event", strings.Join(wants, ", "))
 	default:
 		return true
 	}
@@ -126,7 +126,7 @@ func (e *examiner) reserved(bus string, wants []string) bool {
 	for _, w := range wants {
 		first, _, _ := strings.Cut(w, ".")
 		if bus != "" && (first == bus || strings.HasPrefix(first, bus+"-")) {
-			e.add(diagnosis.Problem, "subject", `subject: "events.{topic}"`, "the subject %s belongs to the bus on the same server: every event would be refused", w)
+			e.Add(diagnosis.Problem, "subject", `subject: "events.{topic}"`, "the subject %s belongs to the bus on the same server: every event would be refused", w)
 			return true
 		}
 	}
@@ -162,18 +162,18 @@ func (e *examiner) publishes(ctx context.Context, wants []string) {
 		cure := fmt.Sprintf("permissions {publish {allow: [%q]}} # of this user, in the server's configuration", w)
 		switch i := slices.IndexFunc(p.Deny, func(s string) bool { return by(s) || in(s) }); {
 		case i >= 0 && by(p.Deny[i]), !allowed && !slices.ContainsFunc(p.Allow, in):
-			e.add(diagnosis.Problem, "permission", cure, "the user %s may not publish to %s: every event would be refused", r.Data.User, w)
+			e.Add(diagnosis.Problem, "permission", cure, "the user %s may not publish to %s: every event would be refused", r.Data.User, w)
 			bad = true
 		case i >= 0:
-			e.add(diagnosis.Warning, "permission", cure, "the user %s may not publish to %s, which is part of %s: such events would be refused", r.Data.User, p.Deny[i], w)
+			e.Add(diagnosis.Warning, "permission", cure, "the user %s may not publish to %s, which is part of %s: such events would be refused", r.Data.User, p.Deny[i], w)
 			bad = true
 		case !allowed:
-			e.add(diagnosis.Warning, "permission", cure, "the user %s may publish only to part of %s: other events would be refused", r.Data.User, w)
+			e.Add(diagnosis.Warning, "permission", cure, "the user %s may publish only to part of %s: other events would be refused", r.Data.User, w)
 			bad = true
 		}
 	}
 	if !bad {
-		e.ok("permission", "the user %s may publish to %s", r.Data.User, strings.Join(wants, ", "))
+		e.OK("permission", "the user %s may publish to %s", r.Data.User, strings.Join(wants, ", "))
 	}
 }
 
@@ -198,14 +198,14 @@ func (e *examiner) listeners(ctx context.Context, js jetstream.JetStream, wants 
 		who := strings.Join(names, ", ")
 		switch {
 		case list.Err() != nil:
-			e.add(diagnosis.Problem, "streams", "nats stream ls --subject '"+w+"'", "the streams cannot be listed: %v", list.Err())
+			e.Add(diagnosis.Problem, "streams", "nats stream ls --subject '"+w+"'", "the streams cannot be listed: %v", list.Err())
 			return
 		case len(names) == 0:
-			e.add(diagnosis.Problem, "streams", fmt.Sprintf("nats stream add EVENTS --subjects '%s' --defaults", w), "no stream listens on %s: every event would wait", w)
+			e.Add(diagnosis.Problem, "streams", fmt.Sprintf("nats stream add EVENTS --subjects '%s' --defaults", w), "no stream listens on %s: every event would wait", w)
 		case covered:
-			e.ok("streams", "%s listens on %s", who, w)
+			e.OK("streams", "%s listens on %s", who, w)
 		case !exact:
-			e.ok("streams", "%s listens on part of %s; whether on all that comes cannot be told", who, w)
+			e.OK("streams", "%s listens on part of %s; whether on all that comes cannot be told", who, w)
 		default:
 			cure := "nats stream ls --subject '" + w + "'"
 			if len(names) == 1 {
@@ -214,7 +214,7 @@ func (e *examiner) listeners(ctx context.Context, js jetstream.JetStream, wants 
 					cure += " --subjects '" + s + "'"
 				}
 			}
-			e.add(diagnosis.Warning, "streams", cure, "%s listens only on %s of %s: other events would wait", who, strings.Join(subjects, ", "), w)
+			e.Add(diagnosis.Warning, "streams", cure, "%s listens only on %s of %s: other events would wait", who, strings.Join(subjects, ", "), w)
 		}
 	}
 }
@@ -223,11 +223,11 @@ func (e *examiner) listeners(ctx context.Context, js jetstream.JetStream, wants 
 func (e *examiner) listener(info *jetstream.StreamInfo) {
 	c := info.Config
 	if c.NoAck {
-		e.add(diagnosis.Problem, "acknowledgement", "nats stream edit -f "+c.Name+" --ack", "the stream %s does not acknowledge, so no event is ever known to be delivered", c.Name)
+		e.Add(diagnosis.Problem, "acknowledgement", "nats stream edit -f "+c.Name+" --ack", "the stream %s does not acknowledge, so no event is ever known to be delivered", c.Name)
 	}
 	if c.Duplicates < remembers {
-		e.add(diagnosis.Warning, "duplicates", "nats stream edit -f "+c.Name+" --dupe-window 2m", "the stream %s remembers ids for %v only: what comes again later than that is there twice", c.Name, c.Duplicates)
+		e.Add(diagnosis.Warning, "duplicates", "nats stream edit -f "+c.Name+" --dupe-window 2m", "the stream %s remembers ids for %v only: what comes again later than that is there twice", c.Name, c.Duplicates)
 		return
 	}
-	e.ok("duplicates", "%s drops repeats within %v", c.Name, c.Duplicates)
+	e.OK("duplicates", "%s drops repeats within %v", c.Name, c.Duplicates)
 }

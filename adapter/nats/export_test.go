@@ -42,14 +42,14 @@ var Canonical = canonical
 func ExamineAt(ctx context.Context, c Config, off time.Duration, sources ...string) []diagnosis.Finding {
 	e := &examiner{now: func() time.Time { return time.Now().Add(off) }}
 	e.bus(ctx, c, sources)
-	return e.found
+	return e.Found
 }
 
 // VersionOf judges the version of a server.
 func VersionOf(text string) diagnosis.Finding {
 	e := &examiner{}
 	e.version(text)
-	return e.found[0]
+	return e.Found[0]
 }
 
 // SubjectsWanted are the patterns that topics become.
@@ -59,7 +59,7 @@ var SubjectsWanted = subjectsOf
 func ExamineStream(info *jetstream.StreamInfo) []diagnosis.Finding {
 	var e examiner
 	e.stream(info, 1)
-	return e.found
+	return e.Found
 }
 
 // ForgetUntil does the first steps of Forget, as one does that dies then; all says that

@@ -1,7 +1,6 @@
 package nats
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"strings"
 
@@ -79,22 +78,8 @@ func (c *encoder) encode(subject string, e *onewrite.Event) *natsgo.Msg {
 	}
 	clear(c.msg.Header)
 	c.set(hdrContentType, structured)
-	c.msg.Data = appendStructured(nil, e)
+	c.msg.Data = cloudevents.AppendStructured(nil, e)
 	return &c.msg
-}
-
-// appendStructured appends e in the JSON format. Data is always base64: every
-// byte has to come back as it was.
-func appendStructured(dst []byte, e *onewrite.Event) []byte {
-	bare := *e
-	bare.Data = nil
-	dst = cloudevents.AppendJSON(dst, &bare)
-	if e.Data == nil {
-		return dst
-	}
-	dst = append(dst[:len(dst)-1], `,"data_base64":"`...)
-	dst = base64.StdEncoding.AppendEncode(dst, e.Data)
-	return append(dst, `"}`...)
 }
 
 // transport writes the headers that are no attributes under their own names,

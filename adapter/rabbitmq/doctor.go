@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -21,14 +20,14 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 	e := &examiner{c: c.withDefaults()}
 	addrs, err := parse(c.URL)
 	if err != nil {
-		e.add(diagnosis.Problem, "connection", "url: amqp://user:password@host:5672/vhost", "%v", err)
-		return e.found
+		e.Add(diagnosis.Problem, "connection", "url: amqp://user:password@host:5672/vhost", "%v", err)
+		return e.Found
 	}
 	s := &Sink{c: e.c, addrs: addrs}
 	for _, a := range addrs {
 		ses, err := s.dial(ctx, a)
 		if err != nil {
-			e.add(diagnosis.Problem, "connection", "rabbitmqctl status", "%v", err)
+			e.Add(diagnosis.Problem, "connection", "rabbitmqctl status", "%v", err)
 			continue
 		}
 		stop := context.AfterFunc(ctx, ses.cut)
@@ -43,23 +42,15 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 		ses.abort()
 	}
 	if e.c.Optional {
-		e.add(diagnosis.Warning, "mandatory", "mandatory: true", "mandatory: false: an event that no queue takes counts as delivered, and is lost")
+		e.Add(diagnosis.Warning, "mandatory", "mandatory: true", "mandatory: false: an event that no queue takes counts as delivered, and is lost")
 	}
-	return e.found
+	return e.Found
 }
 
 type examiner struct {
-	c     Config
-	ses   *session
-	found []diagnosis.Finding
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-func (e *examiner) ok(check, format string, args ...any) {
-	e.add(diagnosis.OK, check, "", format, args...)
+	diagnosis.List
+	c   Config
+	ses *session
 }
 
 func (e *examiner) connection(ses *session, a address) {
@@ -69,7 +60,7 @@ func (e *examiner) connection(ses *session, a address) {
 	if a.uri.Scheme == "amqps" {
 		tls = "by TLS"
 	}
-	e.ok("connection", "%s %s at %s, as %s in the virtual host %s, %s", product, version, ses.host, ses.user, ses.vhost, tls)
+	e.OK("connection", "%s %s at %s, as %s in the virtual host %s, %s", product, version, ses.host, ses.user, ses.vhost, tls)
 }
 
 // try calls f with a channel of its own, and returns what the broker said against it.
@@ -94,7 +85,7 @@ var inequivalent = regexp.MustCompile(`inequivalent arg '([^']+)' for .*: receiv
 func (e *examiner) exchange() {
 	name, declared := e.c.Exchange, e.c.Declare != nil && e.c.Declare.Exchange != ""
 	if name == "" {
-		e.ok("exchange", "the default one: the routing key %s is the name of a queue", e.c.RoutingKey)
+		e.OK("exchange", "the default one: the routing key %s is the name of a queue", e.c.RoutingKey)
 		return
 	}
 	said, err := e.try(func(ch *amqp.Channel) error {
@@ -102,13 +93,13 @@ func (e *examiner) exchange() {
 	})
 	switch {
 	case err != nil:
-		e.add(diagnosis.Problem, "exchange", "rabbitmqctl status", "%v", err)
+		e.Add(diagnosis.Problem, "exchange", "rabbitmqctl status", "%v", err)
 		return
 	case said != nil && said.Code == amqp.NotFound && declared:
-		e.ok("exchange", "%s is made when the first event comes", name)
+		e.OK("exchange", "%s is made when the first event comes", name)
 		return
 	case said != nil:
-		e.add(diagnosis.Problem, "exchange", missingExchange(name), "%s: %s", name, said.Reason)
+		e.Add(diagnosis.Problem, "exchange", missingExchange(name), "%s: %s", name, said.Reason)
 		return
 	}
 	kind := amqp.ExchangeTopic
@@ -130,15 +121,15 @@ func (e *examiner) exchange() {
 	}
 	switch {
 	case said == nil:
-		e.ok("exchange", "%s is there, of type %s, durable", name, kind)
+		e.OK("exchange", "%s is there, of type %s, durable", name, kind)
 	case mismatch(said, "type") != "":
-		e.add(diagnosis.Problem, "exchange", "declare: {exchange: "+mismatch(said, "type")+"}", "%s is of type %s, and declare says %s: the destination does not open", name, mismatch(said, "type"), kind)
+		e.Add(diagnosis.Problem, "exchange", "declare: {exchange: "+mismatch(said, "type")+"}", "%s is of type %s, and declare says %s: the destination does not open", name, mismatch(said, "type"), kind)
 	case mismatch(said, "durable") != "":
-		e.add(diagnosis.Problem, "exchange", "rabbitmqadmin delete exchange name="+quote(name)+" # and declare it again, durable=true", "%s is not durable: after a restart of the broker it is gone with its bindings, and events wait", name)
+		e.Add(diagnosis.Problem, "exchange", "rabbitmqadmin delete exchange name="+quote(name)+" # and declare it again, durable=true", "%s is not durable: after a restart of the broker it is gone with its bindings, and events wait", name)
 	default:
-		e.ok("exchange", "%s is there; whether it is durable cannot be seen", name)
+		e.OK("exchange", "%s is there; whether it is durable cannot be seen", name)
 	}
-	e.ok("routing", "what is bound to %s, its alternate exchange and the limits of its queues cannot be seen by a client: rabbitmqctl list_bindings; rabbitmqctl list_policies", name)
+	e.OK("routing", "what is bound to %s, its alternate exchange and the limits of its queues cannot be seen by a client: rabbitmqctl list_bindings; rabbitmqctl list_policies", name)
 }
 
 func standard(kind string) bool {
@@ -182,14 +173,14 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 	kind := q.kind()
 	switch {
 	case err != nil:
-		e.add(diagnosis.Problem, "queue", "rabbitmqctl status", "%v", err)
+		e.Add(diagnosis.Problem, "queue", "rabbitmqctl status", "%v", err)
 		return
 	case said != nil && said.Code == amqp.NotFound && declared:
-		e.ok("queue", "%s, of type %s, is made when the first event comes", name, kind)
+		e.OK("queue", "%s, of type %s, is made when the first event comes", name, kind)
 		e.classic(name, kind)
 		return
 	case said != nil:
-		e.add(diagnosis.Problem, "queue", "rabbitmqadmin declare queue name="+quote(name)+` durable=true arguments='{"x-queue-type":"quorum"}'`, "%s: %s", name, said.Reason)
+		e.Add(diagnosis.Problem, "queue", "rabbitmqadmin declare queue name="+quote(name)+` durable=true arguments='{"x-queue-type":"quorum"}'`, "%s: %s", name, said.Reason)
 		return
 	}
 	said, _ = e.try(func(ch *amqp.Channel) error { // as with the exchange
@@ -199,11 +190,11 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 	other := mismatch(said, amqp.QueueTypeArg)
 	switch {
 	case mismatch(said, "durable") != "":
-		e.add(diagnosis.Problem, "queue", "rabbitmqctl delete_queue "+quote(name)+" # and declare it again, durable", "%s is not durable: after a restart of the broker it is gone with all events in it", name)
+		e.Add(diagnosis.Problem, "queue", "rabbitmqctl delete_queue "+quote(name)+" # and declare it again, durable", "%s is not durable: after a restart of the broker it is gone with all events in it", name)
 	case other != "" && declared:
-		e.add(diagnosis.Problem, "queue", "declare: {queues: {"+name+": {type: "+other+"}}}", "%s is of type %s, and declare says %s: the destination does not open", name, other, kind)
+		e.Add(diagnosis.Problem, "queue", "declare: {queues: {"+name+": {type: "+other+"}}}", "%s is of type %s, and declare says %s: the destination does not open", name, other, kind)
 	case said != nil && declared && said.Code == amqp.PreconditionFailed:
-		e.add(diagnosis.Problem, "queue", "rabbitmqctl delete_queue "+quote(name)+" # or take it out of declare", "%s differs from declare, so that the destination does not open: %s", name, said.Reason)
+		e.Add(diagnosis.Problem, "queue", "rabbitmqctl delete_queue "+quote(name)+" # or take it out of declare", "%s differs from declare, so that the destination does not open: %s", name, said.Reason)
 	case said != nil && said.Code == amqp.PreconditionFailed && other == "":
 		e.limits(name, said)
 	default:
@@ -213,7 +204,7 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 		if other == "" && said != nil {
 			kind = "unknown"
 		}
-		e.ok("queue", "%s is there, of type %s, with %d messages and %d consumers", name, kind, there.Messages, there.Consumers)
+		e.OK("queue", "%s is there, of type %s, with %d messages and %d consumers", name, kind, there.Messages, there.Consumers)
 		e.classic(name, kind)
 	}
 }
@@ -222,28 +213,28 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 func (e *examiner) limits(name string, said *amqp.Error) {
 	m := inequivalent.FindStringSubmatch(said.Reason)
 	if m == nil {
-		e.ok("queue", "%s is there", name)
+		e.OK("queue", "%s is there", name)
 		return
 	}
 	switch m[1] {
 	case "x-max-length", "x-max-length-bytes", "x-message-ttl", "x-expires", "x-overflow":
-		e.add(diagnosis.Warning, "queue", "rabbitmqctl list_queues name arguments policy # then make it without, or with x-overflow: reject-publish",
+		e.Add(diagnosis.Warning, "queue", "rabbitmqctl list_queues name arguments policy # then make it without, or with x-overflow: reject-publish",
 			"%s has the argument %s: unless its overflow is reject-publish, the oldest events are dropped before they are consumed", name, m[1])
 	default:
-		e.ok("queue", "%s is there, with the argument %s", name, m[1])
+		e.OK("queue", "%s is there, with the argument %s", name, m[1])
 	}
 }
 
 func (e *examiner) classic(name, kind string) {
 	if kind == amqp.QueueTypeClassic {
-		e.add(diagnosis.Warning, "queue type", "declare: {queues: {"+name+": {type: quorum}}}", "%s is a classic queue: its events are on the disk of one node, and are lost with it", name)
+		e.Add(diagnosis.Warning, "queue type", "declare: {queues: {"+name+": {type: quorum}}}", "%s is a classic queue: its events are on the disk of one node, and are lost with it", name)
 	}
 }
 
 // alarms publishes to nobody: a broker that is short of something says so then.
 func (e *examiner) alarms(ctx context.Context) {
 	if err := e.ses.publisher(); err != nil {
-		e.add(diagnosis.Problem, "alarms", "rabbitmqctl status", "%v", err)
+		e.Add(diagnosis.Problem, "alarms", "rabbitmqctl status", "%v", err)
 		return
 	}
 	nobody := "onewrite-doctor-" + rand.Text()
@@ -252,14 +243,14 @@ func (e *examiner) alarms(ctx context.Context) {
 	for range 2 {
 		sent, err := e.ses.ch.PublishWithDeferredConfirm("", nobody, true, false, amqp.Publishing{})
 		if err != nil {
-			e.add(diagnosis.Problem, "alarms", "rabbitmqctl status", "%v", err)
+			e.Add(diagnosis.Problem, "alarms", "rabbitmqctl status", "%v", err)
 			return
 		}
 		if !e.taken(ctx, sent.Done()) {
 			return
 		}
 	}
-	e.ok("alarms", "the broker takes messages")
+	e.OK("alarms", "the broker takes messages")
 }
 
 // taken waits for the answer to a message and reports whether it came.
@@ -267,19 +258,19 @@ func (e *examiner) taken(ctx context.Context, answer <-chan struct{}) bool {
 	for {
 		why, change := e.ses.block()
 		if why != "" {
-			e.add(diagnosis.Problem, "alarms", blockedCure(why), "the broker takes no messages, it is blocked: %s", why)
+			e.Add(diagnosis.Problem, "alarms", blockedCure(why), "the broker takes no messages, it is blocked: %s", why)
 			return false
 		}
 		select {
 		case <-answer:
 			if e.ses.ch.IsClosed() {
-				e.ok("alarms", "whether the broker takes messages cannot be seen: the user may not publish to the default exchange, and need not")
+				e.OK("alarms", "whether the broker takes messages cannot be seen: the user may not publish to the default exchange, and need not")
 				return false
 			}
 			return true
 		case <-change:
 		case <-ctx.Done():
-			e.add(diagnosis.Problem, "alarms", "rabbitmqctl status", "the broker does not answer: %v", context.Cause(ctx))
+			e.Add(diagnosis.Problem, "alarms", "rabbitmqctl status", "the broker does not answer: %v", context.Cause(ctx))
 			return false
 		}
 	}

@@ -1,7 +1,6 @@
 package rabbitmq
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -77,7 +76,7 @@ func (c *encoder) encode(e *onewrite.Event, frame int) (amqp.Publishing, error) 
 	}
 	m.Headers = c.headers
 	if c.size > frame-reserve {
-		m.Headers, m.ContentType, m.Body = nil, cloudevents.Structured, appendStructured(nil, e)
+		m.Headers, m.ContentType, m.Body = nil, cloudevents.Structured, cloudevents.AppendStructured(nil, e)
 	}
 	if len(m.Body) > maxBody {
 		return m, fmt.Errorf("rabbitmq: event %s has %d bytes, more than any broker takes: %w; lower max_event", e.ID, len(m.Body), onewrite.ErrRejected)
@@ -125,20 +124,6 @@ func (c *encoder) transport(e *onewrite.Event) {
 func plain(name string) bool {
 	return name != "" && len(name) <= maxName && name != "CC" && name != "BCC" && name != hdrMore &&
 		!strings.HasPrefix(name, "x-") && !strings.HasPrefix(strings.ToLower(name), "cloudevents")
-}
-
-// appendStructured appends e in the JSON format. Data is always base64: every byte
-// has to come back as it was.
-func appendStructured(dst []byte, e *onewrite.Event) []byte {
-	bare := *e
-	bare.Data = nil
-	dst = cloudevents.AppendJSON(dst, &bare)
-	if e.Data == nil {
-		return dst
-	}
-	dst = append(dst[:len(dst)-1], `,"data_base64":"`...)
-	dst = base64.StdEncoding.AppendEncode(dst, e.Data)
-	return append(dst, `"}`...)
 }
 
 // fingerprint is by what a returned message is known. It holds no number of ours: the

@@ -13,46 +13,29 @@ import (
 // Examine looks at a Redis that is delivered to, and says what it finds; the caller
 // adds the Subject. It writes nothing.
 func Examine(ctx context.Context, c Config) []diagnosis.Finding {
-	e := &examiner{}
+	e := &examiner{List: diagnosis.List{Prefix: "redis: ", Otherwise: "onewrite check"}}
 	set, err := read(c)
 	if err != nil {
-		e.failed("configuration", err)
-		return e.found
+		e.Failed("configuration", err)
+		return e.Found
 	}
 	e.run(ctx, set)
-	return e.found
+	return e.Found
 }
 
-type examiner struct{ found []diagnosis.Finding }
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-func (e *examiner) ok(check, format string, args ...any) {
-	e.add(diagnosis.OK, check, "", format, args...)
-}
-
-// failed reports an error of this package, whose last words are the cure.
-func (e *examiner) failed(check string, err error) {
-	text, cure := strings.TrimPrefix(err.Error(), "redis: "), "onewrite check"
-	if i := strings.LastIndex(text, "; "); i > 0 {
-		text, cure = text[:i], text[i+2:]
-	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
-}
+type examiner struct{ diagnosis.List }
 
 func (e *examiner) run(ctx context.Context, set *settings) {
 	l, s, err := reach(ctx, set)
 	if err != nil {
-		e.failed("connection", err)
+		e.Failed("connection", err)
 		return
 	}
 	defer l.close()
-	e.ok("connection", "%s answers", l.addr)
+	e.OK("connection", "%s answers", l.addr)
 	e.encryption(set, l)
 	if !s.known {
-		e.add(diagnosis.Warning, "settings", "redis-cli ACL SETUSER <user> +info +config|get", "the user may not ask INFO, so that it cannot be seen whether the server evicts keys or forgets what it acknowledged")
+		e.Add(diagnosis.Warning, "settings", "redis-cli ACL SETUSER <user> +info +config|get", "the user may not ask INFO, so that it cannot be seen whether the server evicts keys or forgets what it acknowledged")
 	} else {
 		e.settings(set, s)
 	}
@@ -67,13 +50,13 @@ func (e *examiner) encryption(set *settings, l *link) {
 	host := l.addr[:strings.LastIndexByte(l.addr, ':')]
 	switch local := host == "localhost" || host == "::1" || host == "[::1]" || strings.HasPrefix(host, "127."); {
 	case set.tls != nil && set.tls.InsecureSkipVerify:
-		e.add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "any certificate is accepted: whoever is on the way can read and change events")
+		e.Add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "any certificate is accepted: whoever is on the way can read and change events")
 	case set.tls != nil:
-		e.ok("tls", "the server's certificate is good")
+		e.OK("tls", "the server's certificate is good")
 	case local:
-		e.ok("tls", "none, and none needed: the server is on this machine")
+		e.OK("tls", "none, and none needed: the server is on this machine")
 	default:
-		e.add(diagnosis.Warning, "tls", "url: rediss://"+l.addr+"/0", "none: whoever is on the way can read and change events, and read the password")
+		e.Add(diagnosis.Warning, "tls", "url: rediss://"+l.addr+"/0", "none: whoever is on the way can read and change events, and read the password")
 	}
 }
 
@@ -84,47 +67,47 @@ func (e *examiner) settings(set *settings, s server) {
 		what = "Valkey, which calls itself Redis"
 	}
 	if s.old() && len(set.commands) == 0 {
-		e.add(diagnosis.Problem, "version", "install Redis 7.0 or newer, or Valkey", "%s %s, 7.0 or newer is needed", what, s.version)
+		e.Add(diagnosis.Problem, "version", "install Redis 7.0 or newer, or Valkey", "%s %s, 7.0 or newer is needed", what, s.version)
 	} else {
-		e.ok("version", "%s %s", what, s.version)
+		e.OK("version", "%s %s", what, s.version)
 	}
 	if s.replica {
-		e.add(diagnosis.Problem, "primary", "url: redis://"+s.primary+"/0", "it is a replica of %s, and takes no writes", s.primary)
+		e.Add(diagnosis.Problem, "primary", "url: redis://"+s.primary+"/0", "it is a replica of %s, and takes no writes", s.primary)
 	} else {
-		e.ok("primary", "yes")
+		e.OK("primary", "yes")
 	}
 	if s.loading {
-		e.add(diagnosis.Warning, "loading", "redis-cli INFO persistence", "the server still reads its data after a start: events wait")
+		e.Add(diagnosis.Warning, "loading", "redis-cli INFO persistence", "the server still reads its data after a start: events wait")
 	}
 	if s.limit > 0 && s.used > s.limit/10*8 {
-		e.add(diagnosis.Warning, "memory", "redis-cli CONFIG SET maxmemory <more>", "%d of %d bytes are in use: a full server takes nothing more", s.used, s.limit)
+		e.Add(diagnosis.Warning, "memory", "redis-cli CONFIG SET maxmemory <more>", "%d of %d bytes are in use: a full server takes nothing more", s.used, s.limit)
 	}
 	if len(set.commands) > 0 {
 		return
 	}
 	switch {
 	case strings.HasPrefix(s.policy, "allkeys-"):
-		e.add(diagnosis.Problem, "eviction", policyCure, "maxmemory-policy is %s: the server would drop whole streams, so it is not delivered to", s.policy)
+		e.Add(diagnosis.Problem, "eviction", policyCure, "maxmemory-policy is %s: the server would drop whole streams, so it is not delivered to", s.policy)
 	case s.policy == "":
-		e.add(diagnosis.Warning, "eviction", "redis-cli CONFIG GET maxmemory-policy", "the server does not tell its maxmemory-policy; allkeys-... would drop whole streams")
+		e.Add(diagnosis.Warning, "eviction", "redis-cli CONFIG GET maxmemory-policy", "the server does not tell its maxmemory-policy; allkeys-... would drop whole streams")
 	default:
-		e.ok("eviction", "maxmemory-policy is %s: streams stay", s.policy)
+		e.OK("eviction", "maxmemory-policy is %s: streams stay", s.policy)
 	}
 	if w := s.warnings(); len(w) > 0 {
 		text, cure, _ := strings.Cut(strings.TrimPrefix(w[0], "redis: "), "; ")
-		e.add(diagnosis.Warning, "durability", cure, "%s", text)
+		e.Add(diagnosis.Warning, "durability", cure, "%s", text)
 	} else if s.fsync == "" {
-		e.add(diagnosis.Warning, "durability", "redis-cli CONFIG GET appendfsync", "the server has an append only file and does not tell appendfsync; with everysec a server that dies forgets the last second or two")
+		e.Add(diagnosis.Warning, "durability", "redis-cli CONFIG GET appendfsync", "the server has an append only file and does not tell appendfsync; with everysec a server that dies forgets the last second or two")
 	} else {
-		e.ok("durability", "appendonly yes, appendfsync %s: what is acknowledged is on its disk", s.fsync)
+		e.OK("durability", "appendonly yes, appendfsync %s: what is acknowledged is on its disk", s.fsync)
 	}
 	switch {
 	case s.replicas == 0:
-		e.ok("replicas", "none: the disk of this server is all there is")
+		e.OK("replicas", "none: the disk of this server is all there is")
 	case s.minReplicas == "0" || s.minReplicas == "":
-		e.add(diagnosis.Warning, "replicas", "redis-cli CONFIG SET min-replicas-to-write 1", "%d: they are sent events after these were acknowledged, so that a failover forgets the last ones; no WAIT is sent", s.replicas)
+		e.Add(diagnosis.Warning, "replicas", "redis-cli CONFIG SET min-replicas-to-write 1", "%d: they are sent events after these were acknowledged, so that a failover forgets the last ones; no WAIT is sent", s.replicas)
 	default:
-		e.ok("replicas", "%d, of which %s have to follow; a failover forgets no more than min-replicas-max-lag seconds", s.replicas, s.minReplicas)
+		e.OK("replicas", "%d, of which %s have to follow; a failover forgets no more than min-replicas-max-lag seconds", s.replicas, s.minReplicas)
 	}
 }
 
@@ -139,7 +122,7 @@ return missing`
 // stream looks at the rights on the place and, in a cluster, where it is.
 func (e *examiner) stream(ctx context.Context, set *settings, l *link, s server) {
 	if s.cluster && set.stream.Tag() != set.name {
-		e.add(diagnosis.Problem, "cluster", fmt.Sprintf("stream: \"{{%s}}:{topic}\"", set.name), "in a cluster the streams have to be in one slot with the place of the destination")
+		e.Add(diagnosis.Problem, "cluster", fmt.Sprintf("stream: \"{{%s}}:{topic}\"", set.name), "in a cluster the streams have to be in one slot with the place of the destination")
 		return
 	}
 	var found []any
@@ -157,17 +140,17 @@ func (e *examiner) stream(ctx context.Context, set *settings, l *link, s server)
 	})
 	switch {
 	case movedTo(err, l.addr) != "":
-		e.ok("cluster", "the place is on %s", movedTo(err, l.addr))
+		e.OK("cluster", "the place is on %s", movedTo(err, l.addr))
 	case err != nil:
-		e.failed("rights", explain("ask for "+set.placeKey(), err))
+		e.Failed("rights", explain("ask for "+set.placeKey(), err))
 	case len(found) > 0:
-		e.add(diagnosis.Problem, "rights", "redis-cli ACL SETUSER <user> "+rightsCure, "the user may not run %v: every event would wait", found)
+		e.Add(diagnosis.Problem, "rights", "redis-cli ACL SETUSER <user> "+rightsCure, "the user may not run %v: every event would wait", found)
 	default:
-		e.ok("rights", "the user may keep %s; whether each stream may be written shows with its first event", set.placeKey())
+		e.OK("rights", "the user may keep %s; whether each stream may be written shows with its first event", set.placeKey())
 		if owner == "" {
-			e.ok("place", "none yet")
+			e.OK("place", "none yet")
 		} else {
-			e.ok("place", "kept in %s", set.placeKey())
+			e.OK("place", "kept in %s", set.placeKey())
 		}
 	}
 }
@@ -175,7 +158,7 @@ func (e *examiner) stream(ctx context.Context, set *settings, l *link, s server)
 // cache looks at the rights for the commands.
 func (e *examiner) cache(ctx context.Context, set *settings, l *link, s server) {
 	if s.cluster {
-		e.add(diagnosis.Problem, "cluster", "set url to a single server, or write a stream", "commands need a server that is no cluster")
+		e.Add(diagnosis.Problem, "cluster", "set url to a single server, or write a stream", "commands need a server that is no cluster")
 		return
 	}
 	names := []any{""}
@@ -190,13 +173,13 @@ func (e *examiner) cache(ctx context.Context, set *settings, l *link, s server) 
 	})
 	switch {
 	case err != nil && isAnswer(err):
-		e.ok("rights", "the user may not run scripts, and need not: what it may run shows with the first event")
+		e.OK("rights", "the user may not run scripts, and need not: what it may run shows with the first event")
 	case err != nil:
-		e.failed("rights", err)
+		e.Failed("rights", err)
 	case len(found) > 0:
-		e.add(diagnosis.Warning, "rights", "redis-cli ACL SETUSER <user> ~<keys> +"+strings.ToLower(fmt.Sprint(found[0])), "the user may not run %v, on a key of any name at least", found)
+		e.Add(diagnosis.Warning, "rights", "redis-cli ACL SETUSER <user> ~<keys> +"+strings.ToLower(fmt.Sprint(found[0])), "the user may not run %v, on a key of any name at least", found)
 	default:
-		e.ok("rights", "the user may run the commands")
+		e.OK("rights", "the user may run the commands")
 	}
-	e.ok("guarantee", "a cache keeps no place: what a crash leaves unconfirmed is run again")
+	e.OK("guarantee", "a cache keeps no place: what a crash leaves unconfirmed is run again")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -22,51 +21,38 @@ const noETag = `"00000000000000000000000000000000"`
 // never holds. Nothing is written, unless the store takes no notice of conditions: then
 // it is an empty object .onewrite/doctor, and the finding says so.
 func Examine(ctx context.Context, c Config) []diagnosis.Finding {
-	e := &examiner{}
+	e := &examiner{List: diagnosis.List{Prefix: "s3: "}}
 	s, err := New(ctx, c)
 	if err != nil {
-		e.failed("settings", err)
-		return e.found
+		e.Failed("settings", err)
+		return e.Found
 	}
 	defer func() { _ = s.Close() }()
 	if e.record(ctx, s) && e.writes(ctx, s) {
 		e.lifecycle(ctx, s)
 	}
-	return e.found
+	return e.Found
 }
 
-type examiner struct{ found []diagnosis.Finding }
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-// failed reports an error of this package, whose last words are the cure.
-func (e *examiner) failed(check string, err error) {
-	text, cure := strings.TrimPrefix(err.Error(), "s3: "), ""
-	if i := strings.LastIndex(text, "; "); i > 0 {
-		text, cure = text[:i], text[i+2:]
-	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
-}
+type examiner struct{ diagnosis.List }
 
 // record reads what says where the destination is.
 func (e *examiner) record(ctx context.Context, s *Sink) bool {
 	text, _, err := s.get(ctx, s.recordKey())
 	if err != nil && !errors.Is(err, errNoKey) {
-		e.failed("bucket", err)
+		e.Failed("bucket", err)
 		return false
 	}
-	e.add(diagnosis.OK, "bucket", "", "%s can be read", s.bucket)
+	e.Add(diagnosis.OK, "bucket", "", "%s can be read", s.bucket)
 	var r record
 	switch {
 	case err != nil:
-		e.add(diagnosis.OK, "record", "", "nothing was written yet by the name %s", s.destination)
+		e.Add(diagnosis.OK, "record", "", "nothing was written yet by the name %s", s.destination)
 	case json.Unmarshal(text, &r) != nil || r.Version != 1:
-		e.add(diagnosis.Problem, "record", "give the destination another name", "%s cannot be read: was it written by a newer onewrite, or by another program?", s.recordKey())
+		e.Add(diagnosis.Problem, "record", "give the destination another name", "%s cannot be read: was it written by a newer onewrite, or by another program?", s.recordKey())
 		return false
 	default:
-		e.add(diagnosis.OK, "record", "", "%d commits, by %d writers", r.Commit, r.Epoch)
+		e.Add(diagnosis.OK, "record", "", "%d commits, by %d writers", r.Commit, r.Epoch)
 	}
 	return true
 }
@@ -77,12 +63,12 @@ func (e *examiner) writes(ctx context.Context, s *Sink) bool {
 	_, err := s.put(ctx, key, jsonType, nil, noETag)
 	switch {
 	case errors.Is(err, errPrecondition), errors.Is(err, errNoKey):
-		e.add(diagnosis.OK, "conditions", "", "objects may be written, and conditions are heeded")
+		e.Add(diagnosis.OK, "conditions", "", "objects may be written, and conditions are heeded")
 		return true
 	case err != nil:
-		e.failed("write", err)
+		e.Failed("write", err)
 	default:
-		e.add(diagnosis.Problem, "conditions", "use a store that has conditional writes (If-None-Match, If-Match), in its newest version", "the store takes no notice of conditions, so two copies could overwrite each other; it has made the empty object %s, which can be removed", key)
+		e.Add(diagnosis.Problem, "conditions", "use a store that has conditional writes (If-None-Match, If-Match), in its newest version", "the store takes no notice of conditions, so two copies could overwrite each other; it has made the empty object %s, which can be removed", key)
 	}
 	return false
 }
@@ -109,9 +95,9 @@ func (e *examiner) lifecycle(ctx context.Context, s *Sink) {
 			}
 		}
 		if r.Status == types.ExpirationStatusEnabled && r.Expiration != nil && (strings.HasPrefix(s.recordKey(), prefix) || strings.HasPrefix(prefix, s.root+".onewrite/"+s.destination)) {
-			e.add(diagnosis.Warning, "lifecycle", "give the rule a prefix that "+s.root+".onewrite/ does not begin with", "the rule %q of the bucket removes old objects that begin with %q: the record and the lists of commits among them", aws.ToString(r.ID), prefix)
+			e.Add(diagnosis.Warning, "lifecycle", "give the rule a prefix that "+s.root+".onewrite/ does not begin with", "the rule %q of the bucket removes old objects that begin with %q: the record and the lists of commits among them", aws.ToString(r.ID), prefix)
 			return
 		}
 	}
-	e.add(diagnosis.OK, "lifecycle", "", "no rule removes the record")
+	e.Add(diagnosis.OK, "lifecycle", "", "no rule removes the record")
 }

@@ -20,11 +20,11 @@ const leastGC = time.Hour
 // Examine looks at a cluster, and at the indices of the topics that the destination
 // takes, and says what it finds; the caller adds the Subject. It writes nothing.
 func Examine(ctx context.Context, c Config, topics []string) []diagnosis.Finding {
-	e := &examiner{c: c, topics: topics}
+	e := &examiner{List: diagnosis.List{Prefix: "search: "}, c: c, topics: topics}
 	addresses, err := e.c.prepare()
 	if err != nil {
-		e.failed("url", err)
-		return e.found
+		e.Failed("url", err)
+		return e.Found
 	}
 	e.http = newClient(&e.c, addresses)
 	defer e.http.close()
@@ -36,7 +36,7 @@ func Examine(ctx context.Context, c Config, topics []string) []diagnosis.Finding
 		}
 	}
 	if up < 0 {
-		return e.found
+		return e.Found
 	}
 	e.http.at = up
 	e.login(ctx)
@@ -44,27 +44,14 @@ func Examine(ctx context.Context, c Config, topics []string) []diagnosis.Finding
 	e.rights(ctx)
 	e.settings(ctx)
 	e.mappings(ctx)
-	return e.found
+	return e.Found
 }
 
 type examiner struct {
+	diagnosis.List
 	c      Config
 	topics []string // patterns; none: all
 	http   *client
-	found  []diagnosis.Finding
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-// failed reports an error of this package, whose last words are the cure.
-func (e *examiner) failed(check string, err error) {
-	text, cure := strings.TrimPrefix(err.Error(), "search: "), ""
-	if i := strings.LastIndex(text, "; "); i > 0 {
-		text, cure = text[:i], text[i+2:]
-	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
 }
 
 // get reads a page as JSON; false if the server has none, which it has said then.
@@ -80,7 +67,7 @@ func (e *examiner) get(ctx context.Context, method, path, body string, into any)
 func (e *examiner) reach(ctx context.Context) bool {
 	a, err := e.http.call(ctx, http.MethodGet, "/", nil)
 	if err != nil {
-		e.failed("connection", err)
+		e.Failed("connection", err)
 		return false
 	}
 	var root struct {
@@ -96,17 +83,17 @@ func (e *examiner) reach(ctx context.Context) bool {
 	}
 	switch {
 	case root.Version.Number == "":
-		e.add(diagnosis.OK, "connection", "", "%s answers", e.http.host())
+		e.Add(diagnosis.OK, "connection", "", "%s answers", e.http.host())
 	case name == "Elasticsearch" && slices.Contains([]string{"0", "1", "2", "5", "6"}, strings.SplitN(root.Version.Number, ".", 2)[0]):
-		e.add(diagnosis.Problem, "version", "upgrade to Elasticsearch 7.10 or newer, or OpenSearch", "%s is Elasticsearch %s, which is too old", e.http.host(), root.Version.Number)
+		e.Add(diagnosis.Problem, "version", "upgrade to Elasticsearch 7.10 or newer, or OpenSearch", "%s is Elasticsearch %s, which is too old", e.http.host(), root.Version.Number)
 	default:
-		e.add(diagnosis.OK, "connection", "", "%s is %s %s", e.http.host(), name, root.Version.Number)
+		e.Add(diagnosis.OK, "connection", "", "%s is %s %s", e.http.host(), name, root.Version.Number)
 	}
 	if e.http.addresses[e.http.at].url.Scheme == "http" && e.http.addresses[e.http.at].auth != "" && !local(e.http.addresses[e.http.at].url.Hostname()) {
-		e.add(diagnosis.Warning, "tls", "url: https://"+e.http.host(), "none: whoever is on the way can read the password and the documents")
+		e.Add(diagnosis.Warning, "tls", "url: https://"+e.http.host(), "none: whoever is on the way can read the password and the documents")
 	}
 	if e.c.TLS != nil && e.c.TLS.InsecureSkipVerify {
-		e.add(diagnosis.Warning, "tls", "tls: {ca: http_ca.crt}", "any certificate is accepted: whoever is on the way can read the password and the documents")
+		e.Add(diagnosis.Warning, "tls", "tls: {ca: http_ca.crt}", "any certificate is accepted: whoever is on the way can read the password and the documents")
 	}
 	return true
 }
@@ -119,14 +106,14 @@ func local(host string) bool {
 func (e *examiner) login(ctx context.Context) {
 	st := newState(&e.c)
 	if err := st.load(ctx, e.http); err != nil {
-		e.failed("login", err)
+		e.Failed("login", err)
 		return
 	}
-	e.add(diagnosis.OK, "login", "", "the user may read %s", stateIndex)
+	e.Add(diagnosis.OK, "login", "", "the user may read %s", stateIndex)
 	for _, name := range slices.Sorted(maps.Keys(st.Tracks)) {
 		if n := len(st.Tracks[name].Eras); n > 1 {
 			last := st.Tracks[name].Eras[n-1]
-			e.add(diagnosis.OK, "eras", "", "%s counted from below again %d times, last after %s", name, n-1, time.UnixMicro(last.From-1).UTC().Format(time.RFC3339))
+			e.Add(diagnosis.OK, "eras", "", "%s counted from below again %d times, last after %s", name, n-1, time.UnixMicro(last.From-1).UTC().Format(time.RFC3339))
 		}
 	}
 }
@@ -140,15 +127,15 @@ func (e *examiner) health(ctx context.Context) {
 	look := "curl -sS '" + e.http.origin() + "/_cluster/allocation/explain?pretty'"
 	switch {
 	case !ok && a.status == http.StatusForbidden:
-		e.add(diagnosis.Warning, "health", "give the user the cluster privilege monitor", "the user may not ask for the state of the cluster")
+		e.Add(diagnosis.Warning, "health", "give the user the cluster privilege monitor", "the user may not ask for the state of the cluster")
 	case !ok:
-		e.add(diagnosis.Problem, "health", "curl -sS "+e.http.origin()+"/_cluster/health", "the cluster does not tell its state: %d %s", a.status, problemOf(a))
+		e.Add(diagnosis.Problem, "health", "curl -sS "+e.http.origin()+"/_cluster/health", "the cluster does not tell its state: %d %s", a.status, problemOf(a))
 	case h.Status == "red":
-		e.add(diagnosis.Problem, "health", look, "the cluster is red: primary shards are away, and what they hold cannot be written")
+		e.Add(diagnosis.Problem, "health", look, "the cluster is red: primary shards are away, and what they hold cannot be written")
 	case h.Status == "yellow":
-		e.add(diagnosis.Warning, "health", look, "the cluster is yellow: %d copies of shards are away, and what the last one holds goes with its node", h.Unassigned)
+		e.Add(diagnosis.Warning, "health", look, "the cluster is yellow: %d copies of shards are away, and what the last one holds goes with its node", h.Unassigned)
 	default:
-		e.add(diagnosis.OK, "health", "", "the cluster is %s", h.Status)
+		e.Add(diagnosis.OK, "health", "", "the cluster is %s", h.Status)
 	}
 }
 
@@ -214,10 +201,10 @@ func (e *examiner) rights(ctx context.Context) {
 		if strings.Contains(name, "*") {
 			severity = diagnosis.Warning
 		}
-		e.add(severity, "rights", fmt.Sprintf(`give its role: {"indices":[{"names":[%q],"privileges":["create_index","index","delete","read","maintenance"]}]}`, name), "on %s the user lacks %s", name, strings.Join(lacks, ", "))
+		e.Add(severity, "rights", fmt.Sprintf(`give its role: {"indices":[{"names":[%q],"privileges":["create_index","index","delete","read","maintenance"]}]}`, name), "on %s the user lacks %s", name, strings.Join(lacks, ", "))
 	}
 	if all {
-		e.add(diagnosis.OK, "rights", "", "the user may write %s and %s", e.pattern(), stateIndex)
+		e.Add(diagnosis.OK, "rights", "", "the user may write %s and %s", e.pattern(), stateIndex)
 	}
 }
 
@@ -230,7 +217,7 @@ func (e *examiner) settings(ctx context.Context) {
 	a, ok := e.get(ctx, http.MethodGet, path, "", &indices)
 	if !ok {
 		if a.status != http.StatusNotFound {
-			e.add(diagnosis.Warning, "settings", "give its role the privilege view_index_metadata", "the settings of %s cannot be read: %d", e.pattern(), a.status)
+			e.Add(diagnosis.Warning, "settings", "give its role the privilege view_index_metadata", "the settings of %s cannot be read: %d", e.pattern(), a.status)
 		}
 		return
 	}
@@ -249,18 +236,18 @@ func (e *examiner) settings(ctx context.Context) {
 				if slices.Contains(e.patterns(), "*") { // it may be somebody else's
 					severity = diagnosis.Warning
 				}
-				e.add(severity, "blocks", change(block), "%s takes no documents: %s", name, block)
+				e.Add(severity, "blocks", change(block), "%s takes no documents: %s", name, block)
 			}
 		}
 		if is("index.translog.durability", "async") {
-			e.add(diagnosis.Warning, "durability", change("index.translog.durability"), "%s answers before the document is on the disk: a crash loses what is confirmed", name)
+			e.Add(diagnosis.Warning, "durability", change("index.translog.durability"), "%s answers before the document is on the disk: a crash loses what is confirmed", name)
 		}
 		if gc, set := indices[name].Settings["index.gc_deletes"]; name != stateIndex && short == "" && (!set || below(fmt.Sprint(gc), leastGC)) {
 			short = name
 		}
 	}
 	if short != "" {
-		e.add(diagnosis.Warning, "deletes", fmt.Sprintf("curl -sS -X PUT '%s/%s/_settings' -H 'Content-Type: application/json' -d '{\"index.gc_deletes\":\"25h\"}'", e.http.origin(), short),
+		e.Add(diagnosis.Warning, "deletes", fmt.Sprintf("curl -sS -X PUT '%s/%s/_settings' -H 'Content-Type: application/json' -d '{\"index.gc_deletes\":\"25h\"}'", e.http.origin(), short),
 			"%s forgets the version of a deleted document within %v: an older event that comes again after that makes it anew, until its delete comes again too", short, leastGC)
 	}
 }
@@ -291,6 +278,6 @@ func (e *examiner) mappings(ctx context.Context) {
 		}
 	}
 	if len(strict) > 0 {
-		e.add(diagnosis.OK, "mappings", "", "strict: %s; a document with a field that is not there is refused and parked", strings.Join(strict, ", "))
+		e.Add(diagnosis.OK, "mappings", "", "strict: %s; a document with a field that is not there is refused and parked", strings.Join(strict, ", "))
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,18 +21,14 @@ import (
 func Examine(ctx context.Context, path string, o MigrateOptions) []diagnosis.Finding {
 	e := &examiner{path: path, o: o}
 	e.run(ctx)
-	return e.found
+	return e.Found
 }
 
 // examiner is one examination.
 type examiner struct {
-	path  string
-	o     MigrateOptions
-	found []diagnosis.Finding
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
+	diagnosis.List
+	path string
+	o    MigrateOptions
 }
 
 func (e *examiner) run(ctx context.Context) {
@@ -50,11 +45,11 @@ func (e *examiner) run(ctx context.Context) {
 	switch {
 	case err == nil:
 	case errors.As(err, &de) && de.Code()&0xff == 26: // SQLITE_NOTADB
-		e.add(diagnosis.Problem, "database", "write the path of the application's database", "%s is not an SQLite database", e.path)
+		e.Add(diagnosis.Problem, "database", "write the path of the application's database", "%s is not an SQLite database", e.path)
 	case isBusy(err):
-		e.add(diagnosis.Warning, "database", "fuser -v "+disk.Quote(e.path), "another program has locked it, so it cannot be looked at")
+		e.Add(diagnosis.Warning, "database", "fuser -v "+disk.Quote(e.path), "another program has locked it, so it cannot be looked at")
 	default:
-		e.add(diagnosis.Problem, "database", "sqlite3 "+disk.Quote(e.path)+" 'PRAGMA integrity_check'", "it cannot be read: %s", strings.TrimPrefix(err.Error(), "sqlite: "))
+		e.Add(diagnosis.Problem, "database", "sqlite3 "+disk.Quote(e.path)+" 'PRAGMA integrity_check'", "it cannot be read: %s", strings.TrimPrefix(err.Error(), "sqlite: "))
 	}
 }
 
@@ -69,7 +64,7 @@ func (e *examiner) file() bool {
 		if dir := filepath.Dir(e.path); disk.Existing(dir) != dir {
 			cure = "mkdir -p " + disk.Quote(dir) + " && onewrite migrate"
 		}
-		e.add(diagnosis.Problem, "file", cure, "there is no file %s", e.path)
+		e.Add(diagnosis.Problem, "file", cure, "there is no file %s", e.path)
 		return false
 	}
 	var info os.FileInfo
@@ -79,21 +74,21 @@ func (e *examiner) file() bool {
 	}
 	switch {
 	case err != nil:
-		e.add(diagnosis.Problem, "file", "ls -ld "+disk.Quote(filepath.Dir(e.path)), "%v", err)
+		e.Add(diagnosis.Problem, "file", "ls -ld "+disk.Quote(filepath.Dir(e.path)), "%v", err)
 		return false
 	case !info.Mode().IsRegular():
-		e.add(diagnosis.Problem, "file", "write the path of the application's database", "%s is no file", e.path)
+		e.Add(diagnosis.Problem, "file", "write the path of the application's database", "%s is no file", e.path)
 		return false
 	}
 	if why, cure := disk.Unreadable(e.path); why != "" {
-		e.add(diagnosis.Problem, "file", cure, "%s", why)
+		e.Add(diagnosis.Problem, "file", cure, "%s", why)
 		return false
 	}
 	if why, cure := disk.Unwritable(e.path); why != "" {
-		e.add(diagnosis.Problem, "file", cure, "%s: onewrite deletes what it has delivered", why)
+		e.Add(diagnosis.Problem, "file", cure, "%s: onewrite deletes what it has delivered", why)
 		return true
 	}
-	e.add(diagnosis.OK, "file", "", "%s, %s", e.path, disk.Bytes(info.Size()))
+	e.Add(diagnosis.OK, "file", "", "%s, %s", e.path, disk.Bytes(info.Size()))
 	return true
 }
 
@@ -101,12 +96,12 @@ func (e *examiner) file() bool {
 func (e *examiner) folder() {
 	dir := filepath.Dir(e.path)
 	if why, cure := disk.Unwritable(dir); why != "" {
-		e.add(diagnosis.Problem, "folder", cure, "%s: SQLite and onewrite keep their locks and the WAL beside the file", why)
+		e.Add(diagnosis.Problem, "folder", cure, "%s: SQLite and onewrite keep their locks and the WAL beside the file", why)
 	}
 	if short := disk.Scarce(dir); short != "" {
-		e.add(diagnosis.Warning, "disk", "df -h "+disk.Quote(dir), "%s: a full disk stops the application's writes, and its events", short)
+		e.Add(diagnosis.Warning, "disk", "df -h "+disk.Quote(dir), "%s: a full disk stops the application's writes, and its events", short)
 	} else if free, _, known := disk.Room(dir); known {
-		e.add(diagnosis.OK, "disk", "", "%s free", disk.Bytes(free))
+		e.Add(diagnosis.OK, "disk", "", "%s free", disk.Bytes(free))
 	}
 }
 
@@ -131,7 +126,7 @@ func (e *examiner) database(ctx context.Context, c *sql.Conn) error {
 		return err
 	}
 	if objects["onewrite_meta"].sql == "" && objects["onewrite_outbox"].sql == "" {
-		e.add(diagnosis.Problem, "outbox", "onewrite migrate", "there is no outbox in %s", e.path)
+		e.Add(diagnosis.Problem, "outbox", "onewrite migrate", "there is no outbox in %s", e.path)
 		return nil
 	}
 	var mode string
@@ -139,9 +134,9 @@ func (e *examiner) database(ctx context.Context, c *sql.Conn) error {
 		return err
 	}
 	if strings.EqualFold(mode, "wal") {
-		e.add(diagnosis.OK, "journal", "", "WAL")
+		e.Add(diagnosis.OK, "journal", "", "WAL")
 	} else {
-		e.add(diagnosis.Warning, "journal", "onewrite migrate", "the journal mode is %s, not WAL: the application waits while the outbox is read", mode)
+		e.Add(diagnosis.Warning, "journal", "onewrite migrate", "the journal mode is %s, not WAL: the application waits while the outbox is read", mode)
 	}
 	if err := e.plan(ctx, c); err != nil {
 		return err
@@ -160,33 +155,33 @@ func (e *examiner) plan(ctx context.Context, c *sql.Conn) error {
 		if i := strings.Index(text, "; "); i > 0 {
 			text, cure = text[:i], text[i+2:]
 		}
-		e.add(diagnosis.Problem, "outbox", cure, "%s", text)
+		e.Add(diagnosis.Problem, "outbox", cure, "%s", text)
 		return nil
 	}
 	var tables []string
-	said := len(e.found)
+	said := len(e.Found)
 	for _, s := range steps {
 		switch {
 		case s.what == "":
 		case strings.HasPrefix(s.what, "largest event"):
-			e.add(diagnosis.Warning, "max_event", "onewrite migrate", "the outbox has another limit than the configuration; migrate says: %s", s.what)
+			e.Add(diagnosis.Warning, "max_event", "onewrite migrate", "the outbox has another limit than the configuration; migrate says: %s", s.what)
 		case strings.HasPrefix(s.what, "table of scheduled"):
-			e.add(diagnosis.Warning, "scheduled", "onewrite migrate", "there is no table onewrite_scheduled: events cannot be sent later")
+			e.Add(diagnosis.Warning, "scheduled", "onewrite migrate", "there is no table onewrite_scheduled: events cannot be sent later")
 		default:
 			tables = append(tables, s.what)
 		}
 	}
 	if len(tables) > 0 {
-		e.add(diagnosis.Problem, "tables", "onewrite migrate", "not as configured, or changed since; migrate would do: %s", strings.Join(tables, ", "))
-	} else if len(steps) > 0 && len(e.found) == said {
-		e.add(diagnosis.Problem, "outbox", "onewrite migrate", "the triggers that guard the outbox are missing, or another program's")
+		e.Add(diagnosis.Problem, "tables", "onewrite migrate", "not as configured, or changed since; migrate would do: %s", strings.Join(tables, ", "))
+	} else if len(steps) > 0 && len(e.Found) == said {
+		e.Add(diagnosis.Problem, "outbox", "onewrite migrate", "the triggers that guard the outbox are missing, or another program's")
 	}
 	if len(steps) == 0 {
 		captured := ""
 		if n := len(e.o.Tables); n > 0 {
 			captured = ", row changes captured: " + strings.Join(e.o.Tables, ", ")
 		}
-		e.add(diagnosis.OK, "outbox", "", "there, version %d%s", schemaVersion, captured)
+		e.Add(diagnosis.OK, "outbox", "", "there, version %d%s", schemaVersion, captured)
 	}
 	return nil
 }
@@ -202,13 +197,13 @@ func (e *examiner) reader(ctx context.Context, c *sql.Conn, objects map[string]o
 	pid, held := disk.Holder(e.path + ".onewrite.lock")
 	switch {
 	case held && pid > 0:
-		e.add(diagnosis.OK, "reader", "", "onewrite runs: process %d reads this outbox, %d rows are in it", pid, waiting)
+		e.Add(diagnosis.OK, "reader", "", "onewrite runs: process %d reads this outbox, %d rows are in it", pid, waiting)
 	case held:
-		e.add(diagnosis.OK, "reader", "", "onewrite runs and reads this outbox, %d rows are in it", waiting)
+		e.Add(diagnosis.OK, "reader", "", "onewrite runs and reads this outbox, %d rows are in it", waiting)
 	case waiting > 0:
-		e.add(diagnosis.Warning, "reader", "onewrite run", "nobody reads this outbox, and about %d rows wait in it", waiting)
+		e.Add(diagnosis.Warning, "reader", "onewrite run", "nobody reads this outbox, and about %d rows wait in it", waiting)
 	default:
-		e.add(diagnosis.OK, "reader", "", "nobody reads this outbox, and nothing waits in it")
+		e.Add(diagnosis.OK, "reader", "", "nobody reads this outbox, and nothing waits in it")
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package sqlsink
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +24,7 @@ type SourceTable struct {
 func Examine(ctx context.Context, c Config, tables []SourceTable, topics []string) []diagnosis.Finding {
 	e := &examiner{cfg: c}
 	e.run(ctx, tables, topics)
-	return e.found
+	return e.Found
 }
 
 // inspector is what an examination asks of a connection.
@@ -43,16 +42,12 @@ type inspector interface {
 
 // examiner is one examination.
 type examiner struct {
-	cfg   Config
-	found []diagnosis.Finding
-	db    interface {
+	diagnosis.List
+	cfg Config
+	db  interface {
 		database
 		inspector
 	}
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
 }
 
 func (e *examiner) failed(check string, err error) {
@@ -60,13 +55,13 @@ func (e *examiner) failed(check string, err error) {
 	if cure == "" {
 		cure = e.db.cure(err, nil)
 	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
+	e.Add(diagnosis.Problem, check, cure, "%s", text)
 }
 
 func (e *examiner) run(ctx context.Context, tables []SourceTable, topics []string) {
 	names, messages, err := e.cfg.names()
 	if err != nil {
-		e.add(diagnosis.Problem, "table", `write table: "{table}"`, "%v", err)
+		e.Add(diagnosis.Problem, "table", `write table: "{table}"`, "%v", err)
 		return
 	}
 	if e.cfg.Kind == SQLite && !e.file() || !e.connect(ctx) {
@@ -78,11 +73,11 @@ func (e *examiner) run(ctx context.Context, tables []SourceTable, topics []strin
 		e.failed("version", err)
 		return
 	}
-	e.add(diagnosis.OK, "version", "", "%s", version)
+	e.Add(diagnosis.OK, "version", "", "%s", version)
 	if only, err := e.db.readOnly(ctx); err != nil {
 		e.failed("writable", err)
 	} else if only {
-		e.add(diagnosis.Problem, "writable", "point url at the primary", "the server is read only")
+		e.Add(diagnosis.Problem, "writable", "point url at the primary", "the server is read only")
 	}
 	e.places(ctx)
 	e.making(ctx)
@@ -106,19 +101,19 @@ func (e *examiner) run(ctx context.Context, tables []SourceTable, topics []strin
 func (e *examiner) file() bool {
 	dir := filepath.Dir(e.cfg.Path)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		e.add(diagnosis.Problem, "folder", "mkdir -p "+disk.Quote(dir), "there is no folder %s", dir)
+		e.Add(diagnosis.Problem, "folder", "mkdir -p "+disk.Quote(dir), "there is no folder %s", dir)
 		return false
 	}
 	if why, cure := disk.Unwritable(dir); why != "" {
-		e.add(diagnosis.Problem, "folder", cure, "%s: SQLite keeps its journal beside the file", why)
+		e.Add(diagnosis.Problem, "folder", cure, "%s: SQLite keeps its journal beside the file", why)
 		return false
 	}
 	if _, err := os.Stat(e.cfg.Path); errors.Is(err, os.ErrNotExist) {
-		e.add(diagnosis.OK, "file", "", "%s is not there yet; onewrite run makes it", e.cfg.Path)
+		e.Add(diagnosis.OK, "file", "", "%s is not there yet; onewrite run makes it", e.cfg.Path)
 		return false
 	}
 	if short := disk.Scarce(dir); short != "" {
-		e.add(diagnosis.Warning, "disk", "df -h "+disk.Quote(dir), "%s", short)
+		e.Add(diagnosis.Warning, "disk", "df -h "+disk.Quote(dir), "%s", short)
 	}
 	return true
 }
@@ -151,7 +146,7 @@ func (e *examiner) connect(ctx context.Context) bool {
 	if cure == "" {
 		cure = sqliteFileCure(e.cfg.Path, err)
 	}
-	e.add(diagnosis.Problem, "reach", cure, "%s", text)
+	e.Add(diagnosis.Problem, "reach", cure, "%s", text)
 	return false
 }
 
@@ -162,17 +157,17 @@ func (e *examiner) places(ctx context.Context) {
 		e.failed("places", err)
 		return
 	case t == nil:
-		e.add(diagnosis.OK, "places", "", "%s is not there yet; onewrite run makes it", placesTable)
+		e.Add(diagnosis.OK, "places", "", "%s is not there yet; onewrite run makes it", placesTable)
 		return
 	}
 	for _, c := range []string{"destination", "owner", "record", "written"} {
 		if t.find(c, true) == nil {
-			e.add(diagnosis.Problem, "places", "ALTER TABLE "+placesTable+" RENAME TO another name", "the table %s is not onewrite's: it has no column %s", placesTable, c)
+			e.Add(diagnosis.Problem, "places", "ALTER TABLE "+placesTable+" RENAME TO another name", "the table %s is not onewrite's: it has no column %s", placesTable, c)
 			return
 		}
 	}
 	if lacks, err := e.db.lacks(ctx, t); err == nil && (slices.Contains(lacks, "INSERT") || slices.Contains(lacks, "UPDATE") || slices.Contains(lacks, "SELECT")) {
-		e.add(diagnosis.Problem, "places", "GRANT SELECT, INSERT, UPDATE ON "+t.quoted+" TO the user of url", "the user may not %s %s", strings.Join(lacks, ", "), placesTable)
+		e.Add(diagnosis.Problem, "places", "GRANT SELECT, INSERT, UPDATE ON "+t.quoted+" TO the user of url", "the user may not %s %s", strings.Join(lacks, ", "), placesTable)
 		return
 	}
 	at, err := e.db.holder(ctx, e.cfg.Destination)
@@ -180,9 +175,9 @@ func (e *examiner) places(ctx context.Context) {
 	case err != nil:
 		e.failed("places", err)
 	case at == "":
-		e.add(diagnosis.OK, "places", "", "the destination %s was never written here", e.cfg.Destination)
+		e.Add(diagnosis.OK, "places", "", "the destination %s was never written here", e.cfg.Destination)
 	default:
-		e.add(diagnosis.OK, "places", "", "the destination %s was last written at %s", e.cfg.Destination, at)
+		e.Add(diagnosis.OK, "places", "", "the destination %s was last written at %s", e.cfg.Destination, at)
 	}
 }
 
@@ -195,7 +190,7 @@ func (e *examiner) making(ctx context.Context) {
 	if err != nil {
 		e.failed("create", err)
 	} else if len(lacks) > 0 {
-		e.add(diagnosis.Warning, "create", "GRANT CREATE to the user of url, or make the tables yourself and write create: false", "the user may not make tables; one that is missing would hold its events back")
+		e.Add(diagnosis.Warning, "create", "GRANT CREATE to the user of url, or make the tables yourself and write create: false", "the user may not make tables; one that is missing would hold its events back")
 	}
 }
 
@@ -206,16 +201,16 @@ func (e *examiner) table(ctx context.Context, n name, topic string) {
 		e.failed("table", err)
 		return
 	case t == nil && e.cfg.NoCreate:
-		e.add(diagnosis.Problem, "table", "make it, or write create: true", "there is no table %s for %s", n, topic)
+		e.Add(diagnosis.Problem, "table", "make it, or write create: true", "there is no table %s for %s", n, topic)
 		return
 	case t == nil:
-		e.add(diagnosis.OK, "table", "", "%s for %s is not there yet; its first event makes it", n, topic)
+		e.Add(diagnosis.OK, "table", "", "%s for %s is not there yet; its first event makes it", n, topic)
 		return
 	}
 	if len(t.unique) == 0 {
-		e.add(diagnosis.Warning, "table", "ALTER TABLE "+t.quoted+" ADD PRIMARY KEY (the key columns of the source)", "%s has no key that rows can be written by: each change of a row looks for it in the whole table", n)
+		e.Add(diagnosis.Warning, "table", "ALTER TABLE "+t.quoted+" ADD PRIMARY KEY (the key columns of the source)", "%s has no key that rows can be written by: each change of a row looks for it in the whole table", n)
 	} else {
-		e.add(diagnosis.OK, "table", "", "%s for %s: %d columns, key %s", n, topic, len(t.columns), strings.Join(t.primary, ", "))
+		e.Add(diagnosis.OK, "table", "", "%s for %s: %d columns, key %s", n, topic, len(t.columns), strings.Join(t.primary, ", "))
 	}
 	e.rights(ctx, t, "table")
 }
@@ -231,7 +226,7 @@ func (e *examiner) rights(ctx context.Context, t *table, check string) {
 	}
 	if len(lacks) > 0 {
 		list := strings.Join(lacks, ", ")
-		e.add(diagnosis.Problem, check, "GRANT "+list+" ON "+t.quoted+" TO the user of url", "the user may not %s the table %s", list, t.name)
+		e.Add(diagnosis.Problem, check, "GRANT "+list+" ON "+t.quoted+" TO the user of url", "the user may not %s the table %s", list, t.name)
 	}
 }
 

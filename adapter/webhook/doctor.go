@@ -26,41 +26,28 @@ const (
 // It resolves the name, connects as a delivery does, and sends one HEAD request to
 // the path of the URL: without the query, headers, secrets and events.
 func Examine(ctx context.Context, c Config) []diagnosis.Finding {
-	e := &examiner{c: c}
+	e := &examiner{List: diagnosis.List{Prefix: "webhook: "}, c: c}
 	e.run(ctx)
-	return e.found
+	return e.Found
 }
 
 type examiner struct {
+	diagnosis.List
 	c     Config
 	local bool // every address that may be called is this machine's
-	found []diagnosis.Finding
-}
-
-func (e *examiner) add(s diagnosis.Severity, check, cure, format string, args ...any) {
-	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
-}
-
-// failed reports an error of this package, whose last words are the cure.
-func (e *examiner) failed(check string, err error) {
-	text, cure := strings.TrimPrefix(err.Error(), "webhook: "), ""
-	if i := strings.LastIndex(text, "; "); i > 0 {
-		text, cure = text[:i], text[i+2:]
-	}
-	e.add(diagnosis.Problem, check, cure, "%s", text)
 }
 
 func (e *examiner) run(ctx context.Context) {
 	s, err := New(e.c)
 	if err != nil {
-		e.failed("url", err)
+		e.Failed("url", err)
 		return
 	}
 	defer func() { _ = s.Close() }()
 	if len(e.c.Secrets) == 0 {
-		e.add(diagnosis.Warning, "secret", "(umask 077; openssl rand -hex 32 > webhook.key) # then secret: ${file:webhook.key}, and the receiver gets the same", "there is none: the receiver cannot tell who calls")
+		e.Add(diagnosis.Warning, "secret", "(umask 077; openssl rand -hex 32 > webhook.key) # then secret: ${file:webhook.key}, and the receiver gets the same", "there is none: the receiver cannot tell who calls")
 	} else {
-		e.add(diagnosis.OK, "secret", "", "requests are signed")
+		e.Add(diagnosis.OK, "secret", "", "requests are signed")
 	}
 	if !e.addresses(ctx, s) {
 		return
@@ -69,7 +56,7 @@ func (e *examiner) run(ctx context.Context) {
 	url.RawQuery = "" // it may hold a key
 	req, err := http.NewRequestWithContext(ctx, http.MethodHead, url.String(), nil)
 	if err != nil {
-		e.failed("answer", err)
+		e.Failed("answer", err)
 		return
 	}
 	req.Header.Set("User-Agent", "onewrite")
@@ -103,7 +90,7 @@ func (e *examiner) addresses(ctx context.Context, s *Sink) bool {
 			if errors.As(err, &dns) {
 				text = dns.Err
 			}
-			e.add(diagnosis.Problem, "name", "getent hosts "+host, "%s cannot be resolved: %s", host, text)
+			e.Add(diagnosis.Problem, "name", "getent hosts "+host, "%s cannot be resolved: %s", host, text)
 			return false
 		}
 	}
@@ -125,11 +112,11 @@ func (e *examiner) addresses(ctx context.Context, s *Sink) bool {
 	}
 	switch {
 	case len(shut) > 0 && len(open) > 0:
-		e.add(diagnosis.Warning, "address", cure, "%s is also at %s, %s", host, strings.Join(shut, ", "), reason)
+		e.Add(diagnosis.Warning, "address", cure, "%s is also at %s, %s", host, strings.Join(shut, ", "), reason)
 	case len(shut) > 0:
-		e.add(diagnosis.Problem, "address", cure, "%s is at %s, %s", host, strings.Join(shut, ", "), reason)
+		e.Add(diagnosis.Problem, "address", cure, "%s is at %s, %s", host, strings.Join(shut, ", "), reason)
 	default:
-		e.add(diagnosis.OK, "address", "", "%s", strings.Join(open, ", "))
+		e.Add(diagnosis.OK, "address", "", "%s", strings.Join(open, ", "))
 	}
 	return len(open) > 0
 }
@@ -141,12 +128,12 @@ func (e *examiner) unreached(ctx context.Context, s *Sink, err error) {
 	var record tls.RecordHeaderError
 	switch {
 	case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded):
-		e.add(diagnosis.Problem, "answer", fmt.Sprintf("curl -sS -I -m 60 %s", s.origin()), "%s does not answer in time", s.url.Host)
+		e.Add(diagnosis.Problem, "answer", fmt.Sprintf("curl -sS -I -m 60 %s", s.origin()), "%s does not answer in time", s.url.Host)
 	case errors.As(err, &cert), errors.As(err, &unknown), errors.As(err, &record):
-		e.failed("tls", s.explain(err, nil, nil, nil))
+		e.Failed("tls", s.explain(err, nil, nil, nil))
 	default:
-		e.failed("connection", s.explain(err, nil, nil, nil))
-		if f := &e.found[len(e.found)-1]; strings.HasPrefix(f.Cure, "check that") {
+		e.Failed("connection", s.explain(err, nil, nil, nil))
+		if f := &e.Found[len(e.Found)-1]; strings.HasPrefix(f.Cure, "check that") {
 			f.Cure = "curl -sS -I " + s.origin()
 		}
 	}
@@ -158,25 +145,25 @@ func (s *Sink) origin() string { return s.url.Scheme + "://" + s.url.Host }
 // encryption looks at the certificate of the connection that was made.
 func (e *examiner) encryption(s *Sink, state *tls.ConnectionState) {
 	if state == nil && e.local {
-		e.add(diagnosis.OK, "tls", "", "none, and none needed: the receiver is on this machine")
+		e.Add(diagnosis.OK, "tls", "", "none, and none needed: the receiver is on this machine")
 		return
 	}
 	if state == nil {
-		e.add(diagnosis.Warning, "tls", "url: https://"+s.url.Host+"/…", "none: whoever is on the way can read and change events")
+		e.Add(diagnosis.Warning, "tls", "url: https://"+s.url.Host+"/…", "none: whoever is on the way can read and change events")
 		return
 	}
 	version := tls.VersionName(state.Version)
 	if e.c.TLS != nil && e.c.TLS.InsecureSkipVerify {
-		e.add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "%s, but any certificate is accepted: whoever is on the way can read and change events", version)
+		e.Add(diagnosis.Warning, "tls", "tls: {ca: ca.pem}", "%s, but any certificate is accepted: whoever is on the way can read and change events", version)
 		return
 	}
 	until := expiry(state)
 	if left := until.Sub(s.now()); left < soonExpired {
-		e.add(diagnosis.Warning, "tls", fmt.Sprintf("openssl s_client -connect %s -servername %s </dev/null | openssl x509 -noout -enddate", hostPort(s), s.url.Hostname()),
+		e.Add(diagnosis.Warning, "tls", fmt.Sprintf("openssl s_client -connect %s -servername %s </dev/null | openssl x509 -noout -enddate", hostPort(s), s.url.Hostname()),
 			"the certificate ends in %d days, on %s; then nothing is delivered: renew it", int(left.Hours()/24), until.UTC().Format(time.DateOnly))
 		return
 	}
-	e.add(diagnosis.OK, "tls", "", "%s, certificate good until %s", version, until.UTC().Format(time.DateOnly))
+	e.Add(diagnosis.OK, "tls", "", "%s, certificate good until %s", version, until.UTC().Format(time.DateOnly))
 }
 
 // expiry is when the last chain of certificates that can be followed ends.
@@ -208,13 +195,13 @@ func (e *examiner) answer(s *Sink, resp *http.Response, took time.Duration) {
 	status := strings.TrimSpace(fmt.Sprint(resp.StatusCode, " ", http.StatusText(resp.StatusCode)))
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound || code == http.StatusGone:
-		e.add(diagnosis.Warning, "answer", "set url to where the receiver takes POST requests", "%s to a HEAD request: is the path right?", status)
+		e.Add(diagnosis.Warning, "answer", "set url to where the receiver takes POST requests", "%s to a HEAD request: is the path right?", status)
 	case code/100 == 3:
-		e.add(diagnosis.Warning, "answer", "set url to the final one: curl -sS -I "+s.origin(), "%s: redirects are not followed", status)
+		e.Add(diagnosis.Warning, "answer", "set url to the final one: curl -sS -I "+s.origin(), "%s: redirects are not followed", status)
 	case code >= 500 && code != http.StatusNotImplemented:
-		e.add(diagnosis.Warning, "answer", "look into the log of the receiver", "%s to a HEAD request", status)
+		e.Add(diagnosis.Warning, "answer", "look into the log of the receiver", "%s to a HEAD request", status)
 	default:
-		e.add(diagnosis.OK, "answer", "", "%s to a HEAD request, in %v", status, took.Round(time.Millisecond))
+		e.Add(diagnosis.OK, "answer", "", "%s to a HEAD request, in %v", status, took.Round(time.Millisecond))
 	}
 }
 
@@ -226,12 +213,12 @@ func (e *examiner) clock(resp *http.Response, before, after time.Time) {
 	}
 	skew := max(its.Sub(after), before.Sub(its.Add(time.Second)))
 	if skew <= maxSkew {
-		e.add(diagnosis.OK, "clock", "", "within a minute of this machine's")
+		e.Add(diagnosis.OK, "clock", "", "within a minute of this machine's")
 		return
 	}
 	way := "behind"
 	if its.After(after) {
 		way = "ahead of"
 	}
-	e.add(diagnosis.Warning, "clock", "timedatectl set-ntp true", "the receiver's clock is %v %s this machine's: it may refuse signatures, which carry a time", skew.Round(time.Second), way)
+	e.Add(diagnosis.Warning, "clock", "timedatectl set-ntp true", "the receiver's clock is %v %s this machine's: it may refuse signatures, which carry a time", skew.Round(time.Second), way)
 }

@@ -262,6 +262,20 @@ func appendData(dst []byte, e *onewrite.Event) []byte {
 	return append(dst, '"')
 }
 
+// AppendStructured appends e in the JSON format. Data is always base64: every byte has
+// to come back as it was.
+func AppendStructured(dst []byte, e *onewrite.Event) []byte {
+	bare := *e
+	bare.Data = nil
+	dst = AppendJSON(dst, &bare)
+	if e.Data == nil {
+		return dst
+	}
+	dst = append(dst[:len(dst)-1], `,"data_base64":"`...)
+	dst = base64.StdEncoding.AppendEncode(dst, e.Data)
+	return append(dst, `"}`...)
+}
+
 // AppendString appends s as a JSON string without escaping HTML's characters,
 // so that what a person greps for is there. What is not UTF-8 becomes U+FFFD.
 func AppendString[T []byte | string](dst []byte, s T) []byte {

@@ -2,7 +2,10 @@
 // the program prints it.
 package diagnosis
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Severity says how bad a finding is. It is written as its word.
 type Severity int
@@ -56,4 +59,31 @@ type Finding struct {
 	// Cure is the SQL, the command or the setting that mends it, ready to be
 	// copied; empty where nothing is to be done.
 	Cure string `json:"cure,omitempty"`
+}
+
+// List collects what an adapter finds. The zero value is empty.
+type List struct {
+	// Found are the findings, without their subjects.
+	Found []Finding
+	// Prefix stands before the errors of the adapter, and is left out of findings.
+	Prefix string
+	// Otherwise is the cure of an error that names none.
+	Otherwise string
+}
+
+// Add adds a finding; its text is made of format and args.
+func (l *List) Add(s Severity, check, cure, format string, args ...any) {
+	l.Found = append(l.Found, Finding{Severity: s, Check: check, Text: fmt.Sprintf(format, args...), Cure: cure})
+}
+
+// OK adds what is as it should be.
+func (l *List) OK(check, format string, args ...any) { l.Add(OK, check, "", format, args...) }
+
+// Failed adds an error, whose last words, behind the last semicolon, are the cure.
+func (l *List) Failed(check string, err error) {
+	text, cure := strings.TrimPrefix(err.Error(), l.Prefix), l.Otherwise
+	if i := strings.LastIndex(text, "; "); i > 0 {
+		text, cure = text[:i], text[i+2:]
+	}
+	l.Add(Problem, check, cure, "%s", text)
 }
