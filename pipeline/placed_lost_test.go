@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -45,6 +46,19 @@ func TestPlacedFullOfAnotherBus(t *testing.T) {
 		w.stop()
 		k.place = place // the disk of the bus is lost at this moment
 		w.source, w.bus, w.d = newMemSource("shop"), &onewritetest.MemoryBus{}, keptBy(k)
+		var rec struct{ Pair string } // it is put back from a copy that is older than the events
+		if err := json.Unmarshal(place, &rec); err != nil {
+			t.Fatal(err)
+		}
+		sub, err := w.bus.Subscribe(t.Context(), onewrite.Interest{Name: "wh", Sources: []string{"shop"}})
+		if err == nil {
+			c, _ := sub.Cursor()
+			c.Placed = rec.Pair
+			err = errors.Join(sub.Commit(t.Context(), c), sub.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		before := len(k.events)
 		w.start()
 		for i := range 20 {
@@ -55,6 +69,57 @@ func TestPlacedFullOfAnotherBus(t *testing.T) {
 		w.stop()
 		if n := len(k.events) - before; n != 20 {
 			t.Errorf("after a day %d of 20 events, status %+v", n, s)
+		}
+	})
+}
+
+// An event that nobody ever says anything of, and that is never there, is parked.
+func TestPlacedDeadlyIsParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &keeper{}
+		k.fault = func(msgs []onewrite.Message) (bool, int, error) {
+			for i := range msgs {
+				if msgs[i].ID == "e0003" {
+					return false, 0, errInjected
+				}
+			}
+			return true, 0, nil
+		}
+		w := keeping(k)
+		w.start()
+		for i := range 200 {
+			w.source.commit(event(i, ""))
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Hour)
+		s := w.d.Status()
+		w.stop()
+		if got := k.all(t); len(got) != 199 || s.Parked != 1 || s.Delivered != 199 {
+			t.Errorf("%d events, %+v", len(got), s)
+		}
+	})
+}
+
+// A session that dies before it has stored a cursor leaves a record that is believed.
+func TestPlacedBeforeTheFirstCursor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &keeper{}
+		w := keeping(k)
+		var died atomic.Int64
+		w.bus.Fault = func(at string) error {
+			if at == "commit.before" && k.writes() > 0 && died.Add(1) <= 3 {
+				return errInjected
+			}
+			return nil
+		}
+		for i := range 30 {
+			w.source.commit(event(i, "k"))
+		}
+		w.start()
+		time.Sleep(time.Minute)
+		w.stop()
+		if got := k.all(t); len(got) != 30 || died.Load() < 3 {
+			t.Errorf("%d events, died %d times", len(got), died.Load())
 		}
 	})
 }
@@ -80,19 +145,21 @@ func TestPlacedUnknownIsParked(t *testing.T) {
 					}
 					w := keeping(k)
 					w.d.BatchCount, w.d.Attempts = batch, tries
+					var parked atomic.Int64
+					w.d.Observe.Parked = func(string, string, string, bool) { parked.Add(1) }
 					w.start()
 					for i := range 300 {
 						w.source.commit(event(i, ""))
 						time.Sleep(10 * time.Millisecond)
 					}
 					time.Sleep(time.Minute)
-					t.Logf("before redrive %+v", w.d.Status())
 					_ = w.d.Redrive(t.Context(), 0)
 					time.Sleep(time.Minute)
 					s := w.d.Status()
 					w.stop()
-					k.all(t)
-					t.Logf("%d events, %+v", len(k.events), s)
+					if got := k.all(t); len(got) != 300 || s.Delivered != 300 || parked.Load() > 0 {
+						t.Errorf("%d events, %d were parked, %+v", len(got), parked.Load(), s)
+					}
 				})
 			})
 		}
