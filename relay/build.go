@@ -20,30 +20,6 @@ import (
 	"github.com/onewrite/onewrite/pipeline"
 )
 
-// openBus opens the embedded or the external bus.
-func openBus(ctx context.Context, cfg *Config, log *slog.Logger, vanished func(destination, source string, from, to uint64), damaged func(what string)) (*nats.Bus, error) {
-	c, err := busConfig(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("bus: %w", err)
-	}
-	c.Logger, c.Vanished, c.Damaged = log, vanished, damaged
-	return nats.Open(ctx, c)
-}
-
-func busConfig(cfg *Config) (nats.Config, error) {
-	b := cfg.Bus
-	c := nats.Config{
-		Dir: b.Dir, URL: b.URL.Reveal(), Name: b.Name, Creds: b.Creds, NKey: b.NKey, User: b.User, Password: b.Password.Reveal(),
-		Listen: b.Listen, Replicas: b.Replicas, MaxBytes: int64(b.MaxSize), MaxEvent: int(cfg.MaxEvent),
-	}
-	var err error
-	if c.URL != "" {
-		c.Dir = ""
-		c.TLS, err = b.TLS.Build()
-	}
-	return c, err
-}
-
 // openSource opens one source at a position. known is the source's for as long as this
 // process runs. trouble is told what is wrong beside the
 // reading of the outbox, importing how many rows of an import wait, snapshotting how far

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/pipeline"
 	"github.com/onewrite/onewrite/relay"
 )
@@ -16,9 +17,16 @@ import (
 // destinations that it loses to the copy that delivers, and that one, which is reloaded
 // after it, says what would have become of the other order.
 func TestForgetWithTwoCopies(t *testing.T) {
+	t.Run("nats", func(t *testing.T) { forgetWithTwoCopies(t, "url: \""+natsServer(t)+"\"") })
+	t.Run("kafka", func(t *testing.T) {
+		forgetWithTwoCopies(t, "type: kafka, brokers: [\""+servers.Kafka(t).Addr()+"\"], name: copies")
+	})
+}
+
+func forgetWithTwoCopies(t *testing.T, bus string) {
 	hook, bad := newWebhook(t), newWebhook(t)
 	g := newRig(t, "", file("good", "good.jsonl"), hook.line("hook"), bad.line("picky"))
-	g.head = strings.Replace(g.head, "bus: {dir: bus}", "bus: {url: \""+natsServer(t)+"\"}", 1)
+	g.head = strings.Replace(g.head, "bus: {dir: bus}", "bus: {"+bus+"}", 1)
 	g.write(file("good", "good.jsonl"), hook.line("hook"), bad.line("picky"))
 	g.publish("order.placed", "", "1", 4)
 	bad.refuse(g.ids[2], http.StatusUnprocessableEntity)

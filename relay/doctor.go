@@ -142,7 +142,14 @@ func subjectsOf(cfg *Config, o DoctorOptions) []subject {
 }
 
 func examineBus(ctx context.Context, cfg *Config, sources []string) []Finding {
-	c, err := busConfig(cfg)
+	if cfg.Bus.Type == config.Kafka {
+		c, err := kafkaBus(cfg)
+		if err != nil {
+			return []Finding{unreadable(err)}
+		}
+		return kafka.ExamineBus(ctx, c, sources)
+	}
+	c, err := natsBus(cfg)
 	if err != nil {
 		return []Finding{unreadable(err)}
 	}

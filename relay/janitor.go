@@ -6,9 +6,9 @@ import (
 	"math"
 	"time"
 
-	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/dashboard"
 
+	"github.com/onewrite/onewrite/internal/retention"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
@@ -78,7 +78,7 @@ func (r *Relay) running() map[string]*source {
 // from then on the bus folder holds the only copy.
 func (r *Relay) retain(ctx context.Context) {
 	k := r.config().Bus.Keep
-	keep := nats.Keep{Size: int64(k.Size), Age: k.Age}
+	keep := retention.Keep{Size: int64(k.Size), Age: k.Age}
 	// What is kept for replay must leave room for what is not delivered yet.
 	replay := keep
 	replay.Size = min(keep.Size, int64(r.config().Bus.MaxSize)/2/max(1, int64(len(r.running()))))
@@ -159,7 +159,7 @@ func (r *Relay) orphaned(ctx context.Context, log string, floors map[string]uint
 }
 
 // capped frees the outbox of a source whose unconfirmed events exceed keep.
-func (r *Relay) capped(name string, s *source, u nats.Usage, floor uint64, keep nats.Keep) {
+func (r *Relay) capped(name string, s *source, u retention.Usage, floor uint64, keep retention.Keep) {
 	waiting := uint64(0)
 	if u.Last > floor {
 		waiting = u.Last - floor

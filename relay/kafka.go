@@ -39,8 +39,14 @@ func kafkaSink(name string, c config.Destination, t *tls.Config, maxEvent int, l
 		Partitions: c.Partitions, Replication: c.Replication, Tombstones: c.Tombstones, Places: c.Places, TLS: t,
 		AcceptRepartitioned: c.Repartitioned == "accept", MaxEvent: maxEvent, Logger: log,
 	}
-	if s := c.SASL; s != nil {
-		k.SASL = &kafka.SASL{Mechanism: s.Mechanism, User: s.User, Password: s.Password.Reveal(), Token: s.Token.Reveal()}
-	}
+	k.SASL = kafkaLogin(c.SASL)
 	return k
+}
+
+// kafkaLogin is how to log in, if at all.
+func kafkaLogin(s *config.SASL) *kafka.SASL {
+	if s == nil {
+		return nil
+	}
+	return &kafka.SASL{Mechanism: s.Mechanism, User: s.User, Password: s.Password.Reveal(), Token: s.Token.Reveal()}
 }

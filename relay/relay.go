@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
@@ -85,7 +84,7 @@ type Relay struct {
 
 	mu           sync.Mutex // guards what Reload changes
 	cfg          *Config
-	bus          *nats.Bus
+	bus          bus
 	ctx          context.Context // ends when the relay stops
 	sources      map[string]*source
 	destinations map[string]*destination

@@ -6,9 +6,9 @@ import (
 	"slices"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/shape"
+	"github.com/onewrite/onewrite/internal/topics"
 )
 
 // checks are what a configuration has to pass beside its own rules.
@@ -85,7 +85,7 @@ func Look(cfg *Config, e onewrite.Event) (list []Preview) {
 		p := Preview{Destination: name}
 		apply := shapeOf(d, int(cfg.MaxEvent))
 		switch {
-		case !nats.Wants(d.Topics, e.Topic):
+		case !topics.New(d.Topics).Wants(e.Topic):
 			p.Reason = "its topics do not match " + e.Topic
 		case apply == nil:
 			p.Event = &e

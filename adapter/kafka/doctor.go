@@ -259,7 +259,7 @@ func (e *examiner) expected(wanted []string) (exact []string, like []*regexp.Reg
 // examined reads the settings of a topic and says what is wrong with its copies.
 func (e *examiner) examined(ctx context.Context, t kmsg.MetadataResponseTopic) settings {
 	s := settings{inSync: 1}
-	c, told := e.s.settings(ctx, *t.Topic)[*t.Topic]
+	c, told := topicSettings(ctx, e.s.cl, *t.Topic)[*t.Topic]
 	if !told {
 		e.OK("copies", "the settings of topic %s may not be read", *t.Topic)
 		return s

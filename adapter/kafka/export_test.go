@@ -81,3 +81,10 @@ func HandedOver(s *Idempotent) bool {
 	}
 	return true
 }
+
+// Impatient lets another copy take over soon, and a place be tidied up often.
+func Impatient(c *BusConfig, lease time.Duration, slack int64) { c.lease, c.slack = lease, slack }
+
+// Mark is the header of a record that is to lie at an offset, in a batch that ends at
+// another one.
+func Mark(at, last int64, seq uint64) kgo.RecordHeader { return header(at, last, seq) }

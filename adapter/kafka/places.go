@@ -33,7 +33,7 @@ var placesConfig = map[string]*string{
 func (s *core) ensurePlaces(ctx context.Context) error {
 	name := s.c.Places
 	fail := func(err error) error { return unsteered{s.worded(err, "topic of places "+name, name)} }
-	details, err := s.details(ctx, name)
+	details, err := details(ctx, s.cl, name)
 	if err != nil { // the first that is asked of the brokers
 		return s.worded(err, "connect", "")
 	}
@@ -58,7 +58,7 @@ func (s *core) ensurePlaces(ctx context.Context) error {
 		return fmt.Errorf("kafka: the topic of places %s has %d partitions, and needs to have one: the newest place would not be known; write another places: in destination %s", name, d.partitions, s.c.Destination)
 	}
 	// Who may not read the settings may still use the topic.
-	if policy, told := s.settings(ctx, name)[name]["cleanup.policy"]; told && policy != "compact" {
+	if policy, told := topicSettings(ctx, s.cl, name)[name]["cleanup.policy"]; told && policy != "compact" {
 		return fmt.Errorf("kafka: the topic of places %s has cleanup.policy=%s, which forgets them; %s", name, policy, alterPlaces(name))
 	}
 	return nil

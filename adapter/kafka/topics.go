@@ -137,7 +137,7 @@ func (s *core) look(ctx context.Context, names []string) map[string]error {
 		}
 		return failed
 	}
-	details, err := s.details(ctx, names...)
+	details, err := details(ctx, s.cl, names...)
 	if err != nil {
 		return all(err)
 	}
@@ -179,14 +179,14 @@ type detail struct {
 
 // details asks for topics without creating any. An answer about one says nothing
 // about the others.
-func (s *core) details(ctx context.Context, names ...string) (map[string]detail, error) {
+func details(ctx context.Context, cl *kgo.Client, names ...string) (map[string]detail, error) {
 	req := kmsg.NewPtrMetadataRequest()
 	for _, name := range names {
 		t := kmsg.NewMetadataRequestTopic()
 		t.Topic = kmsg.StringPtr(name)
 		req.Topics = append(req.Topics, t)
 	}
-	resp, err := req.RequestWith(ctx, s.cl)
+	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +233,7 @@ func (s *core) create(ctx context.Context, names []string, failed map[string]err
 // ready waits until the brokers know of topics that were just created.
 func (s *core) ready(ctx context.Context, names []string, failed map[string]error) (map[string]detail, error) {
 	for {
-		details, err := s.details(ctx, names...)
+		details, err := details(ctx, s.cl, names...)
 		if err != nil {
 			return nil, err
 		}
@@ -260,7 +260,7 @@ func (s *core) limits(ctx context.Context, names ...string) map[string]int {
 	for _, name := range names {
 		out[name] = defaultLimit
 	}
-	for name, c := range s.settings(ctx, names...) {
+	for name, c := range topicSettings(ctx, s.cl, names...) {
 		if n, err := strconv.Atoi(c["max.message.bytes"]); err == nil {
 			out[name] = min(max(n, 1024), largestLimit)
 		}
@@ -268,15 +268,15 @@ func (s *core) limits(ctx context.Context, names ...string) map[string]int {
 	return out
 }
 
-// settings reads those of topics, as far as it may.
-func (s *core) settings(ctx context.Context, names ...string) map[string]map[string]string {
+// topicSettings reads those of topics, as far as it may.
+func topicSettings(ctx context.Context, cl *kgo.Client, names ...string) map[string]map[string]string {
 	req := kmsg.NewPtrDescribeConfigsRequest()
 	for _, name := range names {
 		r := kmsg.NewDescribeConfigsRequestResource()
 		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, name
 		req.Resources = append(req.Resources, r)
 	}
-	resp, err := req.RequestWith(ctx, s.cl)
+	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {
 		return nil
 	}

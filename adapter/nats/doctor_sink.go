@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/internal/topics"
 )
 
 // ExamineSink looks at a NATS that is delivered to, and says what it finds; the
@@ -156,8 +157,8 @@ func (e *examiner) publishes(ctx context.Context, wants []string) {
 	p := r.Data.Permissions.Publish
 	bad := false
 	for _, w := range wants {
-		by := func(s string) bool { return covers(s, w) }
-		in := func(s string) bool { return covers(w, s) }
+		by := func(s string) bool { return topics.Covers(s, w) }
+		in := func(s string) bool { return topics.Covers(w, s) }
 		allowed := len(p.Allow) == 0 || slices.ContainsFunc(p.Allow, by)
 		cure := fmt.Sprintf("permissions {publish {allow: [%q]}} # of this user, in the server's configuration", w)
 		switch i := slices.IndexFunc(p.Deny, func(s string) bool { return by(s) || in(s) }); {
@@ -189,7 +190,7 @@ func (e *examiner) listeners(ctx context.Context, js jetstream.JetStream, wants 
 		list := js.ListStreams(ctx, jetstream.WithStreamListSubject(w))
 		for info := range list.Info() {
 			names, subjects = append(names, info.Config.Name), append(subjects, info.Config.Subjects...)
-			covered = covered || slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return covers(s, w) })
+			covered = covered || slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return topics.Covers(s, w) })
 			if !seen[info.Config.Name] {
 				seen[info.Config.Name] = true
 				e.listener(info)
@@ -210,7 +211,7 @@ func (e *examiner) listeners(ctx context.Context, js jetstream.JetStream, wants 
 			cure := "nats stream ls --subject '" + w + "'"
 			if len(names) == 1 {
 				cure = "nats stream edit -f " + who
-				for _, s := range append(slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return covers(w, s) }), w) {
+				for _, s := range append(slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return topics.Covers(w, s) }), w) {
 					cure += " --subjects '" + s + "'"
 				}
 			}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/nats"
+	"github.com/onewrite/onewrite/internal/retention"
 )
 
 func TestFolderLock(t *testing.T) {
@@ -255,7 +256,7 @@ func TestFull(t *testing.T) {
 	if err := sub.Commit(t.Context(), onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {Floor: last}}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Retain(t.Context(), "shop", last, nats.Keep{Size: 1}); err != nil {
+	if _, err := b.Retain(t.Context(), "shop", last, retention.Keep{Size: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Append(t.Context(), "shop", prev, batch(n+1, 5)); err != nil {
@@ -301,13 +302,13 @@ func TestTooLarge(t *testing.T) {
 func TestRetain(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, nats.Config{Dir: dir})
-	if u, err := b.Retain(t.Context(), "shop", 5, nats.Keep{Size: 1}); err != nil || u != (nats.Usage{}) {
+	if u, err := b.Retain(t.Context(), "shop", 5, retention.Keep{Size: 1}); err != nil || u != (retention.Usage{}) {
 		t.Fatalf("a log that is not there: %+v, %v", u, err)
 	}
 	appendAll(t, b, "", batch(1, 100))
 	mark := time.Now()
 	appendAll(t, b, "100", batch(101, 100))
-	retain := func(confirmed uint64, k nats.Keep) nats.Usage {
+	retain := func(confirmed uint64, k retention.Keep) retention.Usage {
 		t.Helper()
 		u, err := b.Retain(t.Context(), "shop", confirmed, k)
 		if err != nil {
@@ -315,23 +316,23 @@ func TestRetain(t *testing.T) {
 		}
 		return u
 	}
-	all := retain(200, nats.Keep{Size: 1 << 30, Age: time.Hour})
+	all := retain(200, retention.Keep{Size: 1 << 30, Age: time.Hour})
 	if all.First != 1 || all.Last != 200 || all.Messages != 200 || all.Bytes < 200*100 || all.Oldest.IsZero() {
 		t.Fatalf("within keep: %+v", all)
 	}
-	if u := retain(0, nats.Keep{Size: 1, Age: time.Nanosecond}); u != all {
+	if u := retain(0, retention.Keep{Size: 1, Age: time.Nanosecond}); u != all {
 		t.Fatalf("nothing is confirmed, and it went from %+v to %+v", all, u)
 	}
-	if u := retain(40, nats.Keep{Size: 1, Age: time.Nanosecond}); u.First != 41 {
+	if u := retain(40, retention.Keep{Size: 1, Age: time.Nanosecond}); u.First != 41 {
 		t.Fatalf("40 are confirmed: %+v", u)
 	}
-	if u := retain(200, nats.Keep{Age: time.Since(mark)}); u.First != 101 {
+	if u := retain(200, retention.Keep{Age: time.Since(mark)}); u.First != 101 {
 		t.Fatalf("of 200, 100 are old: %+v", u)
 	}
-	if u := retain(200, nats.Keep{Size: all.Bytes / 4}); u.First < 145 || u.First > 155 {
+	if u := retain(200, retention.Keep{Size: all.Bytes / 4}); u.First < 145 || u.First > 155 {
 		t.Fatalf("a quarter should stay: %+v", u)
 	}
-	if u := retain(1<<40, nats.Keep{Size: 1, Age: time.Nanosecond}); u.First != 200 || u.Messages != 1 {
+	if u := retain(1<<40, retention.Keep{Size: 1, Age: time.Nanosecond}); u.First != 200 || u.Messages != 1 {
 		t.Fatalf("the newest should stay: %+v", u)
 	}
 	if err := b.Close(); err != nil {

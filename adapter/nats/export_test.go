@@ -9,6 +9,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/internal/topics"
 )
 
 // SetLease shortens the lease of an external bus.
@@ -21,9 +22,9 @@ func StoreOnly(c *Config) { c.recent = -1 }
 var Decode = decode
 
 // Filter is the topic filter by itself.
-func Filter(topics []string) (wants func(string) bool, subject string) {
-	f := newTopicFilter(topics)
-	return f.wants, f.subject("")
+func Filter(patterns []string) (wants func(string) bool, subject string) {
+	f := topics.New(patterns)
+	return f.Wants, subjectFor(f, "")
 }
 
 // SubjectOf is the subject of a topic.

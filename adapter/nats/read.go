@@ -12,6 +12,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/sabotage"
+	"github.com/onewrite/onewrite/internal/topics"
 )
 
 const (
@@ -137,7 +138,7 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	}
 	q := query{Seq: next, Batch: readCount - len(msgs)}
 	if s.b.emb != nil && len(s.filter) > 0 {
-		q.NextFor = s.filter.subject(s.b.subjects(r.l.source))
+		q.NextFor = subjectFor(s.filter, s.b.subjects(r.l.source))
 	} else {
 		q.Batch = int(min(uint64(q.Batch), tail-next+1))
 	}
@@ -155,7 +156,7 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 			s.b.log.Error("a message on the bus is not an event and is passed over", "stream", s.b.stream(r.l.source), "offset", seq, "error", err)
 			return nil
 		}
-		if s.filter.wants(e.Topic) {
+		if s.filter.Wants(e.Topic) {
 			msgs = append(msgs, onewrite.Message{Event: e, Log: r.l.source, Offset: seq})
 		}
 		return nil
@@ -190,7 +191,7 @@ func (s *subscription) takeRecent(r *logReader, next, tail uint64, msgs []onewri
 	had, seen, bytes := len(msgs), next-1, 0
 	ok := r.l.recent.each(next, tail, func(offset uint64, e *onewrite.Event) bool {
 		seen = offset
-		if !r.skips(offset) && s.filter.wants(e.Topic) {
+		if !r.skips(offset) && s.filter.Wants(e.Topic) {
 			msgs = append(msgs, onewrite.Message{Event: *e, Log: r.l.source, Offset: offset})
 			bytes += e.Size()
 		}
@@ -296,15 +297,15 @@ func (s *subscription) countOf(ctx context.Context, stream, subject string) (uin
 
 // count counts the matching events from an offset on.
 func (s *subscription) count(ctx context.Context, in *inbox, source string, from uint64) (n uint64, err error) {
-	filters := []topicFilter{nil}
+	filters := []topics.Filter{nil}
 	if len(s.filter) > 0 {
 		filters = filters[:0]
 		for _, p := range s.filter {
-			filters = append(filters, topicFilter{p})
+			filters = append(filters, topics.Filter{p})
 		}
 	}
 	for _, one := range filters {
-		q := query{Seq: from, NextFor: one.subject(s.b.subjects(source)), Batch: 1}
+		q := query{Seq: from, NextFor: subjectFor(one, s.b.subjects(source)), Batch: 1}
 		f, err := s.b.fetch(ctx, in, s.b.stream(source), q, func(uint64, *natsgo.Msg) error { return nil })
 		if err != nil {
 			return 0, err

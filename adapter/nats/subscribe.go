@@ -11,13 +11,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/topics"
 )
 
 // subscription is one destination's place on the bus, or an onlooker's.
 type subscription struct {
 	b      *Bus
 	in     onewrite.Interest
-	filter topicFilter
+	filter topics.Filter
 	wake   chan struct{}
 	gone   chan struct{} // closed by Close
 	once   sync.Once
@@ -45,7 +46,7 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 	defer cancel()
 	in.Sources = slices.Clone(in.Sources)
 	s := &subscription{
-		b: b, in: in, filter: newTopicFilter(in.Topics), wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		b: b, in: in, filter: topics.New(in.Topics), wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 	var err error
 	if in.Name == "" {

@@ -1,6 +1,10 @@
 package nats
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/onewrite/onewrite/internal/topics"
+)
 
 // subjectOf makes a subject of a topic. The topics of outbox events are subjects
 // already; a table's name may hold what a subject cannot. Then it is not unique,
@@ -34,83 +38,9 @@ func tokenOf(t string) string {
 	}, t)
 }
 
-// pattern is a NATS pattern by its tokens.
-type pattern []string
-
-// matches reports whether topic matches the pattern.
-func (p pattern) matches(topic string) bool {
-	for i, want := range p {
-		if want == ">" && i == len(p)-1 {
-			return topic != "" || i == 0
-		}
-		got, rest, more := strings.Cut(topic, ".")
-		if want != "*" && want != got {
-			return false
-		}
-		if last := i == len(p)-1; last {
-			return !more
-		}
-		if !more {
-			return false
-		}
-		topic = rest
-	}
-	return false
-}
-
-// topicFilter is what a destination wants.
-type topicFilter []pattern
-
-// newTopicFilter drops patterns that others cover; an empty filter wants all.
-func newTopicFilter(topics []string) topicFilter {
-	var f topicFilter
-	for i, t := range topics {
-		covered := false
-		for j, o := range topics {
-			if i != j && covers(o, t) && !(covers(t, o) && i < j) {
-				covered = true
-			}
-		}
-		if t == ">" {
-			return nil
-		}
-		if !covered {
-			f = append(f, strings.Split(t, "."))
-		}
-	}
-	return f
-}
-
-// covers reports whether every topic that b matches is matched by a.
-func covers(a, b string) bool {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i, t := range as {
-		if t == ">" && i == len(as)-1 {
-			return len(bs) > i
-		}
-		if i >= len(bs) || bs[i] == ">" || t != "*" && t != bs[i] {
-			return false
-		}
-	}
-	return len(as) == len(bs)
-}
-
-// wants is the truth; what the server filters only saves work.
-func (f topicFilter) wants(topic string) bool {
-	if len(f) == 0 {
-		return true
-	}
-	for _, p := range f {
-		if p.matches(topic) {
-			return true
-		}
-	}
-	return false
-}
-
-// subject returns the narrowest single subject below prefix that covers all
+// subjectFor returns the narrowest single subject below prefix that covers all
 // that the filter wants.
-func (f topicFilter) subject(prefix string) string {
+func subjectFor(f topics.Filter, prefix string) string {
 	if len(f) == 0 {
 		return prefix + ">"
 	}
@@ -137,6 +67,3 @@ func (f topicFilter) subject(prefix string) string {
 	}
 	return prefix + strings.Join(tokens, ".")
 }
-
-// Wants reports whether a destination with these topics wants a topic.
-func Wants(topics []string, topic string) bool { return newTopicFilter(topics).wants(topic) }

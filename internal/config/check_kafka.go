@@ -12,7 +12,7 @@ var templateField = regexp.MustCompile(`\{[^{}]*\}`)
 var kafkaTopic = regexp.MustCompile(`^[A-Za-z0-9._-]{1,249}$`)
 
 func (c *checker) kafka(path string, d Destination) {
-	c.kafkaBrokers(path, d)
+	c.kafkaBrokers(path, d.Brokers, d.TLS)
 	at := path + ".topic"
 	sample := templateField.ReplaceAllString(d.Topic, "t")
 	if d.Topic != "" && !kafkaTopic.MatchString(sample) || d.Topic != "" && strings.Trim(sample, ".") == "" {
@@ -30,17 +30,25 @@ func (c *checker) kafka(path string, d Destination) {
 		c.warn(path+".repartitioned", "another number of partitions is not noticed any more", "remove it as soon as the events flow again")
 	}
 	if d.SASL != nil {
-		c.sasl(path+".sasl", *d.SASL, d)
+		c.sasl(path+".sasl", *d.SASL, d.Brokers, d.TLS)
 	}
 }
 
-func (c *checker) kafkaBrokers(path string, d Destination) {
+// kafkaBus checks a cluster that is the bus.
+func (c *checker) kafkaBus(path string, b Bus) {
+	c.kafkaBrokers(path, b.Brokers, b.TLS)
+	if b.SASL != nil {
+		c.sasl(path+".sasl", *b.SASL, b.Brokers, b.TLS)
+	}
+}
+
+func (c *checker) kafkaBrokers(path string, brokers []string, tls *TLS) {
 	at := path + ".brokers"
-	if len(d.Brokers) == 0 && !c.broken(at) {
+	if len(brokers) == 0 && !c.broken(at) {
 		c.wrong(at, "is missing", "write brokers: [kafka-1:9092, kafka-2:9092]")
 	}
 	far := false
-	for i, b := range d.Brokers {
+	for i, b := range brokers {
 		one := fmt.Sprintf("%s[%d]", at, i)
 		if c.broken(one) {
 			continue
@@ -52,13 +60,13 @@ func (c *checker) kafkaBrokers(path string, d Destination) {
 		}
 		far = far || !loopback(host)
 	}
-	if far && d.TLS == nil && !c.broken(path+".tls") {
+	if far && tls == nil && !c.broken(path+".tls") {
 		c.warn(at, "the connection to another machine is in clear text", "write tls: {} if the brokers have a listener for it")
 	}
 }
 
 // sasl checks that the mechanism has what it needs, and nothing else.
-func (c *checker) sasl(path string, s SASL, d Destination) {
+func (c *checker) sasl(path string, s SASL, brokers []string, tls *TLS) {
 	if s.Mechanism == "" || c.broken(path+".mechanism") {
 		return
 	}
@@ -74,10 +82,10 @@ func (c *checker) sasl(path string, s SASL, d Destination) {
 			c.bad(at, "does not go with "+s.Mechanism, "remove it")
 		}
 	}
-	if d.TLS != nil || s.Mechanism != "plain" && s.Mechanism != "oauthbearer" {
+	if tls != nil || s.Mechanism != "plain" && s.Mechanism != "oauthbearer" {
 		return
 	}
-	for _, b := range d.Brokers {
+	for _, b := range brokers {
 		if host, _, err := net.SplitHostPort(b); err == nil && !loopback(host) {
 			c.warn(path+".mechanism", s.Mechanism+" without tls shows the secret to anyone between", "write tls: {}, or a scram mechanism")
 			return

@@ -428,11 +428,15 @@ func (c *checker) bus(path string, b Bus) {
 	if !namePattern.MatchString(b.Name) && !c.broken(path+".name") {
 		c.bad(path+".name", c.show(path+".name", b.Name)+" is not a good name", "use 1 to 64 letters, digits, _ and -")
 	}
-	c.natsURL(path+".url", b.URL, b.TLS)
-	c.login(path, b.Creds, b.NKey, b.User, b.Password)
 	if b.TLS != nil {
 		c.tls(path+".tls", b.TLS)
 	}
+	if b.Type == Kafka {
+		c.kafkaBus(path, b)
+		return
+	}
+	c.natsURL(path+".url", b.URL, b.TLS)
+	c.login(path, b.Creds, b.NKey, b.User, b.Password)
 	if external {
 		if b.Listen != "" {
 			c.bad(path+".listen", "does not go with url: only the embedded bus listens", "remove it, clients use the cluster's own addresses")

@@ -193,6 +193,9 @@ func (d *decoder) typeIn(pairs []pair, t *table) string {
 			return p.value.Value
 		}
 	}
+	if f != nil && !slices.ContainsFunc(pairs, func(p pair) bool { return p.key == "type" }) {
+		return f.def
+	}
 	return ""
 }
 

@@ -27,7 +27,7 @@ import "time"
 type Config struct {
 	Sources      map[string]Source      `yaml:"sources" need:"*" doc:"The databases to read, by name. The name becomes the event's source (/name)."`
 	Destinations map[string]Destination `yaml:"destinations" doc:"The systems to deliver to, by name. Each has its own position: a slow one holds up no other."`
-	Bus          Bus                    `yaml:"bus" doc:"The durable middle: an embedded NATS JetStream in a folder, or an external NATS cluster."`
+	Bus          Bus                    `yaml:"bus" doc:"The durable middle: an embedded NATS JetStream in a folder, an external NATS cluster, or Kafka."`
 	Listen       string                 `yaml:"listen" default:"127.0.0.1:8484" example:"127.0.0.1:8484" doc:"Address of the status, the API, health and metrics; off for none. An address that is not loopback needs token."`
 	Token        Secret                 `yaml:"token" example:"${file:onewrite.token}" doc:"What clients of the API show as bearer token."`
 	MaxEvent     Size                   `yaml:"max_event" default:"1MiB" range:"1KiB..64MiB" doc:"Largest event. The tables check it at INSERT, so run onewrite migrate after changing it."`
@@ -257,18 +257,21 @@ type TLS struct {
 
 // Bus is the durable middle: embedded in the folder Dir, or external at URL.
 type Bus struct {
-	Dir      string `yaml:"dir" default:"onewrite-data" unless:"url" kind:"path" doc:"Folder of the embedded bus. One process uses it at a time."`
-	URL      Secret `yaml:"url" kind:"url" example:"nats://nats-1:4222,nats://nats-2:4222" doc:"An external NATS cluster with JetStream, in place of dir: nats://... or tls://..., several with commas."`
-	Name     string `yaml:"name" default:"onewrite" doc:"First part of the names of streams and subjects."`
-	Creds    string `yaml:"creds" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed), with url."`
-	NKey     string `yaml:"nkey" kind:"path" example:"nats.nk" doc:"File with an NKey seed, with url."`
-	User     string `yaml:"user" doc:"User name, with url or listen."`
-	Password Secret `yaml:"password" example:"${env:NATS_PASSWORD}" doc:"The user's password, with url or listen."`
-	Replicas int    `yaml:"replicas" range:"1..5" doc:"Copies of every stream, with url. By default 3 where the cluster has them, else 1."`
-	TLS      *TLS   `yaml:"tls" doc:"Certificates, with url."`
-	Keep     Keep   `yaml:"keep" doc:"How much that is confirmed stays for replay: 1GB / 24h, one of the two, or a mapping. What is not written keeps its default; whichever is met first ends it. Nothing unconfirmed is ever dropped."`
-	MaxSize  Size   `yaml:"max_size" default:"10GB" range:"16MiB..1PiB" doc:"Room for events. When it is full, reading stops and the backlog waits in the database."`
-	Listen   string `yaml:"listen" example:"127.0.0.1:4222" doc:"Opens the embedded bus to NATS clients at this address; needs user and password. Closed by default."`
+	Type     string   `yaml:"type" default:"nats" enum:"nats|kafka" doc:"The engine: nats is the embedded JetStream or, with url, a NATS cluster; kafka is a Kafka cluster that exists, which several copies share."`
+	Dir      string   `yaml:"dir" for:"nats" default:"onewrite-data" unless:"url" kind:"path" doc:"Folder of the embedded bus. One process uses it at a time."`
+	URL      Secret   `yaml:"url" for:"nats" kind:"url" example:"nats://nats-1:4222,nats://nats-2:4222" doc:"An external NATS cluster with JetStream, in place of dir: nats://... or tls://..., several with commas."`
+	Brokers  []string `yaml:"brokers" for:"kafka" need:"kafka" example:"[\"kafka-1:9092\", \"kafka-2:9092\"]" doc:"Some brokers of the Kafka cluster, host:port each."`
+	SASL     *SASL    `yaml:"sasl" for:"kafka" doc:"How to log in to Kafka."`
+	Name     string   `yaml:"name" default:"onewrite" doc:"First part of the names of streams and subjects, or of Kafka's topics."`
+	Creds    string   `yaml:"creds" for:"nats" kind:"path" example:"nats.creds" doc:"Credentials file (JWT and seed), with url."`
+	NKey     string   `yaml:"nkey" for:"nats" kind:"path" example:"nats.nk" doc:"File with an NKey seed, with url."`
+	User     string   `yaml:"user" for:"nats" doc:"User name, with url or listen."`
+	Password Secret   `yaml:"password" for:"nats" example:"${env:NATS_PASSWORD}" doc:"The user's password, with url or listen."`
+	Replicas int      `yaml:"replicas" range:"1..5" doc:"Copies of every stream, with url, or of every topic of Kafka. By default 3 where the cluster has them, else as many as it has."`
+	TLS      *TLS     `yaml:"tls" doc:"Certificates, with url or Kafka."`
+	Keep     Keep     `yaml:"keep" doc:"How much that is confirmed stays for replay: 1GB / 24h, one of the two, or a mapping. What is not written keeps its default; whichever is met first ends it. Nothing unconfirmed is ever dropped."`
+	MaxSize  Size     `yaml:"max_size" default:"10GB" range:"16MiB..1PiB" doc:"Room for events. When it is full, reading stops and the backlog waits in the database."`
+	Listen   string   `yaml:"listen" for:"nats" example:"127.0.0.1:4222" doc:"Opens the embedded bus to NATS clients at this address; needs user and password. Closed by default."`
 }
 
 // Keep bounds what stays on the bus after everyone has confirmed it.

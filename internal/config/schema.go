@@ -111,7 +111,24 @@ func (f *field) form() object {
 	case kindStructMap:
 		return f.namedSchema()
 	}
+	if kinds := f.sub.find("type"); kinds != nil && kinds.def != "" {
+		return kindsSchema(f.sub, kinds)
+	}
 	return structSchema(f.sub, "", false)
+}
+
+// kindsSchema is a mapping whose keys depend on its type; a type that is not written is
+// the default.
+func kindsSchema(t *table, kinds *field) object {
+	var variants []object
+	for _, typ := range kinds.enum {
+		is := object{"type": "object", "properties": object{"type": object{"const": typ}}}
+		if typ != kinds.def {
+			is["required"] = []string{"type"}
+		}
+		variants = append(variants, object{"if": is, "then": structSchema(t, typ, false)})
+	}
+	return object{"type": sectionType(false), "properties": object{"type": kinds.schema()}, "allOf": variants}
 }
 
 // namedSchema is a mapping of names to mappings, each by its type if they have one.

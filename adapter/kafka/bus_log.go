@@ -1,0 +1,332 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/onewrite/onewrite"
+)
+
+// busLog is what the bus knows of one source's log.
+type busLog struct {
+	source, topic string
+
+	// writing is held by the one append at a time. It guards the fields below.
+	writing sync.Mutex
+	known   bool         // end, last and pos are what the log holds
+	end     int64        // of the topic, where the next append is to lie
+	last    uint64       // offset on the bus of the newest event
+	pos     onewrite.Pos // that it carries
+	cl      *kgo.Client  // nil: none, or one that gave up
+	enc     encoder
+
+	mu     sync.Mutex
+	tail   uint64 // the newest event known to be durable
+	looked int64  // the end of the topic when the tail was learned
+	bytes  int64  // of the events that the log holds, by the last look and what was added since
+	size   int64  // of an event on average; 0: not known
+}
+
+// checkSource refuses names that no log can have.
+func checkSource(source string) error {
+	if !validName(source) {
+		return fmt.Errorf("kafka: source name %q: use letters, digits, _ and - only", source)
+	}
+	return nil
+}
+
+// logOf returns the state of a source's log, made when first asked for.
+func (b *Bus) logOf(source string) *busLog {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.logs[source]
+	if l == nil {
+		l = &busLog{source: source, topic: b.logTopic(source)}
+		b.logs[source] = l
+	}
+	return l
+}
+
+// drop ends the client that appends.
+func (l *busLog) drop() {
+	if l.cl != nil {
+		l.cl.Close()
+		l.cl = nil
+	}
+}
+
+// raise notes what is durable, and measures it.
+func (l *busLog) raise(last uint64, events int, bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tail = max(l.tail, last)
+	l.bytes += bytes
+	if events > 0 {
+		size := bytes / int64(events)
+		if l.size > 0 {
+			size = (7*l.size + size) / 8
+		}
+		l.size = max(size, 1)
+	}
+}
+
+// Position returns where source is on the bus and the offset of its newest event.
+func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64, error) {
+	if err := checkSource(source); err != nil {
+		return "", 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	l := b.logOf(source)
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if err := b.locate(ctx, l); err != nil {
+		return "", 0, err
+	}
+	return l.pos, l.last, nil
+}
+
+// tailReaches are how many records before the end are read to find the newest event: a
+// batch of its own first, what stale writers may have left behind it then.
+var tailReaches = []int64{onewrite.MaxBatch + 50, 10 * onewrite.MaxBatch}
+
+// locate reads end, last and pos from the topic, which is made if it is missing;
+// l.writing is held.
+func (b *Bus) locate(ctx context.Context, l *busLog) error {
+	l.known = false
+	if err := b.ensure(ctx, l.topic); err != nil {
+		return err
+	}
+	start, end, err := b.bounds(ctx, l.topic)
+	if err != nil {
+		return err
+	}
+	newest, found, err := b.newest(ctx, l, start, end)
+	if err != nil {
+		return err
+	}
+	l.end, l.last, l.pos = end, newest.seq, newest.pos
+	switch {
+	case found:
+		l.raise(l.last, 0, 0)
+	case start > 0:
+		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event; to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
+	default:
+		// A log that was lost begins behind every offset that a destination has seen, so
+		// that its place skips nothing.
+		if l.last, err = b.seen(ctx, l.source); err != nil {
+			return err
+		}
+	}
+	l.known = true
+	return nil
+}
+
+// newestEvent is the last event of a log that counts.
+type newestEvent struct {
+	seq uint64
+	pos onewrite.Pos
+}
+
+func (b *Bus) newest(ctx context.Context, l *busLog, start, end int64) (n newestEvent, found bool, err error) {
+	for _, reach := range append(tailReaches, end-start) {
+		from := max(start, end-reach)
+		events, bytes := 0, int64(0)
+		err = b.scan(ctx, l.topic, from, end, func(r *kgo.Record) error {
+			m, ok := markOf(r)
+			if !ok || m.at != r.Offset {
+				return nil
+			}
+			events, bytes = events+1, bytes+int64(sizeOf(r))
+			if pos, has := posOf(r); has && m.last == m.at { // the last of a batch is there, so it is whole
+				n, found = newestEvent{m.seq, pos}, true
+			}
+			return nil
+		})
+		if err != nil {
+			return n, false, err
+		}
+		if events > 0 {
+			l.mu.Lock()
+			l.size = max(1, bytes/int64(events))
+			l.mu.Unlock()
+		}
+		if found || from == start {
+			return n, found, nil
+		}
+	}
+	return n, found, nil
+}
+
+// seen returns the greatest offset of a log that a destination knows of.
+func (b *Bus) seen(ctx context.Context, source string) (uint64, error) {
+	all, err := b.records(ctx)
+	if err != nil {
+		return 0, err
+	}
+	l := b.logOf(source)
+	l.mu.Lock()
+	seen := l.tail
+	l.mu.Unlock()
+	for _, r := range all {
+		lc := r.Cursor.Logs[source]
+		seen = max(seen, lc.Floor)
+		for _, d := range lc.Done {
+			seen = max(seen, d.To)
+		}
+	}
+	return seen, nil
+}
+
+// Append stores a batch behind prev; see [onewrite.Bus].
+func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batch onewrite.Batch) (uint64, error) {
+	if err := checkSource(source); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	l := b.logOf(source)
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if !l.known {
+		if err := b.locate(ctx, l); err != nil {
+			return 0, err
+		}
+	}
+	if l.pos != prev {
+		l.known = false // another copy may have written: look again next time
+		return 0, fmt.Errorf("kafka: append for source %s: its position on the bus is another one: %w", source, onewrite.ErrFenced)
+	}
+	if len(batch.Events) == 0 {
+		return l.last, nil
+	}
+	recs, bytes, err := b.prepare(l, &batch)
+	if err != nil {
+		return 0, err
+	}
+	if err := b.room(ctx, bytes); err != nil {
+		return 0, err
+	}
+	if err := b.put(ctx, l, recs); err != nil {
+		return 0, err
+	}
+	l.end += int64(len(recs))
+	l.last += uint64(len(recs))
+	l.pos, l.known = batch.Pos, true
+	l.raise(l.last, len(recs), bytes)
+	l.mu.Lock()
+	l.looked = l.end
+	l.mu.Unlock()
+	return l.last, nil
+}
+
+// prepare makes the records of a batch and refuses what cannot be stored.
+func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, bytes int64, err error) {
+	n := len(batch.Events)
+	if n > onewrite.MaxBatch {
+		return nil, 0, fmt.Errorf("kafka: a batch of %d events, the bus takes %d: %w", n, onewrite.MaxBatch, onewrite.ErrRejected)
+	}
+	limit := int(b.limit(l.topic))
+	recs = make([]*kgo.Record, n)
+	for i := range batch.Events {
+		e := &batch.Events[i]
+		if e.ID == "" || e.Source == "" || e.Type == "" { // no reader could make an event of it again
+			return nil, 0, fmt.Errorf("kafka: event %d of the batch (id %q, source %q, type %q): CloudEvents needs all three: %w", i, e.ID, e.Source, e.Type, onewrite.ErrRejected)
+		}
+		pos := &batch.Pos
+		if i < n-1 {
+			pos = nil
+		}
+		recs[i] = eventRecord(&l.enc, l.topic, e, header(l.end+int64(i), l.end+int64(n)-1, l.last+uint64(i)+1), pos)
+		size := sizeOf(recs[i])
+		if size+batchOverhead > limit {
+			return nil, 0, fmt.Errorf("kafka: event %s of topic %s needs %d bytes, the bus takes %d: %w; raise it: kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config max.message.bytes=%d, and restart",
+				e.ID, e.Topic, size, limit, onewrite.ErrRejected, l.topic, size+1<<20)
+		}
+		bytes += int64(size)
+	}
+	return recs, bytes, nil
+}
+
+// put sends records and sees whether they lie where they were to lie; l.writing is held.
+func (b *Bus) put(ctx context.Context, l *busLog, recs []*kgo.Record) error {
+	l.known = false // until the answer is there
+	if l.cl == nil {
+		cl, err := b.producer(true)
+		if err != nil {
+			return err
+		}
+		l.cl = cl
+	}
+	errs, err := send(ctx, l.cl, recs)
+	if i := failed(errs); err == nil && i >= 0 {
+		err = errs[i]
+	}
+	if err != nil { // what is under way may be stored yet; a new client sends nothing of it
+		b.gone(l.topic, err)
+		l.drop()
+		return b.worded(b.heard.with(err), "append for source "+l.source, l.topic)
+	}
+	for i, r := range recs {
+		if r.Offset != l.end+int64(i) {
+			return fmt.Errorf("kafka: append for source %s: another copy was faster: %w", l.source, onewrite.ErrFenced)
+		}
+	}
+	return nil
+}
+
+// room refuses what would not fit.
+func (b *Bus) room(ctx context.Context, more int64) error {
+	if b.used()+more <= b.cfg.MaxBytes {
+		return nil
+	}
+	if err := b.measure(ctx); err != nil {
+		return err
+	}
+	if b.used()+more <= b.cfg.MaxBytes {
+		return nil
+	}
+	return fmt.Errorf("kafka: the room of %d bytes is used up: %w; raise bus.max_size, or look at the slowest destination: onewrite status", b.cfg.MaxBytes, onewrite.ErrFull)
+}
+
+func (b *Bus) used() (sum int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.logs {
+		l.mu.Lock()
+		sum += l.bytes
+		l.mu.Unlock()
+	}
+	return sum
+}
+
+// measure looks at how much all logs hold. Of a log that another copy writes the size of
+// an event is that of the newest ones.
+func (b *Bus) measure(ctx context.Context) error {
+	sources, err := b.names(ctx, b.logTopic(""))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, source := range sources {
+		l := b.logOf(source)
+		if start, end, err := b.bounds(ctx, l.topic); err != nil {
+			errs = append(errs, err)
+		} else {
+			l.holds(end - start)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// holds corrects the measure of a log that has so many records.
+func (l *busLog) holds(records int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bytes = records * max(l.size, 1)
+	return l.bytes
+}

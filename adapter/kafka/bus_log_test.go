@@ -1,0 +1,398 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/adapter/kafka"
+	"github.com/onewrite/onewrite/internal/retention"
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// shop makes the events of source shop from first on; the position behind event i is i.
+func shop(first, n int) onewrite.Batch {
+	b := onewrite.Batch{Pos: onewrite.Pos(strconv.Itoa(first + n - 1))}
+	for i := first; i < first+n; i++ {
+		b.Events = append(b.Events, onewrite.Event{
+			ID: strconv.Itoa(i), Source: "shop", Topic: "order.placed", Type: "order.placed", Key: "k" + strconv.Itoa(i%3),
+			Time: time.Unix(int64(i), 0).UTC(), ContentType: "text/plain", Data: []byte(strconv.Itoa(i)),
+		})
+	}
+	return b
+}
+
+// readAll reads the whole log of shop as an onlooker does.
+func readAll(t *testing.T, b *kafka.Bus, n int) []onewrite.Message {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	sub, err := b.Subscribe(ctx, onewrite.Interest{Sources: []string{"shop"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	var all []onewrite.Message
+	for len(all) < n {
+		msgs, _, err := sub.Read(ctx)
+		if err != nil {
+			t.Fatalf("after %d of %d: %v", len(all), n, err)
+		}
+		all = append(all, msgs...)
+	}
+	return all
+}
+
+// whole checks that a log has exactly the events 1 to n.
+func whole(t *testing.T, msgs []onewrite.Message, n int) {
+	t.Helper()
+	for i, m := range msgs {
+		if m.ID != strconv.Itoa(i+1) || m.Offset != uint64(i+1) {
+			t.Fatalf("message %d is event %s at offset %d", i, m.ID, m.Offset)
+		}
+	}
+	if len(msgs) != n {
+		t.Fatalf("%d events, want %d", len(msgs), n)
+	}
+}
+
+// TestBusRace: three copies append to one log, each what follows what it knows. What was
+// acknowledged is there, once and in order, and nothing else but what had no answer.
+func TestBusRace(t *testing.T) {
+	k := servers.Kafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("race")}
+	const goal = 2000
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	acked, fenced := map[int]int{}, 0 // by first event: how many
+	for copy := range 3 {
+		b := openBus(t, c)
+		t.Cleanup(func() { _ = b.Close() })
+		wg.Go(func() {
+			pause := rand.New(rand.NewPCG(1, uint64(copy)))
+			for {
+				pos, last, err := b.Position(t.Context(), "shop")
+				if err != nil {
+					t.Errorf("position: %v", err)
+					return
+				}
+				for range 1 + pause.IntN(4) {
+					if last >= goal {
+						return
+					}
+					n := 1 + pause.IntN(60)
+					batch := shop(int(last)+1, n)
+					got, err := b.Append(t.Context(), "shop", pos, batch)
+					if errors.Is(err, onewrite.ErrFenced) {
+						mu.Lock()
+						fenced++
+						mu.Unlock()
+						break
+					}
+					if err != nil || got != last+uint64(n) {
+						t.Errorf("append: last %d, %v; want %d", got, err, last+uint64(n))
+						return
+					}
+					mu.Lock()
+					acked[int(last)+1] += n
+					mu.Unlock()
+					pos, last = batch.Pos, got
+				}
+			}
+		})
+	}
+	wg.Wait()
+	total := 0
+	for next := 1; acked[next] > 0; next += acked[next] {
+		total += acked[next]
+	}
+	sum := 0
+	for _, n := range acked {
+		sum += n
+	}
+	if total != sum || total < goal || fenced == 0 {
+		t.Fatalf("%d events were acknowledged, %d of them in a row; fenced %d times", sum, total, fenced)
+	}
+	b := openBus(t, c)
+	defer b.Close()
+	whole(t, readAll(t, b, total), total)
+	if pos, last, err := b.Position(t.Context(), "shop"); err != nil || last != uint64(total) || pos != onewrite.Pos(strconv.Itoa(total)) {
+		t.Fatalf("position %q at %d, %v; want %d", pos, last, err, total)
+	}
+}
+
+// TestBusKilled: the broker is killed again and again while events are appended.
+func TestBusKilled(t *testing.T) {
+	k := servers.NewKafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}}
+	b := openBus(t, c)
+	defer func() { _ = b.Close() }()
+	ctx, stop := context.WithTimeout(t.Context(), 3*patience)
+	defer stop()
+	const kills = 3
+	done := make(chan struct{})
+	acked, lost := 0, 0
+	var batches atomic.Int64
+	reached := make(chan int64)
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			pos, last, err := b.Position(ctx, "shop")
+			if err != nil {
+				time.Sleep(20 * time.Millisecond) // the pipeline's backoff
+				continue
+			}
+			if int(last) < acked {
+				t.Errorf("the bus has %d events, %d were acknowledged", last, acked)
+				return
+			}
+			for {
+				batch := shop(int(last)+1, 25)
+				if last, err = b.Append(ctx, "shop", pos, batch); err != nil {
+					lost++
+					break
+				}
+				acked, pos = int(last), batch.Pos
+				n := batches.Add(1)
+				select {
+				case reached <- n:
+				default:
+				}
+			}
+		}
+	}()
+	more := func() { // some appends go through
+		for until := batches.Load() + 20; ; {
+			select {
+			case n := <-reached:
+				if n >= until {
+					return
+				}
+			case <-ctx.Done():
+				t.Error("no append goes through any more")
+				return
+			}
+		}
+	}
+	for range kills {
+		more()
+		k.Kill(t)
+		k.Restart(t)
+	}
+	more()
+	stop()
+	<-done
+	again := openBus(t, c)
+	defer again.Close()
+	_, last, err := again.Position(t.Context(), "shop")
+	if err != nil || int(last) < acked || acked < 100 || lost < kills {
+		t.Fatalf("%d acknowledged, %d failures, the bus has %d, %v", acked, lost, last, err)
+	}
+	whole(t, readAll(t, again, int(last)), int(last))
+}
+
+// TestBusVoid: what lies elsewhere than it was to lie, what is torn and what others write
+// does not count, for those who read and for those who append.
+func TestBusVoid(t *testing.T) {
+	k := servers.Kafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("void")}
+	b := openBus(t, c)
+	defer b.Close()
+	stale := openBus(t, c)
+	defer stale.Close()
+	topic := c.Name + ".log.shop"
+	write := func(recs ...*kgo.Record) {
+		t.Helper()
+		with(t, k, func(ctx context.Context, _ *kadm.Client) error {
+			cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()), kgo.DefaultProduceTopic(topic))
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			return cl.ProduceSync(ctx, recs...).FirstErr()
+		})
+	}
+	event := func(at, last int64, seq uint64) *kgo.Record {
+		return &kgo.Record{Value: []byte("x"), Headers: []kgo.RecordHeader{
+			kafka.Mark(at, last, seq), {Key: "ce_id", Value: []byte("void")}, {Key: "ce_source", Value: []byte("/shop")}, {Key: "ce_type", Value: []byte("void")},
+		}}
+	}
+	must := func(b *kafka.Bus, prev onewrite.Pos, batch onewrite.Batch) {
+		t.Helper()
+		if _, err := b.Append(t.Context(), "shop", prev, batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(b, "", shop(1, 3)) // 0 to 2
+	if _, _, err := stale.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	must(b, "3", shop(4, 2)) // 3, 4
+	if _, err := stale.Append(t.Context(), "shop", "3", shop(4, 5)); !errors.Is(err, onewrite.ErrFenced) {
+		t.Fatalf("the stale copy: %v", err) // 5 to 9 are void
+	}
+	if _, err := b.Append(t.Context(), "shop", "5", shop(6, 1)); !errors.Is(err, onewrite.ErrFenced) {
+		t.Fatalf("behind what the stale copy left: %v", err) // 10 is void
+	}
+	locate := func(want onewrite.Pos, wantLast uint64) {
+		t.Helper()
+		if pos, last, err := b.Position(t.Context(), "shop"); err != nil || pos != want || last != wantLast {
+			t.Fatalf("position %q at %d, %v; want %q at %d", pos, last, err, want, wantLast)
+		}
+	}
+	locate("5", 5)
+	must(b, "5", shop(6, 1))                      // 11
+	write(event(12, 14, 7), event(13, 14, 8))     // torn: 14 never comes
+	write(&kgo.Record{Value: []byte("not ours")}) // 14
+	write(event(15, 17, 7), event(16, 17, 8))     // torn, and at the end
+	locate("6", 6)
+	if _, _, err := stale.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	must(stale, "6", shop(7, 40))
+	whole(t, readAll(t, b, 46), 46)
+	locate("46", 46)
+}
+
+// TestBusRetain: what is confirmed goes beyond keep, what is not stays, and so does the
+// newest event with the position.
+func TestBusRetain(t *testing.T) {
+	k := servers.Kafka(t)
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("retain")})
+	defer b.Close()
+	if u, err := b.Retain(t.Context(), "shop", 5, retention.Keep{Size: 1}); err != nil || u != (retention.Usage{}) {
+		t.Fatalf("of a log that is not there: %+v, %v", u, err)
+	}
+	retain := func(confirmed uint64, keep retention.Keep) retention.Usage {
+		t.Helper()
+		u, err := b.Retain(t.Context(), "shop", confirmed, keep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.Last != 200 || u.Messages != u.Last-u.First+1 || u.Oldest.IsZero() {
+			t.Fatalf("%+v", u)
+		}
+		return u
+	}
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 100)); err != nil {
+		t.Fatal(err)
+	}
+	mark := time.Now()
+	time.Sleep(3 * time.Second) // keep is an age: what is called later looks at a later time
+	if _, err := b.Append(t.Context(), "shop", "100", shop(101, 100)); err != nil {
+		t.Fatal(err)
+	}
+	all := retain(200, retention.Keep{Size: 1 << 30, Age: time.Hour})
+	if all.First != 1 || all.Bytes < 200*100 {
+		t.Fatalf("%+v", all)
+	}
+	if u := retain(0, retention.Keep{Size: 1, Age: time.Nanosecond}); u.First != 1 {
+		t.Fatalf("unconfirmed events went: %+v", u)
+	}
+	if u := retain(40, retention.Keep{Size: 1, Age: time.Nanosecond}); u.First != 41 {
+		t.Fatalf("%+v", u)
+	}
+	if u := retain(200, retention.Keep{Age: time.Since(mark)}); u.First != 101 {
+		t.Fatalf("%+v", u)
+	}
+	if u := retain(200, retention.Keep{Size: all.Bytes / 4}); u.First < 145 || u.First > 155 {
+		t.Fatalf("%+v", u)
+	}
+	if u := retain(1<<40, retention.Keep{Size: 1, Age: time.Nanosecond}); u.First != 200 || u.Messages != 1 {
+		t.Fatalf("%+v", u)
+	}
+	if pos, last, err := b.Position(t.Context(), "shop"); err != nil || pos != "200" || last != 200 {
+		t.Fatalf("position %q at %d, %v", pos, last, err)
+	}
+	if msgs := readAll(t, b, 1); msgs[0].Offset != 200 {
+		t.Fatalf("an onlooker begins at %d", msgs[0].Offset)
+	}
+	if _, err := b.Append(t.Context(), "shop", "200", shop(201, 1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBusFull: what would not fit is refused, and fits when there is room again.
+func TestBusFull(t *testing.T) {
+	k := servers.Kafka(t)
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("full"), MaxBytes: 40_000})
+	defer b.Close()
+	pos, n := onewrite.Pos(""), 0
+	var err error
+	for err == nil && n < 2000 {
+		batch := shop(n+1, 20)
+		if _, err = b.Append(t.Context(), "shop", pos, batch); err == nil {
+			pos, n = batch.Pos, n+20
+		}
+	}
+	if !errors.Is(err, onewrite.ErrFull) || n < 40 {
+		t.Fatalf("after %d events: %v", n, err)
+	}
+	if _, err := b.Retain(t.Context(), "shop", uint64(n), retention.Keep{Size: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Append(t.Context(), "shop", pos, shop(n+1, 20)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBusLost: a log that was deleted from outside begins behind what destinations have
+// seen, and they are told.
+func TestBusLost(t *testing.T) {
+	k := servers.Kafka(t)
+	told := make(chan string, 10)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("lost"), Vanished: func(destination, source string, from, to uint64) {
+		told <- fmt.Sprint(destination, " ", source, " ", from, " ", to)
+	}}
+	b := openBus(t, c)
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 9)); err != nil {
+		t.Fatal(err)
+	}
+	in := onewrite.Interest{Name: "d", Sources: []string{"shop"}}
+	sub, err := b.Subscribe(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.Commit(t.Context(), onewrite.Cursor{Delivered: 4, Logs: map[string]onewrite.LogCursor{"shop": {Floor: 3, Done: []onewrite.Span{{From: 6, To: 6}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(sub.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+		_, err := adm.DeleteTopics(ctx, c.Name+".log.shop")
+		return err
+	})
+	b = openBus(t, c)
+	defer b.Close()
+	if pos, last, err := b.Position(t.Context(), "shop"); err != nil || pos != "" || last != 6 {
+		t.Fatalf("position %q at %d, %v; want the beginning, at 6", pos, last, err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if sub, err = b.Subscribe(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	if got := <-told; got != "d shop 4 6" {
+		t.Errorf("told of %s", got)
+	}
+	msgs, _, err := sub.Read(t.Context())
+	if err != nil || msgs[0].ID != "1" || msgs[0].Offset != 7 {
+		t.Fatalf("%+v, %v", msgs, err)
+	}
+	if got, _ := sub.Cursor(); got.Skipped != 2 {
+		t.Errorf("%d events count as skipped, want 2", got.Skipped)
+	}
+}

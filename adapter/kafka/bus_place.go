@@ -1,0 +1,452 @@
+package kafka
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/onewrite/onewrite"
+)
+
+// Headers that say what a record of a place is, behind its mark.
+const (
+	cursorHeader  = "onewrite-cursor"  // the value is a busRecord
+	parkedHeader  = "onewrite-parked"  // a parked event
+	unparkHeader  = "onewrite-unpark"  // the value is a list of refs
+	cleanedHeader = "onewrite-cleaned" // nothing parked from before counts
+)
+
+// busRecord is what is stored for a destination.
+type busRecord struct {
+	Cursor onewrite.Cursor `json:"cursor"`
+	// Epoch grows with every owner and every rewind.
+	Epoch uint64 `json:"epoch"`
+	// Owner names the copy that delivers.
+	Owner string `json:"owner"`
+	// Released: the owner has given up, anyone may take over at once.
+	Released bool `json:"released,omitempty"`
+	// Forgotten: the place is given up.
+	Forgotten bool `json:"forgotten,omitempty"`
+	// Rewinds counts the replays.
+	Rewinds uint64 `json:"rewinds,omitempty"`
+}
+
+// claim is what was seen of a destination that another copy owns. Its lease ends when
+// the record has not moved for so long by our own clock.
+type claim struct {
+	rev   int64
+	since time.Time
+}
+
+// place is the log of one destination, read from its beginning: its newest record, and
+// what is parked. Who writes to it has read all that is there, so a stale owner finds out
+// what came after him before he changes anything.
+type place struct {
+	b           *Bus
+	dest, topic string
+
+	mu     sync.Mutex // held while it reads and writes
+	start  int64      // of the topic
+	end    int64      // of the topic, where the next record is to lie
+	whole  unfold
+	rec    busRecord
+	rev    int64 // where rec lies; -1: there is none
+	parked []entry
+}
+
+// entry is a parked event; the event itself is read when it is wanted.
+type entry struct {
+	parkedMark
+	at int64 // offset in the topic
+}
+
+// parkedMark is what is kept beside a parked event.
+type parkedMark struct {
+	Ref      uint64    `json:"ref"`
+	Log      string    `json:"log"`
+	Offset   uint64    `json:"offset"`
+	ID       string    `json:"id"`
+	Key      string    `json:"key,omitempty"`
+	Reason   string    `json:"reason"`
+	Attempts int       `json:"attempts,omitempty"`
+	Holds    bool      `json:"holds,omitempty"`
+	At       time.Time `json:"at"`
+}
+
+// placeOf returns the place of a destination. It makes the topic if create says so;
+// without, nil is a destination that has none.
+func (b *Bus) placeOf(ctx context.Context, dest string, create bool) (*place, error) {
+	if !validName(dest) {
+		return nil, fmt.Errorf("kafka: destination name %q: use letters, digits, _ and - only", dest)
+	}
+	topic := b.placeTopic(dest)
+	if create {
+		if err := b.ensure(ctx, topic); err != nil {
+			return nil, err
+		}
+	} else if there, err := b.exists(ctx, topic); err != nil || !there {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.places[dest]
+	if p == nil {
+		p = &place{b: b, dest: dest, topic: topic, rev: -1}
+		b.places[dest] = p
+	}
+	return p, nil
+}
+
+// refresh reads what was written since; p.mu is held.
+func (p *place) refresh(ctx context.Context) error {
+	start, end, err := p.b.bounds(ctx, p.topic)
+	if err != nil {
+		return err
+	}
+	// What others have cleaned away, or a topic that was made anew, is read again from
+	// its beginning: what counts is all there.
+	if start > p.end || end < p.end {
+		p.end, p.whole, p.rec, p.rev, p.parked = start, unfold{}, busRecord{}, -1, nil
+	}
+	p.start = start
+	if err := p.b.scan(ctx, p.topic, p.end, end, p.fold); err != nil {
+		p.end, p.rev = 0, -1 // half read: begin again
+		p.whole, p.rec, p.parked = unfold{}, busRecord{}, nil
+		return err
+	}
+	p.end = max(p.end, end)
+	return nil
+}
+
+// fold takes the next record of the log into account.
+func (p *place) fold(r *kgo.Record) error {
+	p.end = r.Offset + 1
+	whole, _, _ := p.whole.take(r)
+	for _, r := range whole {
+		if err := p.apply(r); err != nil {
+			return fmt.Errorf("kafka: record %d of topic %s: %w; restore the topic, or drop the place: onewrite reload --forget %s", r.Offset, p.topic, err, p.dest)
+		}
+	}
+	return nil
+}
+
+func (p *place) apply(r *kgo.Record) error {
+	if len(r.Headers) < 2 {
+		return nil
+	}
+	switch h := r.Headers[1]; h.Key {
+	case cursorHeader:
+		var rec busRecord
+		if err := json.Unmarshal(r.Value, &rec); err != nil {
+			return err
+		}
+		p.rec, p.rev = rec, r.Offset
+	case parkedHeader:
+		e := entry{at: r.Offset}
+		if err := json.Unmarshal(h.Value, &e.parkedMark); err != nil {
+			return err
+		}
+		if i, there := p.find(e.Ref); there { // it was moved
+			p.parked[i] = e
+		} else {
+			p.parked = slices.Insert(p.parked, i, e)
+		}
+	case unparkHeader:
+		var refs []uint64
+		if err := json.Unmarshal(r.Value, &refs); err != nil {
+			return err
+		}
+		for _, ref := range refs {
+			if i, there := p.find(ref); there {
+				p.parked = slices.Delete(p.parked, i, i+1)
+			}
+		}
+	case cleanedHeader:
+		p.parked = nil
+	}
+	return nil
+}
+
+// find returns where an entry is, or would be.
+func (p *place) find(ref uint64) (int, bool) {
+	return slices.BinarySearchFunc(p.parked, ref, func(e entry, ref uint64) int { return cmp.Compare(e.Ref, ref) })
+}
+
+// errMoved: somebody else has written; all of it is read by now.
+var errMoved = errors.New("another copy was faster")
+
+// write stores records behind all that was read; p.mu is held. With errMoved nothing
+// was stored, and p has what came before. Any other error is unknown: the next refresh
+// tells.
+func (p *place) write(ctx context.Context, recs ...*kgo.Record) error {
+	last := p.end + int64(len(recs)) - 1
+	for i, r := range recs {
+		r.Topic, r.Partition = p.topic, 0
+		r.Headers = append([]kgo.RecordHeader{header(p.end+int64(i), last, 0)}, r.Headers...)
+	}
+	if err := p.b.cl.ProduceSync(ctx, recs...).FirstErr(); err != nil {
+		p.b.gone(p.topic, err)
+		return p.b.worded(p.b.heard.with(err), "place of destination "+p.dest, p.topic)
+	}
+	moved := false
+	for i, r := range recs {
+		moved = moved || r.Offset != p.end+int64(i)
+	}
+	if moved {
+		if err := p.refresh(ctx); err != nil {
+			return err
+		}
+		return errMoved
+	}
+	for _, r := range recs {
+		if err := p.fold(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// kind is the header that says what a record is.
+func kind(key string, value []byte) []kgo.RecordHeader {
+	return []kgo.RecordHeader{{Key: key, Value: value}}
+}
+
+func cursorRecord(rec *busRecord) (*kgo.Record, error) {
+	text, err := json.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("kafka: cursor: %w", err)
+	}
+	return &kgo.Record{Value: text, Headers: kind(cursorHeader, nil)}, nil
+}
+
+// save replaces the record as long as it is the one that change was made for; p.mu is
+// held. change returns the new one, or an error that ends it.
+func (p *place) save(ctx context.Context, change func(now busRecord) (busRecord, error)) error {
+	for {
+		next, err := change(p.rec)
+		if err != nil {
+			return err
+		}
+		r, err := cursorRecord(&next)
+		if err != nil {
+			return err
+		}
+		if err := p.write(ctx, r); !errors.Is(err, errMoved) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// mayTake watches a record that belongs to another copy.
+func (b *Bus) mayTake(p *place) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p.rec.Released || p.rec.Forgotten || p.rec.Owner == b.owner {
+		delete(b.claims, p.dest)
+		return nil
+	}
+	seen, ok := b.claims[p.dest]
+	if !ok || seen.rev != p.rev {
+		b.claims[p.dest] = claim{rev: p.rev, since: time.Now()}
+	} else if time.Since(seen.since) >= b.cfg.lease {
+		delete(b.claims, p.dest)
+		return nil
+	}
+	return fmt.Errorf("kafka: destination %s: %w", p.dest, onewrite.ErrStandby)
+}
+
+// take makes this copy the owner of a destination, or returns ErrStandby.
+func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, busRecord, error) {
+	p, err := b.placeOf(ctx, in.Name, true)
+	if err != nil {
+		return nil, busRecord{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.refresh(ctx); err != nil {
+		return nil, busRecord{}, err
+	}
+	was := p.rec.Epoch
+	next := p.rec
+	if p.rev < 0 || next.Forgotten {
+		next.Cursor, next.Forgotten = onewrite.Cursor{}, false
+		if next.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From); err != nil {
+			return nil, next, err
+		}
+	} else if err := b.mayTake(p); err != nil {
+		return nil, next, err
+	}
+	next.Epoch, next.Owner, next.Released = was+1, b.owner, false
+	err = p.save(ctx, func(now busRecord) (busRecord, error) {
+		if now.Epoch != was { // it is just as well if only the cursor of a dying owner has moved
+			return now, fmt.Errorf("kafka: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
+		}
+		if p.rev >= 0 && !now.Forgotten {
+			next.Cursor = now.Cursor
+		}
+		return next, nil
+	})
+	return p, next, err
+}
+
+// Destinations returns the names that have a place on the bus, in order.
+func (b *Bus) Destinations(ctx context.Context) ([]string, error) {
+	all, err := b.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(all))
+	for name := range all {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// records returns what is stored for every destination.
+func (b *Bus) records(ctx context.Context) (map[string]busRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	names, err := b.names(ctx, b.placeTopic(""))
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]busRecord, len(names))
+	for _, name := range names {
+		p, err := b.placeOf(ctx, name, false)
+		if err != nil {
+			return nil, err
+		}
+		if p == nil {
+			continue
+		}
+		rec, there, err := p.read(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if there {
+			all[name] = rec
+		}
+	}
+	return all, nil
+}
+
+// read returns the newest record; false: the destination has no place.
+func (p *place) read(ctx context.Context) (busRecord, bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.refresh(ctx); err != nil {
+		return busRecord{}, false, err
+	}
+	return p.rec, p.rev >= 0 && !p.rec.Forgotten, nil
+}
+
+// Floors returns, for each destination with a stored cursor, the offset of a log up to
+// which everything is confirmed, parked or filtered out; whichever copy delivers to it.
+func (b *Bus) Floors(ctx context.Context, log string) (map[string]uint64, error) {
+	all, err := b.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	floors := make(map[string]uint64, len(all))
+	for name, r := range all {
+		floors[name] = r.Cursor.Logs[log].Floor
+	}
+	return floors, nil
+}
+
+// Rewind moves the place of a destination that is not being delivered, so that the
+// events stored from then on are handed out again. Its counters stay.
+// ErrStandby: another copy delivers to it.
+func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	p, err := b.placeOf(ctx, name, false)
+	if err != nil {
+		return err
+	}
+	none := fmt.Errorf("kafka: destination %s has no place on the bus yet; start it first", name)
+	if p == nil {
+		return none
+	}
+	sources, err := b.names(ctx, b.logTopic(""))
+	if err != nil {
+		return err
+	}
+	back, err := b.floors(ctx, sources, from)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.refresh(ctx); err != nil {
+		return err
+	}
+	return p.save(ctx, func(now busRecord) (busRecord, error) {
+		if p.rev < 0 || now.Forgotten {
+			return now, none
+		}
+		if err := b.mayTake(p); err != nil {
+			return now, fmt.Errorf("%w; run the replay on the copy that delivers", err)
+		}
+		logs := map[string]onewrite.LogCursor{}
+		for source, lc := range now.Cursor.Logs { // never forward: what is pending would be lost
+			logs[source] = rewound(lc, back[source].Floor)
+		}
+		now.Cursor.Logs = logs
+		if at := now.Cursor.Placed; at != "" && !strings.HasPrefix(at, onewrite.PlacedVoid) {
+			now.Cursor.Placed = onewrite.PlacedVoid + at
+		}
+		now.Epoch++
+		now.Rewinds++
+		now.Owner, now.Released = b.owner, true
+		return now, nil
+	})
+}
+
+// rewound is a place from which everything behind floor is handed out again.
+func rewound(c onewrite.LogCursor, floor uint64) onewrite.LogCursor {
+	out := onewrite.LogCursor{Floor: min(c.Floor, floor)}
+	for _, d := range c.Done {
+		if d.To = min(d.To, floor); d.From <= d.To {
+			out.Done = append(out.Done, d)
+		}
+	}
+	return out
+}
+
+// Forget drops the place of a destination and its parked events. A copy that still
+// delivers to it is fenced.
+func (b *Bus) Forget(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	p, err := b.placeOf(ctx, name, false)
+	if err != nil || p == nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.refresh(ctx); err != nil {
+		return err
+	}
+	for {
+		if p.rev < 0 || p.rec.Forgotten {
+			return nil
+		}
+		r, err := cursorRecord(&busRecord{Epoch: p.rec.Epoch + 1, Owner: b.owner, Released: true, Forgotten: true})
+		if err != nil {
+			return err
+		}
+		if err := p.write(ctx, &kgo.Record{Headers: kind(cleanedHeader, nil)}, r); !errors.Is(err, errMoved) || ctx.Err() != nil {
+			return err
+		}
+	}
+}

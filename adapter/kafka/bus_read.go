@@ -1,0 +1,426 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/topics"
+)
+
+const (
+	readCount = 1000    // records that are taken at once
+	readBytes = 8 << 20 // that an answer may have
+	// report is how often a reader says that it passed what does not match.
+	report = 200 * time.Millisecond
+)
+
+// subscription is a destination's view of the bus.
+type subscription struct {
+	b      *Bus
+	in     onewrite.Interest
+	filter topics.Filter
+	cl     *kgo.Client
+	logs   []*logReader
+	byName map[string]*logReader // by topic
+	gone   chan struct{}
+	once   sync.Once
+
+	place *place // nil: an onlooker
+	mu    sync.Mutex
+	rec   busRecord // as this owner stored it last
+}
+
+// logReader is a subscription's place in one log. Read alone uses it, but for what mu
+// guards.
+type logReader struct {
+	l        *busLog
+	base     uint64          // the floor at the beginning
+	next     uint64          // the first offset on the bus not handed out or passed
+	done     []onewrite.Span // confirmed above the floor
+	whole    unfold
+	reported uint64    // the offset that the caller knows to be passed
+	at       time.Time // when it was told
+
+	mu    sync.Mutex
+	tally tally
+}
+
+// skips reports whether offset was confirmed by an earlier owner. Offsets come in order.
+func (r *logReader) skips(offset uint64) bool {
+	for len(r.done) > 0 && r.done[0].To < offset {
+		r.done = r.done[1:]
+	}
+	return len(r.done) > 0 && r.done[0].From <= offset
+}
+
+// Subscribe opens a destination's view of the bus; see [onewrite.Bus]. A place that
+// another copy holds can be had when that copy gave it up, or did not commit for the
+// lease: ask again each second.
+func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Subscription, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	in.Sources = slices.Clone(in.Sources)
+	s := &subscription{b: b, in: in, filter: topics.New(in.Topics), gone: make(chan struct{}), byName: map[string]*logReader{}}
+	for _, source := range in.Sources {
+		if err := checkSource(source); err != nil {
+			return nil, err
+		}
+		if err := b.ensure(ctx, b.logTopic(source)); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if in.Name == "" {
+		s.rec.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From)
+	} else {
+		s.place, s.rec, err = b.take(ctx, in)
+	}
+	if err != nil {
+		return nil, err
+	}
+	from := map[string]int64{}
+	for _, source := range in.Sources {
+		r, offset, err := s.open(ctx, b.logOf(source))
+		if err != nil {
+			return nil, err
+		}
+		s.logs, s.byName[r.l.topic], from[r.l.topic] = append(s.logs, r), r, offset
+	}
+	s.cl, err = b.consumer(from)
+	return s, err
+}
+
+// open fits a cursor to its log and finds where in the topic it goes on. A cursor that is
+// ahead of its log is moved back: the log was made anew or put back, and what it is given
+// now must not be skipped. One that is behind its first event is moved up: lost events
+// are gone.
+func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, error) {
+	lc := s.rec.Cursor.Logs[l.source]
+	o, err := s.b.origin(ctx, l)
+	if err != nil {
+		return nil, 0, err
+	}
+	if up, lost, moved := moveUp(lc, o.first); moved && o.there && s.in.Name != "" {
+		if lc.Floor > 0 || len(lc.Done) > 0 {
+			s.rec.Cursor.Skipped += lost
+			s.b.vanished(s.in.Name, l.source, lc.Floor+1, up.Floor)
+		}
+		lc = up
+	}
+	ahead := lc.Floor > o.last
+	for _, d := range lc.Done {
+		ahead = ahead || d.To > o.last
+	}
+	if ahead && o.there {
+		s.b.log.Error("a destination's place is ahead of the log, which was put back; it goes on at the log's end", "source", l.source, "place", lc.Floor, "log", o.last)
+		lc = onewrite.LogCursor{Floor: min(lc.Floor, o.last)}
+	}
+	if lc.Floor > 0 || len(lc.Done) > 0 {
+		s.rec.Cursor.Logs[l.source] = lc
+	}
+	if !o.there { // the first event will lie at the start
+		o.shift = o.start - int64(lc.Floor) - 1
+	}
+	r := &logReader{l: l, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor}
+	r.tally = tally{base: lc.Floor &^ 63, upto: lc.Floor, shift: o.shift}
+	return r, max(o.start, int64(lc.Floor)+1+o.shift), nil
+}
+
+// origin is what is known of the ends of a log.
+type origin struct {
+	there       bool   // it has an event
+	first, last uint64 // offsets on the bus
+	start       int64  // offset in the topic
+	// shift is the offset of the first event in the topic less that on the bus. It grows
+	// with every record that is void, so that adding it leads to where an event is, or
+	// to a place before it.
+	shift int64
+}
+
+var errEnough = errors.New("enough")
+
+func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
+	start, end, err := b.bounds(ctx, l.topic)
+	if err != nil {
+		return o, err
+	}
+	o.start, o.shift = start, start
+	var u unfold
+	err = b.scan(ctx, l.topic, start, end, func(r *kgo.Record) error {
+		whole, _, _ := u.take(r)
+		if len(whole) == 0 {
+			return nil
+		}
+		m, _ := markOf(whole[0])
+		o.there, o.first, o.shift = true, m.seq, whole[0].Offset-int64(m.seq)
+		return errEnough
+	})
+	if err != nil && !errors.Is(err, errEnough) || !o.there {
+		return o, err
+	}
+	n, found, err := b.newest(ctx, l, start, end)
+	if err != nil {
+		return o, err
+	}
+	if o.last = n.seq; !found {
+		o.last = o.first
+	}
+	l.raise(o.last, 0, 0)
+	return o, nil
+}
+
+// moveUp moves a place up to a log's first event, and counts the events before it that
+// were not done.
+func moveUp(lc onewrite.LogCursor, first uint64) (up onewrite.LogCursor, lost uint64, moved bool) {
+	if lc.Floor+1 >= first {
+		return lc, 0, false
+	}
+	up = onewrite.LogCursor{Floor: first - 1}
+	lost = up.Floor - lc.Floor
+	for _, d := range lc.Done {
+		if d.From <= up.Floor {
+			lost -= min(d.To, up.Floor) - d.From + 1
+		}
+		if d.To > up.Floor {
+			up.Done = append(up.Done, onewrite.Span{From: max(d.From, first), To: d.To})
+		}
+	}
+	return up, lost, true
+}
+
+// vanished says aloud that events are gone which a destination had not got.
+func (b *Bus) vanished(destination, source string, from, to uint64) {
+	b.log.Error("events vanished from the bus before a destination had got them: the topic was deleted, emptied or put back from outside",
+		"destination", destination, "source", source, "topic", b.logTopic(source), "from", from, "to", to)
+	if b.cfg.Vanished != nil {
+		b.cfg.Vanished(destination, source, from, to)
+	}
+}
+
+// floors returns where a destination begins in each log that is there.
+func (b *Bus) floors(ctx context.Context, sources []string, from onewrite.From) (map[string]onewrite.LogCursor, error) {
+	logs := map[string]onewrite.LogCursor{}
+	for _, source := range sources {
+		floor, err := b.floor(ctx, b.logOf(source), from)
+		if err != nil {
+			return nil, err
+		}
+		if floor > 0 {
+			logs[source] = onewrite.LogCursor{Floor: floor}
+		}
+	}
+	return logs, nil
+}
+
+// floor returns the offset before the first event to hand out.
+func (b *Bus) floor(ctx context.Context, l *busLog, from onewrite.From) (uint64, error) {
+	o, err := b.origin(ctx, l)
+	switch {
+	case err != nil || !o.there:
+		return 0, err
+	case from.Now:
+		return o.last, nil
+	case from.Time.IsZero():
+		return o.first - 1, nil
+	}
+	seq, err := b.since(ctx, l, from.Time)
+	if err != nil || seq == 0 {
+		return o.last, err
+	}
+	return seq - 1, nil
+}
+
+// since returns the offset of the first event that the bus stored at or after t; 0: there
+// is none. The bus stores milliseconds.
+func (b *Bus) since(ctx context.Context, l *busLog, t time.Time) (seq uint64, err error) {
+	listed, err := b.adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), l.topic)
+	if err == nil {
+		err = listed.Error()
+	}
+	if err != nil {
+		return 0, b.worded(err, "events of source "+l.source+" since "+t.UTC().Format(time.RFC3339), l.topic)
+	}
+	at, _ := listed.Lookup(l.topic, 0)
+	_, end, err := b.bounds(ctx, l.topic)
+	if err != nil || at.Offset < 0 || at.Offset >= end {
+		return 0, err
+	}
+	var u unfold
+	err = b.scan(ctx, l.topic, at.Offset, end, func(r *kgo.Record) error {
+		if whole, _, _ := u.take(r); len(whole) > 0 {
+			m, _ := markOf(whole[0])
+			seq = m.seq
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return seq, err
+}
+
+// Read returns the next events; see [onewrite.Subscription].
+func (s *subscription) Read(ctx context.Context) ([]onewrite.Message, map[string]uint64, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, context.Cause(ctx)
+		}
+		upto, wait := s.passed(false)
+		if upto != nil {
+			return nil, upto, nil
+		}
+		msgs, err := s.poll(ctx, wait)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(msgs) > 0 {
+			upto, _ = s.passed(true)
+			return msgs, upto, nil
+		}
+	}
+}
+
+// poll waits for records and returns the events that are wanted.
+func (s *subscription) poll(ctx context.Context, wait time.Duration) ([]onewrite.Message, error) {
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	fetches := s.cl.PollRecords(limited, readCount)
+	select {
+	case <-s.gone:
+		return nil, errors.New("kafka: the subscription is closed")
+	default:
+	}
+	for _, e := range fetches.Errors() {
+		if limited.Err() != nil && (errors.Is(e.Err, context.DeadlineExceeded) || errors.Is(e.Err, context.Canceled)) {
+			continue
+		}
+		s.b.gone(e.Topic, e.Err)
+		return nil, s.b.worded(e.Err, "read topic "+e.Topic, e.Topic)
+	}
+	var msgs []onewrite.Message
+	for it := fetches.RecordIter(); !it.Done(); {
+		rec := it.Next()
+		r := s.byName[rec.Topic]
+		whole, _, ours := r.whole.take(rec)
+		if !ours {
+			s.b.log.Error("a record on the bus is not an event and is passed over", "topic", rec.Topic, "offset", rec.Offset, "cure", "let nobody else write to it: kafka-acls.sh --list --topic "+rec.Topic)
+		}
+		for _, one := range whole {
+			msgs = s.hand(r, one, msgs)
+		}
+	}
+	return msgs, nil
+}
+
+// hand adds an event of a log to those handed out, if it is wanted.
+func (s *subscription) hand(r *logReader, rec *kgo.Record, msgs []onewrite.Message) []onewrite.Message {
+	m, _ := markOf(rec)
+	if m.seq < r.next {
+		return msgs
+	}
+	if m.seq > r.next && r.next > 1 && s.in.Name != "" {
+		s.b.vanished(s.in.Name, r.l.source, r.next, m.seq-1)
+	}
+	r.next = m.seq + 1
+	e, err := eventOf(rec)
+	if err != nil {
+		s.b.log.Error("a record on the bus is not an event and is passed over", "topic", rec.Topic, "offset", rec.Offset, "error", err)
+		return msgs
+	}
+	wanted := s.filter.Wants(e.Topic)
+	if len(s.filter) > 0 {
+		r.mu.Lock()
+		r.tally.note(m.seq, rec.Offset, wanted)
+		r.mu.Unlock()
+	}
+	if !wanted || r.skips(m.seq) {
+		return msgs
+	}
+	r.reported = m.seq
+	return append(msgs, onewrite.Message{Event: e, Log: r.l.source, Offset: m.seq})
+}
+
+// passed says which offsets were passed without a message, not too often.
+func (s *subscription) passed(always bool) (map[string]uint64, time.Duration) {
+	wait := time.Second
+	var upto map[string]uint64
+	for _, r := range s.logs {
+		p := r.next - 1
+		if p <= r.reported {
+			continue
+		}
+		if d := report - time.Since(r.at); !always && d > 0 {
+			wait = min(wait, d)
+			continue
+		}
+		if upto == nil {
+			upto = make(map[string]uint64, len(s.logs))
+		}
+		upto[r.l.source] = p
+		r.reported, r.at = p, time.Now()
+	}
+	return upto, wait
+}
+
+// tail returns the offset of the newest event of a log.
+func (b *Bus) tail(ctx context.Context, l *busLog) (uint64, error) {
+	start, end, err := b.bounds(ctx, l.topic)
+	if err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	tail, looked := l.tail, l.looked
+	l.mu.Unlock()
+	if end == looked {
+		return tail, nil
+	}
+	n, _, err := b.newest(ctx, l, start, end)
+	if err != nil {
+		return 0, err
+	}
+	l.raise(n.seq, 0, 0)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.looked = end
+	return l.tail, nil
+}
+
+// Pending counts events; see [onewrite.Subscription].
+func (s *subscription) Pending(ctx context.Context, at map[string]onewrite.LogCursor) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	total := uint64(0)
+	for _, r := range s.logs {
+		n, err := s.pending(ctx, r, at[r.l.source])
+		if err != nil {
+			return 0, fmt.Errorf("kafka: pending events of source %s: %w", r.l.source, err)
+		}
+		total += n
+	}
+	return total, nil
+}
+
+func (s *subscription) pending(ctx context.Context, r *logReader, c onewrite.LogCursor) (uint64, error) {
+	tail, err := s.b.tail(ctx, r.l)
+	if err != nil || tail <= c.Floor {
+		return 0, err
+	}
+	if len(s.filter) > 0 {
+		return s.matching(ctx, r, c, tail)
+	}
+	n := tail - min(tail, max(c.Floor, r.base))
+	for _, d := range c.Done {
+		if d.From <= tail {
+			n -= min(n, min(d.To, tail)-d.From+1)
+		}
+	}
+	return n, nil
+}
