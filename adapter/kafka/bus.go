@@ -425,7 +425,7 @@ func (b *Bus) identify(ctx context.Context) error {
 		return err
 	}
 	if end == 0 {
-		mark := &kgo.Record{Topic: topic, Value: []byte(rand.Text()), Headers: []kgo.RecordHeader{header(0, 0, 0)}}
+		mark := &kgo.Record{Topic: topic, Value: []byte(rand.Text()), Headers: []kgo.RecordHeader{newMark(0, 1).header(0)}}
 		if err := b.cl.ProduceSync(ctx, mark).FirstErr(); err != nil {
 			return b.worded(b.heard.with(err), "make the identity of the bus", topic)
 		}

@@ -136,14 +136,14 @@ func (b *Bus) newest(ctx context.Context, l *busLog, start, end int64) (n newest
 	for _, reach := range append(tailReaches, end-start) {
 		from := max(start, end-reach)
 		events, bytes := 0, int64(0)
+		var u unfold // an append that it cuts is not the newest, or read whole the next time
 		err = b.scan(ctx, l.topic, from, end, func(r *kgo.Record) error {
-			m, ok := markOf(r)
-			if !ok || m.at != r.Offset {
-				return nil
-			}
-			events, bytes = events+1, bytes+int64(sizeOf(r))
-			if pos, has := posOf(r); has && m.last == m.at { // the last of a batch is there, so it is whole
-				n, found = newestEvent{m.seq, pos}, true
+			whole, m, _ := u.take(r)
+			for _, r := range whole {
+				events, bytes = events+1, bytes+int64(sizeOf(r))
+				if pos, has := posOf(r); has {
+					n, found = newestEvent{m.seq, pos}, true
+				}
 			}
 			return nil
 		})
@@ -232,6 +232,8 @@ func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, byt
 	}
 	limit := int(b.limit(l.topic))
 	recs = make([]*kgo.Record, n)
+	m := newMark(l.end, n)
+	m.seq = l.last + 1
 	for i := range batch.Events {
 		e := &batch.Events[i]
 		if e.ID == "" || e.Source == "" || e.Type == "" { // no reader could make an event of it again
@@ -241,7 +243,7 @@ func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, byt
 		if i < n-1 {
 			pos = nil
 		}
-		recs[i] = eventRecord(&l.enc, l.topic, e, header(l.end+int64(i), l.end+int64(n)-1, l.last+uint64(i)+1), pos)
+		recs[i] = eventRecord(&l.enc, l.topic, e, m.header(i), pos)
 		size := sizeOf(recs[i])
 		if size+batchOverhead > limit {
 			return nil, 0, fmt.Errorf("kafka: event %s of topic %s needs %d bytes, the bus takes %d: %w; raise it: kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config max.message.bytes=%d, and restart",

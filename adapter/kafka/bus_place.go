@@ -59,13 +59,14 @@ type place struct {
 	whole  unfold
 	rec    busRecord
 	rev    int64 // where rec lies; -1: there is none
+	first  int64 // where the append begins that rec is of
 	parked []entry
 }
 
 // entry is a parked event; the event itself is read when it is wanted.
 type entry struct {
 	parkedMark
-	at int64 // offset in the topic
+	at, first int64 // offsets in the topic: its own, and that of the first of its append
 }
 
 // parkedMark is what is kept beside a parked event.
@@ -129,16 +130,17 @@ func (p *place) refresh(ctx context.Context) error {
 // fold takes the next record of the log into account.
 func (p *place) fold(r *kgo.Record) error {
 	p.end = r.Offset + 1
-	whole, _, _ := p.whole.take(r)
+	whole, m, _ := p.whole.take(r)
 	for _, r := range whole {
-		if err := p.apply(r); err != nil {
+		if err := p.apply(r, m.first); err != nil {
 			return fmt.Errorf("kafka: record %d of topic %s: %w; restore the topic, or drop the place: onewrite reload --forget %s", r.Offset, p.topic, err, p.dest)
 		}
 	}
 	return nil
 }
 
-func (p *place) apply(r *kgo.Record) error {
+// apply takes a record into account that counts, of an append that begins at first.
+func (p *place) apply(r *kgo.Record, first int64) error {
 	if len(r.Headers) < 2 {
 		return nil
 	}
@@ -148,9 +150,9 @@ func (p *place) apply(r *kgo.Record) error {
 		if err := json.Unmarshal(r.Value, &rec); err != nil {
 			return err
 		}
-		p.rec, p.rev = rec, r.Offset
+		p.rec, p.rev, p.first = rec, r.Offset, first
 	case parkedHeader:
-		e := entry{at: r.Offset}
+		e := entry{at: r.Offset, first: first}
 		if err := json.Unmarshal(h.Value, &e.parkedMark); err != nil {
 			return err
 		}
@@ -187,10 +189,10 @@ var errMoved = errors.New("another copy was faster")
 // was stored, and p has what came before. Any other error is unknown: the next refresh
 // tells.
 func (p *place) write(ctx context.Context, recs ...*kgo.Record) error {
-	last := p.end + int64(len(recs)) - 1
+	m := newMark(p.end, len(recs))
 	for i, r := range recs {
 		r.Topic, r.Partition = p.topic, 0
-		r.Headers = append([]kgo.RecordHeader{header(p.end+int64(i), last, 0)}, r.Headers...)
+		r.Headers = append([]kgo.RecordHeader{m.header(i)}, r.Headers...)
 	}
 	if err := p.b.cl.ProduceSync(ctx, recs...).FirstErr(); err != nil {
 		p.b.gone(p.topic, err)

@@ -130,7 +130,52 @@ func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, 
 	}
 	r := &logReader{l: l, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor}
 	r.tally = tally{base: lc.Floor &^ 63, upto: lc.Floor, shift: o.shift}
-	return r, max(o.start, int64(lc.Floor)+1+o.shift), nil
+	from, err := s.b.aligned(ctx, l.topic, max(o.start, int64(lc.Floor)+1+o.shift))
+	return r, from, err
+}
+
+// aligned returns the offset to begin at to see all that counts from an offset on: that
+// one, or before it the first of an append that it would cut.
+func (b *Bus) aligned(ctx context.Context, topic string, from int64) (int64, error) {
+	_, end, err := b.bounds(ctx, topic)
+	if err != nil {
+		return from, err
+	}
+	err = b.scan(ctx, topic, from, end, func(r *kgo.Record) error {
+		if m, ok := markOf(r); ok && m.at == r.Offset {
+			from = min(from, m.first)
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return from, err
+}
+
+// scanEvents reads the events of a log that count, from an offset in its topic on.
+func (b *Bus) scanEvents(ctx context.Context, topic string, from int64, f func(r *kgo.Record, m mark) error) error {
+	start, err := b.aligned(ctx, topic, from)
+	if err != nil {
+		return err
+	}
+	_, end, err := b.bounds(ctx, topic)
+	if err != nil {
+		return err
+	}
+	var u unfold
+	return b.scan(ctx, topic, start, end, func(r *kgo.Record) error {
+		whole, _, _ := u.take(r)
+		for _, one := range whole {
+			if m, _ := markOf(one); one.Offset >= from {
+				if err := f(one, m); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // origin is what is known of the ends of a log.
@@ -152,14 +197,8 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 		return o, err
 	}
 	o.start, o.shift = start, start
-	var u unfold
-	err = b.scan(ctx, l.topic, start, end, func(r *kgo.Record) error {
-		whole, _, _ := u.take(r)
-		if len(whole) == 0 {
-			return nil
-		}
-		m, _ := markOf(whole[0])
-		o.there, o.first, o.shift = true, m.seq, whole[0].Offset-int64(m.seq)
+	err = b.scanEvents(ctx, l.topic, start, func(r *kgo.Record, m mark) error {
+		o.there, o.first, o.shift = true, m.seq, r.Offset-int64(m.seq)
 		return errEnough
 	})
 	if err != nil && !errors.Is(err, errEnough) || !o.there {
@@ -248,18 +287,12 @@ func (b *Bus) since(ctx context.Context, l *busLog, t time.Time) (seq uint64, er
 		return 0, b.worded(err, "events of source "+l.source+" since "+t.UTC().Format(time.RFC3339), l.topic)
 	}
 	at, _ := listed.Lookup(l.topic, 0)
-	_, end, err := b.bounds(ctx, l.topic)
-	if err != nil || at.Offset < 0 || at.Offset >= end {
-		return 0, err
+	if at.Offset < 0 { // there is none
+		return 0, nil
 	}
-	var u unfold
-	err = b.scan(ctx, l.topic, at.Offset, end, func(r *kgo.Record) error {
-		if whole, _, _ := u.take(r); len(whole) > 0 {
-			m, _ := markOf(whole[0])
-			seq = m.seq
-			return errEnough
-		}
-		return nil
+	err = b.scanEvents(ctx, l.topic, at.Offset, func(_ *kgo.Record, m mark) error {
+		seq = m.seq
+		return errEnough
 	})
 	if errors.Is(err, errEnough) {
 		err = nil

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"math/rand/v2"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -13,8 +14,8 @@ import (
 // the brokers: every record says which offset it is to have, and counts only if it has
 // that one. A writer reads to the end of the log and writes behind it; if somebody else
 // was faster, what it wrote lies elsewhere and is void, for every reader and for ever.
-// Records that belong together name the last of them, and count only when that one
-// is there. So a batch is whole or nothing, though it may take several requests; what a
+// Records of one append name the first and the last of them, and count only when all are
+// there. So an append is whole or nothing, though it may take several requests; what a
 // client sends twice is there once; and a stale writer changes nothing.
 
 // markHeader is the first header of every record of the bus.
@@ -25,14 +26,28 @@ const posHeader = "onewrite-pos"
 
 // mark says where a record is to lie.
 type mark struct {
-	at, last int64  // offsets in the topic: its own, and that of the last of its batch
-	seq      uint64 // of an event, its offset on the bus, which has no holes; 0: none
+	at          int64  // its offset in the topic
+	first, last int64  // those of the first and the last record of its append
+	seq         uint64 // of an event, its offset on the bus, which has no holes; 0: none
+	nonce       uint64 // tells the append from every other one
 }
 
-func header(at, last int64, seq uint64) kgo.RecordHeader {
-	v := strconv.AppendInt(make([]byte, 0, 48), at, 10)
-	v = strconv.AppendInt(append(v, ' '), last, 10)
-	return kgo.RecordHeader{Key: markHeader, Value: strconv.AppendUint(append(v, ' '), seq, 10)}
+// newMark makes the mark of the records of one append that begins at an offset.
+func newMark(first int64, n int) mark {
+	return mark{at: first, first: first, last: first + int64(n) - 1, nonce: rand.Uint64() >> 1}
+}
+
+// header is the mark of record i of the append; seq is the number of its first event.
+func (m mark) header(i int) kgo.RecordHeader {
+	seq := m.seq
+	if seq > 0 {
+		seq += uint64(i)
+	}
+	v := make([]byte, 0, 80)
+	for _, n := range []uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq} {
+		v = append(strconv.AppendUint(v, n, 10), ' ')
+	}
+	return kgo.RecordHeader{Key: markHeader, Value: strconv.AppendUint(v, m.nonce, 10)}
 }
 
 // markOf reads it; false: the record was not written by a bus.
@@ -40,38 +55,42 @@ func markOf(r *kgo.Record) (m mark, ok bool) {
 	if len(r.Headers) == 0 || r.Headers[0].Key != markHeader {
 		return m, false
 	}
-	var n [3]uint64
+	var n [5]uint64
 	field, digits := 0, 0
 	for _, c := range r.Headers[0].Value {
 		switch {
 		case c >= '0' && c <= '9' && digits < 19:
 			n[field], digits = n[field]*10+uint64(c-'0'), digits+1
-		case c == ' ' && digits > 0 && field < 2:
+		case c == ' ' && digits > 0 && field < 4:
 			field, digits = field+1, 0
 		default:
 			return m, false
 		}
 	}
-	return mark{int64(n[0]), int64(n[1]), n[2]}, field == 2 && digits > 0
+	m = mark{int64(n[0]), int64(n[1]), int64(n[2]), n[3], n[4]}
+	return m, field == 4 && digits > 0 && m.first <= m.at && m.at <= m.last
 }
 
-// unfold tells which records of a log count. Those of a batch are held back until its
-// last one is there.
+// unfold tells which records of a log count. Those of an append are held back until the
+// last one is there. It has to begin where an append does; see [Bus.aligned].
 type unfold struct {
 	held []*kgo.Record
-	last int64 // of the batch that is held
+	next mark // what the next record of what is held has to be
 }
 
 // take looks at the next record of the log and returns those that count by now.
 func (u *unfold) take(r *kgo.Record) (whole []*kgo.Record, m mark, ok bool) {
 	m, ok = markOf(r)
-	if !ok || m.at != r.Offset || m.last < m.at {
+	if !ok || m.at != r.Offset {
 		return nil, m, ok
 	}
-	if len(u.held) > 0 && u.last != m.last { // its writer died in the middle
-		u.held = u.held[:0:0]
+	if m.at == m.first {
+		u.held = nil // what its writer left torn
+	} else if len(u.held) == 0 || u.next != (mark{m.at, m.first, m.last, 0, m.nonce}) {
+		u.held = nil
+		return nil, m, true
 	}
-	u.held, u.last = append(u.held, r), m.last
+	u.held, u.next = append(u.held, r), mark{m.at + 1, m.first, m.last, 0, m.nonce}
 	if r.Offset < m.last {
 		return nil, m, true
 	}

@@ -33,11 +33,16 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep ret
 		return retention.Usage{}, err
 	}
 	if first > o.first {
-		// Where void records lie between, this is a little before the event.
-		if err := b.discard(ctx, l.topic, int64(first)+o.shift); err != nil {
+		// No append is cut, and where void records lie between, this is a little before.
+		at, err := b.aligned(ctx, l.topic, int64(first)+o.shift)
+		if err == nil && at > o.start {
+			if err = b.discard(ctx, l.topic, at); err == nil {
+				o, err = b.origin(ctx, l)
+			}
+		}
+		if err != nil {
 			return retention.Usage{}, err
 		}
-		o.first = first
 	}
 	u := retention.Usage{First: o.first, Last: o.last, Messages: o.last - o.first + 1}
 	u.Bytes = l.holds(int64(u.Messages))
@@ -112,9 +117,9 @@ func (p *place) tidy(ctx context.Context) error {
 			return err
 		}
 	}
-	first := p.rev
+	first := p.first // an append is not cut
 	for _, e := range p.parked {
-		first = min(first, e.at)
+		first = min(first, e.first)
 	}
 	if first <= p.start {
 		return nil

@@ -70,20 +70,11 @@ func (s *subscription) matching(ctx context.Context, r *logReader, c onewrite.Lo
 	upto, from := r.tally.upto, int64(r.tally.upto)+1+r.tally.shift
 	r.mu.Unlock()
 	if upto < tail {
-		_, end, err := s.b.bounds(ctx, r.l.topic)
-		if err != nil {
-			return 0, err
-		}
-		var u unfold
-		err = s.b.scan(ctx, r.l.topic, max(0, from), end, func(rec *kgo.Record) error {
-			whole, _, _ := u.take(rec)
-			for _, one := range whole {
-				m, _ := markOf(one)
-				e, err := eventOf(one)
-				r.mu.Lock()
-				r.tally.note(m.seq, one.Offset, err == nil && s.filter.Wants(e.Topic))
-				r.mu.Unlock()
-			}
+		err := s.b.scanEvents(ctx, r.l.topic, max(0, from), func(rec *kgo.Record, m mark) error {
+			e, err := eventOf(rec)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.tally.note(m.seq, rec.Offset, err == nil && s.filter.Wants(e.Topic))
 			return nil
 		})
 		if err != nil {

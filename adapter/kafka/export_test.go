@@ -85,6 +85,9 @@ func HandedOver(s *Idempotent) bool {
 // Impatient lets another copy take over soon, and a place be tidied up often.
 func Impatient(c *BusConfig, lease time.Duration, slack int64) { c.lease, c.slack = lease, slack }
 
-// Mark is the header of a record that is to lie at an offset, in a batch that ends at
-// another one.
-func Mark(at, last int64, seq uint64) kgo.RecordHeader { return header(at, last, seq) }
+// Mark is the header of record i of an append of n that begins at an offset.
+func Mark(first int64, n, i int, seq, nonce uint64) kgo.RecordHeader {
+	m := newMark(first, n)
+	m.seq, m.nonce = seq, nonce
+	return m.header(i)
+}
