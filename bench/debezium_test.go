@@ -193,12 +193,12 @@ func (c connector) walsender() (pid int) {
 	return pid
 }
 
-// probe starts peers/Probe.java on the connector's topic, for ten minutes at most,
-// and returns its lines "microseconds number" once it is ready.
-func (c connector) probe(what string, args ...string) func() (at time.Time, n int, ok bool) {
+// probe starts peers/Probe.java on a topic, for ten minutes at most, and returns its
+// lines "microseconds number" once it is ready.
+func (c *debezium) probe(topic, what string, args ...string) func() (at time.Time, n int, ok bool) {
 	c.b.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	cmd := c.java(ctx, append([]string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", filepath.Join("peers", "Probe.java"), what, c.kafka, c.topic()}, args...)...)
+	cmd := c.java(ctx, append([]string{"-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", filepath.Join("peers", "Probe.java"), what, c.kafka, topic}, args...)...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	out, err := cmd.StdoutPipe()
@@ -230,7 +230,7 @@ func (c connector) probe(what string, args ...string) func() (at time.Time, n in
 // first record in Kafka to the last, as its own starting is left out.
 func (c connector) drain(got samples, as string, n int) {
 	c.b.Helper()
-	next := c.probe("ends", strconv.Itoa(n))
+	next := c.probe(c.topic(), "ends", strconv.Itoa(n))
 	connect, broker := cpuSeconds(c.b, c.connect.Process.Pid), cpuSeconds(c.b, c.broker.Process.Pid)
 	c.start()
 	walsender := c.walsender()
@@ -250,6 +250,17 @@ func (c connector) drain(got samples, as string, n int) {
 	c.remove()
 }
 
+// watch notes when rows are at a consumer of a topic.
+func (d *debezium) watch(topic string, at *atomic.Pointer[trip]) {
+	d.b.Helper()
+	next := d.probe(topic, "rows")
+	go func() {
+		for when, id, ok := next(); ok; when, id, ok = next() {
+			at.Load().arriveAt(id, when)
+		}
+	}()
+}
+
 // peaks notes the largest memory of the two JVMs since they were started.
 func (d *debezium) peaks(got samples) {
 	got.add("debezium-peak-MB", procStatus(d.b, d.connect.Process.Pid, "VmHWM")/1000)
@@ -260,22 +271,39 @@ func (d *debezium) peaks(got samples) {
 // database: how fast a backlog of the same rows is in the bus, or in Kafka, and how
 // soon a row of 1,000 transactions a second is at a consumer, of a NATS stream or of
 // Kafka. Debezium runs as it comes and with the settings that suit it best. Its JVM
-// has read a backlog before it is measured.
+// has read a backlog before it is measured. In the runs named kafka that Kafka is the
+// bus of onewrite, and consumers read it.
 func BenchmarkDebezium(b *testing.B) {
 	dir := os.Getenv("ONEWRITE_DEBEZIUM")
 	if dir == "" {
 		b.Skip("Kafka and Debezium are not here; run: make bench-debezium")
 	}
 	for _, perTx := range []int{1, 1000} {
-		b.Run("backlog/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx) })
+		b.Run("backlog/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, false) })
+		b.Run("kafka/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, true) })
 	}
-	b.Run("live", func(b *testing.B) { besideLive(b, dir) })
+	b.Run("live", func(b *testing.B) { besideLive(b, dir, false) })
+	b.Run("livekafka", func(b *testing.B) { besideLive(b, dir, true) })
 }
 
-func besideBacklog(b *testing.B, dir string, perTx int) {
-	p := newLogProgram(b, "")
-	end(p.cmd, os.Interrupt)
+// beside starts the program beside Debezium, on its own bus or on Debezium's Kafka.
+func beside(b *testing.B, dir string, kafka bool, rest string) (*logProgram, *debezium) {
+	b.Helper()
+	p := &logProgram{logBacklog: newLogTable(b)}
 	d := newDebezium(p, dir)
+	source := fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", p.url)
+	if kafka {
+		p.cmd, p.addr = runningOn(b, fmt.Sprintf("{type: kafka, brokers: [%q], max_size: 20GB}", d.kafka), source, rest)
+	} else {
+		p.cmd, p.addr = running(b, source, rest)
+	}
+	p.walsender()
+	return p, d
+}
+
+func besideBacklog(b *testing.B, dir string, perTx int, kafka bool) {
+	p, d := beside(b, dir, kafka, "")
+	end(p.cmd, os.Interrupt)
 	n, got := short(logRows), samples{}
 	for round := range 1 + runs {
 		if round == 1 {
@@ -283,7 +311,11 @@ func besideBacklog(b *testing.B, dir string, perTx int) {
 		}
 		asIs, tuned := d.slot(nil), d.slot(tunedBacklog)
 		p.load(n, perTx)
+		broker := cpuSeconds(b, d.broker.Process.Pid)
 		p.drain(got, n)
+		if kafka {
+			got.add("own-kafka-cpu-s/M", (cpuSeconds(b, d.broker.Process.Pid)-broker)*1e6/float64(n))
+		}
 		asIs.drain(got, "debezium", n)
 		tuned.drain(got, "tuned", n)
 	}
@@ -293,10 +325,17 @@ func besideBacklog(b *testing.B, dir string, perTx int) {
 	got.report(b)
 }
 
-func besideLive(b *testing.B, dir string) {
+func besideLive(b *testing.B, dir string, kafka bool) {
 	at, got := &atomic.Pointer[trip]{}, samples{}
-	consumer := subscriber(b, at)
-	p := newLogProgram(b, fmt.Sprintf("destinations:\n  consumer: {type: %s, url: %q}\n", consumer.Type, consumer.URL.Reveal()))
+	rest := ""
+	if !kafka {
+		consumer := subscriber(b, at)
+		rest = fmt.Sprintf("destinations:\n  consumer: {type: %s, url: %q}\n", consumer.Type, consumer.URL.Reveal())
+	}
+	p, d := beside(b, dir, kafka, rest)
+	if kafka {
+		d.watch("onewrite.log.shop", at)
+	}
 	p.db.SetMaxOpenConns(latencyWriter)
 	p.db.SetMaxIdleConns(latencyWriter)
 	insert, err := p.db.Prepare(`INSERT INTO orders VALUES ($1, 1, 12.50, now(), repeat('x', 160)) ON CONFLICT (id) DO UPDATE SET placed = excluded.placed`)
@@ -327,18 +366,12 @@ func besideLive(b *testing.B, dir string) {
 	measure("", p.cmd.Process.Pid)
 	got.add("peak-MB", procStatus(b, p.cmd.Process.Pid, "VmHWM")/1000)
 	end(p.cmd, os.Interrupt)
-	d := newDebezium(p, dir)
 	for _, s := range []struct {
 		as    string
 		extra map[string]string
 	}{{"debezium-", nil}, {"tuned-", tunedLive}} {
 		c := d.slot(s.extra)
-		next := c.probe("rows")
-		go func() {
-			for when, id, ok := next(); ok; when, id, ok = next() {
-				at.Load().arriveAt(id, when)
-			}
-		}()
+		d.watch(c.topic(), at)
 		c.start()
 		c.walsender()
 		measure(s.as, d.connect.Process.Pid)

@@ -102,8 +102,13 @@ func status(addr string) (s dashboard.Status, ok bool) {
 // running starts the program on a source and waits until it reads it.
 func running(b *testing.B, source, rest string) (cmd *exec.Cmd, addr string) {
 	b.Helper()
-	bus := filepath.Join(b.TempDir(), "bus")
-	cmd, addr = program(b, fmt.Sprintf("sources:\n  shop: %s\nbus: {dir: %q, max_size: 20GB}\n%s", source, bus, rest))
+	return runningOn(b, fmt.Sprintf("{dir: %q, max_size: 20GB}", filepath.Join(b.TempDir(), "bus")), source, rest)
+}
+
+// runningOn is running with a bus.
+func runningOn(b *testing.B, bus, source, rest string) (cmd *exec.Cmd, addr string) {
+	b.Helper()
+	cmd, addr = program(b, fmt.Sprintf("sources:\n  shop: %s\nbus: %s\n%s", source, bus, rest))
 	await(b, 15*time.Second, "the program reads the source", func() bool {
 		s, ok := status(addr)
 		return ok && s.Sources["shop"].State == "ok"

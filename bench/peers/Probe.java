@@ -10,7 +10,7 @@ import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.StringDeserializer;
 
 /**
- * What BenchmarkDebezium sees of Kafka. Makes a topic of one partition, says ready, and then
+ * What BenchmarkDebezium sees of Kafka. Makes a topic of one partition where it is missing, says ready, and then
  *
  * <pre>
  * Probe ends BROKER TOPIC TARGET   looks at the end of the topic, and prints a line "microseconds records" when
@@ -22,7 +22,9 @@ public class Probe {
   public static void main(String[] args) throws Exception {
     TopicPartition topic = new TopicPartition(args[2], 0);
     try (Admin admin = Admin.create(Map.<String, Object>of("bootstrap.servers", args[1]))) {
-      admin.createTopics(List.of(new NewTopic(topic.topic(), 1, (short) 1))).all().get();
+      if (!admin.listTopics().names().get().contains(topic.topic())) {
+        admin.createTopics(List.of(new NewTopic(topic.topic(), 1, (short) 1))).all().get();
+      }
     }
     Map<String, Object> config = Map.of("bootstrap.servers", args[1], "auto.offset.reset", "earliest", "enable.auto.commit", "false", "max.poll.records", "5000");
     try (KafkaConsumer<String, String> consumer = new KafkaConsumer<>(config, new StringDeserializer(), new StringDeserializer())) {
