@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -463,6 +464,10 @@ func (b *Bus) worded(err error, about, topic string) error {
 		if text := cmp.Or(busCures[ke.Code], outages[ke.Code]); text != "" {
 			return fmt.Errorf("kafka: bus: %s: %w; %s", about, err, cure.Replace(text))
 		}
+	}
+	var dial *net.OpError
+	if errors.As(err, &dial) {
+		return fmt.Errorf("kafka: bus: %s: %w; compare bus.brokers with the listeners of the brokers: nc -vz %s", about, err, strings.Replace(b.cfg.Brokers[0], ":", " ", 1))
 	}
 	return fmt.Errorf("kafka: bus: %s: %w", about, err)
 }

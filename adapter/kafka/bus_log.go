@@ -271,7 +271,7 @@ func (b *Bus) put(ctx context.Context, l *busLog, recs []*kgo.Record) error {
 	if err != nil { // what is under way may be stored yet; a new client sends nothing of it
 		b.gone(l.topic, err)
 		l.drop()
-		return b.worded(b.heard.with(err), "append for source "+l.source, l.topic)
+		return b.worded(b.heard.with(err), "append", l.topic)
 	}
 	for i, r := range recs {
 		if r.Offset != l.end+int64(i) {

@@ -185,6 +185,27 @@ func TestBusTidy(t *testing.T) {
 	if err != nil || ref <= refs[len(refs)-1] {
 		t.Fatalf("after a restart: ref %d, %v", ref, err)
 	}
+	// Where nothing is parked the cursor alone is what counts.
+	if err := sub.Unpark(t.Context(), append(refs, ref)...); err != nil {
+		t.Fatal(err)
+	}
+	refs = nil
+	for i := uint64(401); i <= 600; i++ {
+		if err := sub.Commit(t.Context(), floor(i)); err != nil {
+			t.Fatal(err)
+		}
+		if i%67 == 0 {
+			check(sub, i)
+		}
+	}
+	last, err := kafka.OpenBus(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer last.Close()
+	if floors, err := last.Floors(t.Context(), "shop"); err != nil || floors["d"] != 600 {
+		t.Fatalf("a new copy sees %v, %v; want 600", floors, err)
+	}
 }
 
 // TestBusRewind: a replay hands out again what is on the bus, never less than was due.

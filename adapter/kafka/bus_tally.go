@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"math/bits"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -63,21 +64,26 @@ func (t *tally) trim(floor uint64) {
 	t.base += 64 * words
 }
 
+// tallyTime is how long a count may read on; a backlog takes several.
+const tallyTime = time.Second
+
 // matching counts the pending events of a log that a destination wants. What nobody has
-// looked at yet is read for it, once.
+// looked at yet is read for it, once; until that is done, it counts as wanted.
 func (s *subscription) matching(ctx context.Context, r *logReader, c onewrite.LogCursor, tail uint64) (uint64, error) {
 	r.mu.Lock()
 	upto, from := r.tally.upto, int64(r.tally.upto)+1+r.tally.shift
 	r.mu.Unlock()
 	if upto < tail {
-		err := s.b.scanEvents(ctx, r.l.topic, max(0, from), func(rec *kgo.Record, m mark) error {
+		limited, cancel := context.WithTimeout(ctx, tallyTime)
+		defer cancel()
+		err := s.b.scanEvents(limited, r.l.topic, max(0, from), func(rec *kgo.Record, m mark) error {
 			e, err := eventOf(rec)
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.tally.note(m.seq, rec.Offset, err == nil && s.filter.Wants(e.Topic))
 			return nil
 		})
-		if err != nil {
+		if err != nil && (limited.Err() == nil || ctx.Err() != nil) {
 			return 0, err
 		}
 	}
@@ -85,6 +91,9 @@ func (s *subscription) matching(ctx context.Context, r *logReader, c onewrite.Lo
 	defer r.mu.Unlock()
 	r.tally.trim(c.Floor)
 	n := r.tally.count(max(c.Floor, r.base), tail)
+	if from := max(c.Floor, r.tally.upto); from < tail {
+		n += tail - from
+	}
 	for _, d := range c.Done {
 		n -= min(n, r.tally.count(d.From-1, d.To))
 	}
