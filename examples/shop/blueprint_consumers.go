@@ -128,6 +128,9 @@ func subscribe(ctx context.Context, set subscriberSettings, stdout io.Writer) er
 		if err := s.prepare(ctx, db, set.Orders); err != nil {
 			return fmt.Errorf("shop: %s: %w", s.name, err)
 		}
+		if _, err := db.ExecContext(ctx, placesTable); err != nil {
+			return fmt.Errorf("shop: %s: %w", s.name, err)
+		}
 		fmt.Fprintln(stdout, ready)
 		if s.broker == kafka {
 			return s.readTopic(ctx, db, set.Address)
@@ -136,6 +139,10 @@ func subscribe(ctx context.Context, set subscriberSettings, stdout io.Writer) er
 	}
 	return fmt.Errorf("shop: there is no consumer %q", set.Name)
 }
+
+// placesTable tells what was read twice, which is the consumer's own doing, from what
+// was sent twice, which no consumer of Kafka may ever see: it is for the count alone.
+const placesTable = `CREATE TABLE IF NOT EXISTS places (place TEXT PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID`
 
 // workError is the error of a store or a message, where another connection is no cure.
 type workError struct{ error }
@@ -220,7 +227,12 @@ func (s subscriber) readTopic(ctx context.Context, db *sql.DB, broker string) er
 			for _, h := range r.Headers {
 				header[h.Key] = string(h.Value)
 			}
-			if err := s.take(ctx, db, header["ce_source"], header["ce_id"], r.Value); err != nil {
+			_, err := db.ExecContext(context.WithoutCancel(ctx), `INSERT INTO places (place, id) VALUES ($1, $2) ON CONFLICT DO NOTHING`,
+				fmt.Sprintf("partition %d, offset %d", r.Partition, r.Offset), header["ce_id"])
+			if err == nil {
+				err = s.take(ctx, db, header["ce_source"], header["ce_id"], r.Value)
+			}
+			if err != nil {
 				return err
 			}
 		}

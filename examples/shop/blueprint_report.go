@@ -62,6 +62,9 @@ type Delivery struct {
 	Committed int `json:"committed"`
 	// Repeats is how many messages came again and had no effect.
 	Repeats int `json:"repeats"`
+	// SentTwice is how many records of Kafka's topic hold an event that another record
+	// holds too. One that is read again, by a consumer that was killed, is none.
+	SentTwice int `json:"sent_twice"`
 }
 
 // Verdict returns the problems as one error, nil if there are none.
@@ -116,7 +119,10 @@ func (s subscriber) count(ctx context.Context, dir string, rec record) (d Delive
 	if err != nil {
 		return d, err
 	}
-	d.Repeats, err = number(ctx, db, `SELECT coalesce(sum(times - 1), 0) FROM inbox`)
+	if d.Repeats, err = number(ctx, db, `SELECT coalesce(sum(times - 1), 0) FROM inbox`); err != nil {
+		return d, err
+	}
+	d.SentTwice, err = number(ctx, db, `SELECT count(*) - count(DISTINCT id) FROM places`)
 	return d, err
 }
 
@@ -168,6 +174,9 @@ func (r *BlueprintReport) judge() {
 			problem("%s: %d missing, %d doubled, %d out of order, %d phantom, %d wrong totals",
 				d.Consumer, d.Missing, d.Doubled, d.OutOfOrder, d.Phantom, d.WrongTotals)
 		}
+		if d.SentTwice > 0 {
+			problem("%s: %d events were written to Kafka twice, where transactions promise once", d.Consumer, d.SentTwice)
+		}
 	}
 }
 
@@ -188,7 +197,8 @@ func (r BlueprintReport) Write(w io.Writer) error {
 			r.Seconds, strings.Join(r.Problems, "\n - "))
 	} else {
 		fmt.Fprintf(&b, "Nothing missing, nothing twice, nothing out of order: %s effects were counted from\n"+
-			"the consumers' own stores in %.0f s. %s repeats came, were recognised and had no effect.\n", thousands(effects), r.Seconds, thousands(repeats))
+			"the consumers' own stores in %.0f s. %s repeats came, were recognised and had no effect; to Kafka\n"+
+			"no event was written twice.\n", thousands(effects), r.Seconds, thousands(repeats))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -1,23 +1,5 @@
 package servers
 
-import (
-	"errors"
-	"testing"
-)
-
-// Need ends a test that cannot have a server of LaunchKafka, [LaunchRabbitMQ] or
-// [Launch]: it is skipped if that is not installed and need not be, else it fails.
-// Without an error it does nothing.
-func Need(tb testing.TB, err error) {
-	tb.Helper()
-	if errors.Is(err, errMissing) {
-		missing(tb, "%v", err)
-	}
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // LaunchKafka starts a broker for a program that is no test; Shutdown ends it. The
 // error says how to get one that is not there.
 func LaunchKafka() (*KafkaServer, error) {

@@ -80,17 +80,20 @@ func tell(ctx context.Context, o shop.BlueprintOptions, count string) (r shop.Bl
 	if count != "" {
 		return shop.RecountBlueprint(ctx, count)
 	}
-	if o.Onewrite, err = filepath.Abs(o.Onewrite); err != nil {
-		return r, err
-	}
-	if o.Self, err = os.Executable(); err != nil {
-		return r, err
-	}
 	remove, err := folder(&o.Dir)
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
+	if o.Onewrite, err = filepath.Abs(o.Onewrite); err != nil {
+		return r, err
+	}
+	if _, err := os.Stat(o.Onewrite); err != nil {
+		return r, fmt.Errorf("%w; make build makes it, --onewrite names another one", err)
+	}
+	if o.Self, err = os.Executable(); err != nil {
+		return r, err
+	}
 	fmt.Fprintln(o.Out, "PostgreSQL, RabbitMQ and Kafka start on the loopback ...")
 	stop, err := start(&o)
 	defer func() { err = errors.Join(err, stop()) }()
