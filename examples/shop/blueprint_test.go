@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -192,5 +193,16 @@ func TestSubscriberRefuses(t *testing.T) {
 	}
 	if err := subscribe(t.Context(), subscriberSettings{Name: "nobody"}, &bytes.Buffer{}); err == nil {
 		t.Error("there is a consumer named nobody")
+	}
+}
+
+// TestBlueprintPage: the page shows the very file.
+func TestBlueprintPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/blueprint.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), "```yaml\n"+string(blueprintConfig)+"```") {
+		t.Error("docs/blueprint.md shows another onewrite.yaml than examples/shop/blueprint has")
 	}
 }
