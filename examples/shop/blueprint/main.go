@@ -126,7 +126,11 @@ func start(o *shop.BlueprintOptions) (stop func() error, err error) {
 	var rabbit *servers.Rabbit
 	var kafka *servers.KafkaServer
 	var g errgroup.Group
-	g.Go(func() (err error) { pg, err = servers.Launch(18); return err })
+	g.Go(func() (err error) {
+		// As onewrite doctor would have it.
+		pg, err = servers.Launch(18, servers.Set("max_prepared_transactions", "0"), servers.Set("max_slot_wal_keep_size", "20GB"))
+		return err
+	})
 	g.Go(func() (err error) { rabbit, err = servers.LaunchRabbitMQ(); return err })
 	g.Go(func() (err error) { kafka, err = servers.LaunchKafka(); return err })
 	err = g.Wait()
