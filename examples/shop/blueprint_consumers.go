@@ -176,7 +176,8 @@ func (s subscriber) readQueue(ctx context.Context, db *sql.DB, url string) error
 }
 
 // readConnection acknowledges a message when its effect is durable. What was not
-// acknowledged when a connection breaks comes again, before what had not been sent.
+// acknowledged when a connection breaks comes again, before what had not been sent:
+// the queue has a single active consumer, so that the next one cannot be too early.
 func (s subscriber) readConnection(ctx context.Context, db *sql.DB, url string) error {
 	conn, err := amqp.Dial(url)
 	if err != nil {
