@@ -19,13 +19,17 @@ echo "the race detector needs cgo and a C compiler; install gcc (Debian: apt-get
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-fast servers check fmt vet lint cross modules vuln sim bench bench-debezium torture torture-all torture-kill torture-fence torture-traps torture-rows torture-points torture-mutants clean
+.PHONY: help demo shop build test test-fast servers check fmt vet lint cross modules vuln sim bench bench-debezium torture torture-all torture-kill torture-fence torture-traps torture-rows torture-points torture-mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## An order service with five consumers, first with dual writes, then with onewrite (needs Go only)
 	@CGO_ENABLED=0 $(GO) run -trimpath ./cmd/onewrite demo
+
+shop: ## The whole picture on real servers: PostgreSQL, RabbitMQ and Kafka under load and faults, counted
+	@scripts/install-servers.sh || echo "make shop: going on with the servers that are there" >&2
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/onewrite ./examples/shop/blueprint && exec bin/blueprint
 
 build: ## Build bin/onewrite
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/onewrite

@@ -31,7 +31,7 @@ func rabbitConfig(c config.Destination, t *tls.Config, log *slog.Logger) rabbitm
 	}
 	r.Declare = &rabbitmq.Topology{Exchange: c.Declare.Exchange, Queues: map[string]rabbitmq.Queue{}}
 	for name, q := range c.Declare.Queues {
-		r.Declare.Queues[name] = rabbitmq.Queue{Type: q.Type, Bind: q.Bind}
+		r.Declare.Queues[name] = rabbitmq.Queue{Type: q.Type, Bind: q.Bind, SingleActive: q.SingleActive}
 	}
 	return r
 }

@@ -184,7 +184,7 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 		return
 	}
 	said, _ = e.try(func(ch *amqp.Channel) error { // as with the exchange
-		_, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{amqp.QueueTypeArg: kind})
+		_, err := ch.QueueDeclare(name, true, false, false, false, q.arguments())
 		return err
 	})
 	other := mismatch(said, amqp.QueueTypeArg)

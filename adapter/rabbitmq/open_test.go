@@ -99,6 +99,64 @@ func TestDeclare(t *testing.T) {
 	}
 }
 
+// TestSingleActive: with two readers the second gets nothing before the first is gone,
+// and then begins with what the first had not acknowledged.
+func TestSingleActive(t *testing.T) {
+	r := sharedBroker(t)
+	c := Config{URL: r.URL(), RoutingKey: "single", Declare: &Topology{Queues: map[string]Queue{"single": {SingleActive: true}}}}
+	s := open(t, c)
+	admin := channel(t, r.URL())
+	t.Cleanup(func() { _, _ = admin.QueueDelete("single", false, false, false) })
+	read := func() (*amqp.Channel, <-chan amqp.Delivery) {
+		ch := channel(t, r.URL())
+		if err := ch.Qos(3, 0, false); err != nil {
+			t.Fatal(err)
+		}
+		in, err := ch.Consume("single", "", false, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ch, in
+	}
+	next := func(in <-chan amqp.Delivery) amqp.Delivery {
+		select {
+		case m := <-in:
+			return m
+		case <-time.After(patience):
+			t.Fatal("nothing comes")
+		}
+		return amqp.Delivery{}
+	}
+	first, got := read()
+	_, other := read()
+	put(t, s, some(1, 6, "order.placed", "a")...)
+	for range 3 {
+		next(got) // and acknowledges none
+	}
+	select {
+	case m := <-other:
+		t.Fatalf("the second reader got %s while the first one reads", decode(t, &m).ID)
+	default:
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var list []amqp.Delivery
+	for range 6 {
+		m := next(other)
+		if err := m.Ack(false); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, m)
+	}
+	if got := ids(t, list); !slices.IsSorted(got) {
+		t.Errorf("the second reader got %v", got)
+	}
+	c.Declare.Queues["single"] = Queue{}
+	_, err := NewSink(t.Context(), c)
+	says(t, err, r.URL(), "declare the queue single", "inequivalent", "change declare")
+}
+
 // streamed reads a stream from its beginning.
 func streamed(t *testing.T, url, name string, n int) (list []amqp.Delivery) {
 	t.Helper()

@@ -59,6 +59,9 @@ type Queue struct {
 	// more. Empty: all of a topic, fanout or headers exchange, the queue's name of a
 	// direct one.
 	Bind []string
+	// SingleActive lets one consumer read at a time. When it is gone, what it had not
+	// acknowledged comes first, before another one gets anything.
+	SingleActive bool
 }
 
 const (

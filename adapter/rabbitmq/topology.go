@@ -81,7 +81,7 @@ func (ses *session) exchange(ch *amqp.Channel, c Config) error {
 // queue declares one and binds it.
 func (ses *session) queue(ch *amqp.Channel, c Config, name string) error {
 	q := c.Declare.Queues[name]
-	if _, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{amqp.QueueTypeArg: q.kind()}); err != nil {
+	if _, err := ch.QueueDeclare(name, true, false, false, false, q.arguments()); err != nil {
 		return ses.declareError(err, "queue", name)
 	}
 	if c.Exchange == "" { // binds it by its name
@@ -100,6 +100,15 @@ func (q Queue) kind() string {
 		return amqp.QueueTypeQuorum
 	}
 	return q.Type
+}
+
+// arguments are those of the declaration.
+func (q Queue) arguments() amqp.Table {
+	t := amqp.Table{amqp.QueueTypeArg: q.kind()}
+	if q.SingleActive {
+		t[amqp.SingleActiveConsumerArg] = true
+	}
+	return t
 }
 
 // bindings are the routing keys of a queue's bindings.

@@ -88,7 +88,7 @@ func (st *stage) setUp(ctx context.Context) (err error) {
 	if err := writeConfig(st.dir, st.database, st.listen, st.addresses); err != nil {
 		return err
 	}
-	return migrate(ctx, st.Self, st.dir, st.database)
+	return migrate(ctx, st.Self, st.dir, environment(st.database))
 }
 
 // start starts a process by its name, for the first time or again.
@@ -103,7 +103,7 @@ func (st *stage) start(name string) (err error) {
 		}
 		st.processes[name], _, err = startProcess(st.life, st.Self, s, false, "service")
 	case "onewrite":
-		st.processes[name], err = startOnewrite(st.life, st.Self, st.dir, st.database)
+		st.processes[name], err = startOnewrite(st.life, st.Self, st.dir, environment(st.database), st.Self, "run", "-c", configFile)
 	default:
 		s := consumerSettings{Name: name, Path: st.storeOf(name), Listen: st.addresses[name], Orders: st.Orders,
 			Seed: st.Seed, PeakFrom: st.plan.peakFrom, PeakTo: st.plan.peakTo}

@@ -25,6 +25,21 @@ const ready = "ready"
 // caller then exits with 1. A goroutine that waits for the end of stdin remains,
 // so Child is the last thing that its process does.
 func Child(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	return child(ctx, args, stdin, map[string]func(context.Context, []byte) error{
+		"service": func(ctx context.Context, line []byte) error {
+			return with(line, func(s serviceSettings) error { return serve(ctx, s) })
+		},
+		"consumer": func(ctx context.Context, line []byte) error {
+			return with(line, func(s consumerSettings) error { return consume(ctx, s, stdout) })
+		},
+		"keeper": func(ctx context.Context, line []byte) error {
+			return with(line, func(s keeperSettings) error { return keep(ctx, s, stdout) })
+		},
+	})
+}
+
+// child plays the role that args name, with the settings on stdin.
+func child(ctx context.Context, args []string, stdin io.Reader, roles map[string]func(context.Context, []byte) error) error {
 	if len(args) == 0 {
 		return errors.New("shop: this command is started by `onewrite demo`, with service, consumer or keeper; run that instead")
 	}
@@ -39,16 +54,11 @@ func Child(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer
 		_, _ = io.Copy(io.Discard, in)
 		end(errParentGone)
 	}()
-	switch args[0] {
-	case "service":
-		err = with(line, func(s serviceSettings) error { return serve(parent, s) })
-	case "consumer":
-		err = with(line, func(s consumerSettings) error { return consume(parent, s, stdout) })
-	case "keeper":
-		err = with(line, func(s keeperSettings) error { return keep(parent, s, stdout) })
-	default:
-		err = fmt.Errorf("shop: no child is named %q", args[0])
+	play := roles[args[0]]
+	if play == nil {
+		return fmt.Errorf("shop: no child is named %q", args[0])
 	}
+	err = play(parent, line)
 	if errors.Is(context.Cause(parent), errParentGone) {
 		return nil
 	}

@@ -76,21 +76,9 @@ func truthOf(ctx context.Context, db *sql.DB) ([]order, error) {
 
 // tally counts one consumer's store.
 func tally(ctx context.Context, name string, db *sql.DB, truth []order, initial map[string]int) (Tally, error) {
-	rows, err := db.QueryContext(ctx, effectsOf[name])
+	effects, err := effectsIn(ctx, db, effectsOf[name])
 	if err != nil {
-		return Tally{}, fmt.Errorf("shop: count %s: %w", name, err)
-	}
-	defer rows.Close()
-	var effects []effect
-	for rows.Next() {
-		var e effect
-		if err := rows.Scan(&e.n, &e.times, &e.customer, &e.seq); err != nil {
-			return Tally{}, fmt.Errorf("shop: count %s: %w", name, err)
-		}
-		effects = append(effects, e)
-	}
-	if err := rows.Err(); err != nil {
-		return Tally{}, fmt.Errorf("shop: count %s: %w", name, err)
+		return Tally{}, fmt.Errorf("%w (%s)", err, name)
 	}
 	t := compare(truth, effects)
 	t.Consumer = name
@@ -102,6 +90,23 @@ func tally(ctx context.Context, name string, db *sql.DB, truth []order, initial 
 		t.WrongTotals = differences(totals(name, truth, initial), got)
 	}
 	return t, nil
+}
+
+// effectsIn reads a query of effects.
+func effectsIn(ctx context.Context, db *sql.DB, query string) (effects []effect, err error) {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return nil, fmt.Errorf("shop: count: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var e effect
+		if err := rows.Scan(&e.n, &e.times, &e.customer, &e.seq); err != nil {
+			return nil, fmt.Errorf("shop: count: %w", err)
+		}
+		effects = append(effects, e)
+	}
+	return effects, rows.Err()
 }
 
 // compare holds the effects, in the order in which they came, against the truth.

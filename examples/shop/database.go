@@ -119,3 +119,22 @@ func onServer(ctx context.Context, server, statement string) error {
 	_, err = db.ExecContext(ctx, statement)
 	return err
 }
+
+// databaseOf names the database shop on a server, for a user if one is given.
+func databaseOf(server, user, password string) (database, error) {
+	u, err := url.Parse(server)
+	if err != nil {
+		return database{}, errBadURL
+	}
+	u.Path = "/shop"
+	if user != "" {
+		u.User = url.UserPassword(user, password)
+	}
+	return database{URL: u.String()}, nil
+}
+
+func newPassword() string {
+	b := make([]byte, 16)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}

@@ -9,6 +9,10 @@
 // receive.go, the faults in faults.go. Who lost what is counted in count.go,
 // with plain SQL, from the service's and the consumers' own stores.
 //
+// The files blueprint*.go are the same shop grown up, for `make shop`: PostgreSQL,
+// RabbitMQ and Kafka, with a broker between onewrite and each consumer. Start at
+// blueprint/onewrite.yaml, then [Blueprint].
+//
 // The service, the consumers and onewrite are processes of their own, so that
 // they can really be killed.
 package shop

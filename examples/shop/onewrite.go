@@ -58,11 +58,11 @@ func keyFile(consumer string) string { return consumer + ".key" }
 // password is in no file and in no list of processes.
 const urlVariable = "SHOP_DATABASE_URL"
 
-// migrate makes the outbox in the service's database.
-func migrate(ctx context.Context, self, dir string, d database) error {
-	cmd := exec.CommandContext(ctx, self, "migrate", "-c", configFile)
+// migrate makes the outbox in the service's database; env is added to our own.
+func migrate(ctx context.Context, program, dir string, env []string) error {
+	cmd := exec.CommandContext(ctx, program, "migrate", "-c", configFile)
 	cmd.Dir = dir
-	cmd.Env = environment(d)
+	cmd.Env = append(os.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("shop: onewrite migrate: %w: %s", err, strings.TrimSpace(string(out)))
 	}
@@ -70,19 +70,16 @@ func migrate(ctx context.Context, self, dir string, d database) error {
 }
 
 func environment(d database) []string {
-	env := os.Environ()
-	if d.URL != "" {
-		env = append(env, urlVariable+"="+d.URL)
+	if d.URL == "" {
+		return nil
 	}
-	return env
+	return []string{urlVariable + "=" + d.URL}
 }
 
 // startOnewrite runs `onewrite run` with a keeper, and makes kill mean onewrite.
-func startOnewrite(ctx context.Context, self, dir string, d database) (*process, error) {
-	s := keeperSettings{Args: []string{self, "run", "-c", configFile}, Dir: dir, Log: filepath.Join(dir, logFile)}
-	if d.URL != "" {
-		s.Env = []string{urlVariable + "=" + d.URL}
-	}
+// self is the program that plays the keeper, the first word of args is onewrite.
+func startOnewrite(ctx context.Context, self, dir string, env []string, args ...string) (*process, error) {
+	s := keeperSettings{Args: args, Dir: dir, Env: env, Log: filepath.Join(dir, logFile)}
 	p, word, err := startProcess(ctx, self, s, true, "keeper", "onewrite")
 	if err != nil {
 		return nil, err

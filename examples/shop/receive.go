@@ -65,16 +65,33 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// take does the work once. The id and the effect are one transaction: after a
-// crash either both are there or neither is. A repeat, which has the same id,
-// finds it and changes nothing.
+// take does the work of an order, once for each id if the ids are remembered.
 func (r *receiver) take(ctx context.Context, id string, o order) error {
-	tx, err := r.db.BeginTx(ctx, nil)
+	if r.key == nil {
+		id = ""
+	}
+	return once(ctx, r.db, id, func(tx *sql.Tx) error { return r.effect(ctx, tx, o) })
+}
+
+// effect is what an order does in the store.
+func (c consumer) effect(ctx context.Context, tx *sql.Tx, o order) error {
+	if o.Closed {
+		_, err := tx.ExecContext(ctx, `INSERT INTO closed (customer) VALUES ($1) ON CONFLICT DO NOTHING`, o.Customer)
+		return err
+	}
+	return c.work(ctx, tx, o)
+}
+
+// once has an effect once. The id and the effect are one transaction: after a
+// crash either both are there or neither is. A repeat, which has the same id,
+// finds it and changes nothing. Without an id nothing is remembered.
+func once(ctx context.Context, db *sql.DB, id string, effect func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if r.key != nil {
+	if id != "" {
 		var times int
 		err := tx.QueryRowContext(ctx, `INSERT INTO inbox (id, times) VALUES ($1, 1)
 			ON CONFLICT (id) DO UPDATE SET times = times + 1 RETURNING times`, id).Scan(&times)
@@ -85,12 +102,7 @@ func (r *receiver) take(ctx context.Context, id string, o order) error {
 			return tx.Commit() // done before; only the repeat is counted
 		}
 	}
-	if o.Closed {
-		_, err = tx.ExecContext(ctx, `INSERT INTO closed (customer) VALUES ($1) ON CONFLICT DO NOTHING`, o.Customer)
-	} else {
-		err = r.work(ctx, tx, o)
-	}
-	if err != nil {
+	if err := effect(tx); err != nil {
 		return err
 	}
 	return tx.Commit()

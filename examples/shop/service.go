@@ -73,7 +73,7 @@ func serve(ctx context.Context, s serviceSettings) error {
 	if err != nil {
 		return fmt.Errorf("shop: service: %w", err)
 	}
-	if err := svc.serveAll(ctx, newPlan(s.Seed, s.Orders).purchases, served); err != nil {
+	if err := serveAll(ctx, newPlan(s.Seed, s.Orders).purchases, served, pace, svc.serveOne); err != nil {
 		return fmt.Errorf("shop: service: %w", err)
 	}
 	if svc.naive != nil {
@@ -86,16 +86,16 @@ func serve(ctx context.Context, s serviceSettings) error {
 	return nil
 }
 
-// serveAll lets the buyers come in, one every 2 ms. A customer always goes to the
+// serveAll lets the buyers come in, one every pace. A customer always goes to the
 // same worker: nobody sends an order while waiting for the one before.
-func (s *service) serveAll(ctx context.Context, buyers []purchase, served map[int]bool) error {
+func serveAll(ctx context.Context, buyers []purchase, served map[int]bool, pace time.Duration, serveOne func(context.Context, purchase) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	var counters [workers]chan purchase
 	for i := range counters {
 		counters[i] = make(chan purchase, 16)
 		g.Go(func() error {
 			for p := range counters[i] {
-				if err := s.serveOne(ctx, p); err != nil {
+				if err := serveOne(ctx, p); err != nil {
 					return err
 				}
 			}
@@ -135,19 +135,25 @@ func (s *service) serveAll(ctx context.Context, buyers []purchase, served map[in
 // serveOne places one order and, in the first act, tells the others.
 func (s *service) serveOne(ctx context.Context, p purchase) error {
 	o, err := s.place(ctx, p)
-	switch {
-	case errors.Is(err, errPlaced):
-		return nil
-	case errors.Is(err, errOutOfStock), errors.Is(err, errDeclined):
-		_, err = s.db.ExecContext(ctx, `INSERT INTO refusals (n, reason) VALUES ($1, $2) ON CONFLICT (n) DO NOTHING`, p.N, err.Error())
-		return err
-	case err != nil:
-		return err
+	if err != nil {
+		return refuse(ctx, s.db, p, err)
 	}
 	if s.naive != nil {
 		s.naive.tell(ctx, o) // the second write, which may not happen
 	}
 	return nil
+}
+
+// refuse writes down why an order was not placed; any other error is returned.
+func refuse(ctx context.Context, db *sql.DB, p purchase, why error) error {
+	switch {
+	case errors.Is(why, errPlaced):
+		return nil
+	case errors.Is(why, errOutOfStock), errors.Is(why, errDeclined):
+		_, err := db.ExecContext(ctx, `INSERT INTO refusals (n, reason) VALUES ($1, $2) ON CONFLICT (n) DO NOTHING`, p.N, why.Error())
+		return err
+	}
+	return why
 }
 
 // place writes the order, and in the second act its event, in one transaction.
@@ -174,7 +180,7 @@ func (s *service) place(ctx context.Context, p purchase) (o order, err error) {
 			return errors.Join(err, errPlaced)
 		}
 		if s.events != nil {
-			if err := s.publish(ctx, tx, "order.placed", o); err != nil {
+			if err := publish(ctx, tx, s.events, "order.placed", o); err != nil {
 				return err
 			}
 		}
@@ -184,12 +190,12 @@ func (s *service) place(ctx context.Context, p purchase) (o order, err error) {
 }
 
 // publish is all that the second act needs in the place of calls, tries and hope.
-func (s *service) publish(ctx context.Context, tx *sql.Tx, topic string, o order) error {
+func publish(ctx context.Context, tx *sql.Tx, events *outbox.Publisher, topic string, o order) error {
 	body, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
-	return s.events.Publish(ctx, tx, outbox.Event{Topic: topic, Key: o.Customer, Payload: body})
+	return events.Publish(ctx, tx, outbox.Event{Topic: topic, Key: o.Customer, Payload: body})
 }
 
 // pay takes the goods from the stock and asks the bank.
@@ -216,7 +222,7 @@ func (s *service) closeShop(ctx context.Context) error {
 	}
 	return outbox.InTx(ctx, s.db, func(tx *sql.Tx) error {
 		for _, name := range names {
-			if err := s.publish(ctx, tx, "order.closed", order{Customer: name, Closed: true}); err != nil {
+			if err := publish(ctx, tx, s.events, "order.closed", order{Customer: name, Closed: true}); err != nil {
 				return err
 			}
 		}

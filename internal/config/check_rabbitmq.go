@@ -41,6 +41,9 @@ func (c *checker) rabbitQueue(at, name string, d Destination) {
 	if len(q.Bind) > 0 && d.Exchange == "" {
 		c.bad(at+".bind", "does not go with the default exchange, where each queue gets what has its name as routing key", "write exchange: NAME, or take bind out")
 	}
+	if q.SingleActive && q.Type == "stream" {
+		c.bad(at+".single_active_consumer", "does not go with a stream, whose readers each have a place of their own", "take it out, or write type: quorum")
+	}
 	for _, key := range q.Bind {
 		if len(key) > shortString {
 			c.bad(at+".bind", "has a key that is longer than the 255 bytes of AMQP", "write a shorter one")

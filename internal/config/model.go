@@ -210,8 +210,9 @@ type Declare struct {
 
 // Queue is a durable queue of RabbitMQ.
 type Queue struct {
-	Type string   `yaml:"type" default:"quorum" enum:"quorum|classic|stream" doc:"The kind of queue. One of type classic is on one node."`
-	Bind []string `yaml:"bind" example:"[\"order.>\"]" doc:"The routing keys that it gets, or patterns of them: those of topics (* for one word, > at the end for one or more), or of AMQP (# for any number of words). Without it, all; of a direct exchange, its own name."`
+	Type         string   `yaml:"type" default:"quorum" enum:"quorum|classic|stream" doc:"The kind of queue. One of type classic is on one node."`
+	Bind         []string `yaml:"bind" example:"[\"order.>\"]" doc:"The routing keys that it gets, or patterns of them: those of topics (* for one word, > at the end for one or more), or of AMQP (# for any number of words). Without it, all; of a direct exchange, its own name."`
+	SingleActive bool     `yaml:"single_active_consumer" doc:"Lets one consumer read at a time, so that keys stay in order when it dies and another one goes on. Not for streams."`
 }
 
 // SASL is how to log in to Kafka.

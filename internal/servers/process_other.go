@@ -25,6 +25,7 @@ func (p *process) run(_ string, _ ...string) error   { return errNoProcess }
 func (p *process) start(_ string, _ ...string) error { return errNoProcess }
 func (p *process) running() bool                     { return false }
 func (p *process) stop(_ bool) error                 { return errNoProcess }
+func (p *process) terminate() error                  { return errNoProcess }
 func (p *process) kill() error                       { return errNoProcess }
 func (p *process) pid() int                          { return 0 }
 func (p *process) give(_ string) error               { return errNoProcess }

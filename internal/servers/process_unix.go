@@ -187,14 +187,20 @@ func (p *process) pid() int {
 // stop ends the server, in order or at once, and waits for its end. The folder
 // stays.
 func (p *process) stop(atOnce bool) error {
+	if atOnce {
+		return p.stopBy(syscall.SIGQUIT)
+	}
+	return p.stopBy(syscall.SIGINT)
+}
+
+// terminate is stop for a server that takes SIGTERM for the order to end.
+func (p *process) terminate() error { return p.stopBy(syscall.SIGTERM) }
+
+func (p *process) stopBy(signal syscall.Signal) error {
 	p.thaw()
 	pid := p.pid()
 	if pid == 0 {
 		return nil
-	}
-	signal := syscall.SIGINT
-	if atOnce {
-		signal = syscall.SIGQUIT
 	}
 	if err := syscall.Kill(pid, signal); err != nil {
 		return fmt.Errorf("servers: %w", err)
