@@ -32,6 +32,7 @@ func (c *checker) kafka(path string, d Destination) {
 	if d.SASL != nil {
 		c.sasl(path+".sasl", *d.SASL, d)
 	}
+	c.registry(path, d)
 }
 
 func (c *checker) kafkaBrokers(path string, d Destination) {
