@@ -249,3 +249,137 @@ func TestRegistryAway(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// register has somebody register a schema.
+func register(t *testing.T, cl *sr.Client, subject string, typ sr.SchemaType, text string) int {
+	t.Helper()
+	id, err := cl.RegisterSchema(t.Context(), subject, sr.Schema{Schema: text, Type: typ}, -1, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// order makes an event that is no row change.
+func order(topic, id, key, data string) onewrite.Event {
+	return onewrite.Event{ID: id, Source: "shop", Topic: topic, Type: "order.placed", Key: key, Seq: id, Time: time.Date(2024, 2, 29, 12, 30, 59, 0, time.UTC), ContentType: "application/json", Data: []byte(data)}
+}
+
+const orderV1 = `{"type":"record","name":"Order","fields":[{"name":"number","type":"long"},{"name":"price","type":{"type":"bytes","logicalType":"decimal","precision":10,"scale":2}}]}`
+const orderV2 = `{"type":"record","name":"Order","fields":[{"name":"number","type":"long"},{"name":"price","type":{"type":"bytes","logicalType":"decimal","precision":10,"scale":2}},{"name":"note","type":["null","string"],"default":null}]}`
+
+// TestAvroOfPayloads: an event that is no row change is written by the schema that
+// somebody has registered, and by the next version as soon as it needs that. Nobody's
+// schema but onewrite's is evolved.
+func TestAvroOfPayloads(t *testing.T) {
+	k := servers.Kafka(t)
+	a, cl := registry(t)
+	topic := unique("payload")
+	subject := topic + "-value"
+	s := newSink(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: topic, Schemas: &schemas.Config{Format: "avro", URLs: []string{a.URL()}}})
+	var answered interface{ Answered() bool }
+	n, err := s.Write(t.Context(), []onewrite.Event{order(topic, "0", "a", `{"number":1}`)})
+	if n != 0 || errors.Is(err, onewrite.ErrRejected) || !errors.As(err, &answered) || !strings.Contains(err.Error(), "/subjects/"+subject+"/versions") {
+		t.Fatalf("without a schema: %d, %v", n, err)
+	}
+	v1 := register(t, cl, subject, sr.TypeAvro, orderV1)
+	gone := order(topic, "2", "a", "")
+	gone.Data, gone.ContentType = nil, ""
+	mustWrite(t, s, order(topic, "1", "a", `{"number":9007199254740993,"price":"12345678.90"}`), gone)
+	mustRefuse(t, s, order(topic, "3", "a", `{"number":1,"price":0.5,"note":"x"}`), "event 3 to "+topic, "field note is not in the schema", "subject "+subject)
+	mustRefuse(t, s, order(topic, "3", "a", `{"number":"1","price":0.5}`), "field number is a string, the schema has long")
+	text := order(topic, "3", "a", "hello")
+	text.ContentType = "text/plain"
+	mustRefuse(t, s, text, "text/plain")
+	v2 := register(t, cl, subject, sr.TypeAvro, orderV2)
+	mustWrite(t, s, order(topic, "4", "a", `{"number":2,"price":0.5,"note":"x"}`))
+	mustRefuse(t, s, insert(topic, "5", "a", `{"id":1}`), "field before is not in the schema")
+	if n := versions(t, cl, subject); n != 2 {
+		t.Errorf("%d versions: a schema of somebody else's was evolved", n)
+	}
+	got := confluent(t, k, topic, a.URL(), "avro")
+	if len(got) != 3 {
+		t.Fatalf("%+v", got)
+	}
+	for i, want := range []struct {
+		id     string
+		schema int
+		number string
+	}{{"1", v1, "9007199254740993"}, {"2", 0, "<nil>"}, {"4", v2, "2"}} {
+		if r := got[i]; r.ID != want.id || r.Schema != want.schema || fmt.Sprint(r.in("number")) != want.number {
+			t.Errorf("%+v, want %+v", r, want)
+		}
+	}
+	if p := fmt.Sprint(got[0].in("price")); p != "12345678.90" {
+		t.Errorf("the price is %s", p)
+	}
+}
+
+// TestSubjects: what names a subject, and what becomes of two tables that share one.
+func TestSubjects(t *testing.T) {
+	k := servers.Kafka(t)
+	a, cl := registry(t)
+	one := unique("subjects")
+	open := func(by string, register bool) onewrite.Sink {
+		return newIdempotent(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique(one), Topic: one,
+			Schemas: &schemas.Config{Format: "avro", URLs: []string{a.URL()}, Subject: by, NoRegister: !register}})
+	}
+	first, second := one+"_a", one+"_b"
+	name := func(table string) string {
+		return "onewrite.shop.public." + strings.ReplaceAll(table, "-", "_x2d_") + ".Envelope"
+	}
+	mustWrite(t, open("topic-record", true), insert(first, "1", "", `{"id":1}`), insert(second, "2", "", `{"name":"x"}`))
+	versions(t, cl, one+"-"+name(first))
+	versions(t, cl, one+"-"+name(second))
+	mustWrite(t, open("record", true), insert(first, "3", "", `{"id":1}`))
+	versions(t, cl, name(first))
+	register(t, cl, "order.placed", sr.TypeAvro, orderV2)
+	mustWrite(t, open("record", true), order("x", "4", "", `{"number":1,"price":"1"}`))
+	shared := open("topic", true)
+	mustWrite(t, shared, insert(first, "5", "", `{"id":1}`))
+	mustRefuse(t, shared, insert(second, "6", "", `{"name":"x"}`), "has the rows of", "topic-record")
+	closed := open("topic", false)
+	mustWrite(t, closed, insert(first, "7", "", `{"id":2}`))
+	mustRefuse(t, closed, insert(first, "8", "", `{"id":2,"more":1}`), "field after.more is not in the schema")
+	if n := versions(t, cl, one+"-value"); n != 1 {
+		t.Errorf("%d versions", n)
+	}
+	other := newIdempotent(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique(one), Topic: one, Schemas: &schemas.Config{Format: "json-schema", URLs: []string{a.URL()}}})
+	mustRefuse(t, other, insert(first, "9", "", `{"id":2}`), "format: avro")
+}
+
+// TestJSONSchema: payloads stay as they are behind the header, if they are valid; the
+// schema of a table is never less than it was.
+func TestJSONSchema(t *testing.T) {
+	k := servers.Kafka(t)
+	a, cl := registry(t)
+	rows, orders := unique("rows"), unique("orders")
+	s := newSink(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: rows, Schemas: &schemas.Config{Format: "json-schema", URLs: []string{a.URL()}}})
+	mustWrite(t, s,
+		insert(rows, "1", `{"id":1}`, `{"id":9007199254740993,"note":null,"size":1,"tags":[1]}`),
+		insert(rows, "2", `{"id":2}`, `{"id":2,"note":"x","size":1.5,"tags":null,"more":true}`),
+		insert(rows, "3", `{"id":3}`, `{"id":3,"size":"NaN","tags":[null],"more":false}`), // note is dropped
+		rowChange(rows, "4", "update", `{"id":3}`, `{"id":3}`, `{"id":3,"size":1,"more":null}`, `,"unchanged":["tags"]`))
+	if n := versions(t, cl, rows+"-value"); n != 2 {
+		t.Errorf("%d versions", n)
+	}
+	mustRefuse(t, s, insert(rows, "5", `{"id":5}`, `{"id":"five","size":1,"tags":null,"more":null}`), "409", "column id was long and is string")
+	mustWrite(t, s, insert(rows, "6", `{"id":6}`, `{"id":6,"size":1,"tags":[],"more":null}`))
+
+	register(t, cl, orders+"-value", sr.TypeJSON, `{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","properties":{"number":{"type":"integer","minimum":1}},"required":["number"]}`)
+	mustWrite(t, s, order(orders, "7", "a", `{"number": 9007199254740993, "ü":"😀"}`))
+	mustRefuse(t, s, order(orders, "8", "a", `{"number":0}`), "field number does not fit")
+	mustRefuse(t, s, order(orders, "8", "a", `{}`), "number")
+
+	got := confluent(t, k, rows, a.URL(), "json-schema")
+	if len(got) != 5 || fmt.Sprint(got[0].in("after.id")) != "9007199254740993" && got[0].ID == "1" {
+		t.Errorf("%+v", got)
+	}
+	got = confluent(t, k, orders, a.URL(), "json-schema")
+	if len(got) != 1 || fmt.Sprint(got[0].in("number")) != "9007199254740993" || got[0].in("ü") != "😀" {
+		t.Errorf("%+v", got)
+	}
+	if r := records(t, k, orders); string(r[0].Value[5:]) != `{"number": 9007199254740993, "ü":"😀"}` || r[0].Value[0] != 0 {
+		t.Errorf("%q", r[0].Value)
+	}
+}

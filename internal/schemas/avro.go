@@ -58,10 +58,21 @@ func parseAvro(text string) (*avroCodec, error) {
 	return &avroCodec{root: t, t: avroTable(root)}, nil
 }
 
-type avroBuilder struct{ named map[string]*avroType }
+type avroBuilder struct {
+	named map[string]*avroType
+	space string // of the names that have none, where we are
+}
+
+// known returns a type that was defined before.
+func (b *avroBuilder) known(name string) *avroType {
+	if t := b.named[b.space+"."+name]; t != nil && !strings.Contains(name, ".") {
+		return t
+	}
+	return b.named[name]
+}
 
 func (b *avroBuilder) build(n *avro.SchemaNode) (*avroType, error) {
-	if t := b.named[n.Type]; t != nil {
+	if t := b.known(n.Type); t != nil {
 		return t, nil
 	}
 	t := &avroType{word: n.Type, size: n.Size}
@@ -74,6 +85,9 @@ func (b *avroBuilder) build(n *avro.SchemaNode) (*avroType, error) {
 			t.name = n.Namespace + "." + n.Name
 		}
 		b.named[t.name] = t
+		around := b.space
+		b.space = spaceOf(t.name)
+		defer func() { b.space = around }()
 	}
 	var err error
 	switch n.Type {
@@ -102,6 +116,11 @@ func (b *avroBuilder) build(n *avro.SchemaNode) (*avroType, error) {
 		return nil, errors.New("the type " + n.Type + " is not defined")
 	}
 	return t, err
+}
+
+// spaceOf is a full name without its last word.
+func spaceOf(name string) string {
+	return name[:max(strings.LastIndexByte(name, '.'), 0)]
 }
 
 func (b *avroBuilder) fields(t *avroType, fields []avro.SchemaField) error {

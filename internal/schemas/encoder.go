@@ -79,6 +79,11 @@ var forms = map[string]form{
 		parse:  func(text string) (codec, error) { return orNil(parseAvro(text)) },
 		derive: func(t *table, _ codec) (string, error) { return deriveAvro(t) },
 	},
+	"json-schema": {
+		kind: sr.TypeJSON, content: "application/vnd.kafka.jsonschema", keepsDropped: true,
+		parse:  func(text string) (codec, error) { return orNil(parseJSON(text)) },
+		derive: func(t *table, _ codec) (string, error) { return deriveJSON(t) },
+	},
 }
 
 // orNil keeps a nil pointer from becoming a codec that is not nil.
@@ -143,6 +148,25 @@ func New(c Config) (*Encoder, error) {
 
 // Close ends idle connections.
 func (e *Encoder) Close() { e.http.CloseIdleConnections() }
+
+// Client is the client of the registry.
+func (e *Encoder) Client() *sr.Client { return e.cl }
+
+// Subjects asks for the names of all subjects.
+func (e *Encoder) Subjects(ctx context.Context) ([]string, error) {
+	names, err := e.cl.Subjects(ctx)
+	if err != nil {
+		return nil, e.told(err, "")
+	}
+	return names, nil
+}
+
+// Known reports whether a subject has a schema of the format; an error says that it has
+// one that cannot be written by.
+func (e *Encoder) Known(ctx context.Context, subject string) (bool, error) {
+	v, err := e.newest(ctx, subject)
+	return v != nil, err
+}
 
 // ContentType is the media type of what is written.
 func (e *Encoder) ContentType() string { return e.form.content }
@@ -244,6 +268,10 @@ func (e *Encoder) encode(ctx context.Context, name string, s *subject, p *payloa
 			s.keep(latest)
 			return e.write(name, latest, p)
 		}
+		if latest != nil && latest.codec.table().space != p.row.table.space {
+			return nil, refuse("subject %s has the rows of %s, and these are of %s; write registry: {subject: topic-record}, so that each table has a subject, or give them topics of their own",
+				name, strings.TrimPrefix(latest.codec.table().space, ours), strings.TrimPrefix(p.row.table.space, ours))
+		}
 		if !e.c.NoRegister {
 			v, err := e.register(ctx, name, latest, p.row)
 			if err != nil {
@@ -313,7 +341,8 @@ func (e *Encoder) register(ctx context.Context, name string, latest *version, r 
 	if latest != nil {
 		before, was = latest.codec, latest.codec.table()
 	}
-	text, err := e.form.derive(r.evolve(was, e.form.keepsDropped), before)
+	now := r.evolve(was, e.form.keepsDropped)
+	text, err := e.form.derive(now, before)
 	if err != nil {
 		return nil, refuse("no schema follows from it: %w", err)
 	}
@@ -326,7 +355,7 @@ func (e *Encoder) register(ctx context.Context, name string, latest *version, r 
 	}
 	id, err := e.cl.RegisterSchema(ctx, name, sr.Schema{Schema: text, Type: e.form.kind}, -1, -1)
 	if err != nil {
-		return nil, e.told(err, name)
+		return nil, e.told(fmt.Errorf("%w%s", err, difference(was, now)), name)
 	}
 	e.c.Logger.Info("a schema is registered", "subject", name, "id", id, "table", r.table.space)
 	return &version{id, c}, nil

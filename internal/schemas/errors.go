@@ -65,8 +65,12 @@ func (e *Encoder) told(err error, name string) error {
 	if !errors.As(err, &re) {
 		return fmt.Errorf("schema registry: %w; events wait; see that it runs: curl %s/subjects", err, strings.TrimRight(e.c.URLs[0], "/"))
 	}
-	said := clipTo(re.Error(), 600)
-	at := fmt.Sprintf("schema registry: subject %s: %d: %s", name, re.StatusCode, said)
+	said := clipTo(err.Error(), 900)
+	of := ""
+	if name != "" {
+		of = "subject " + name + ": "
+	}
+	at := fmt.Sprintf("schema registry: %s%d: %s", of, re.StatusCode, said)
 	switch code := re.StatusCode; {
 	case code == http.StatusConflict:
 		return refuse("%s; give the column a type that readers of the old one can take, or let the subject take any once: %s, retry the event, and set it back", at, e.curl("PUT", "/config/"+name, `{"compatibility":"NONE"}`))

@@ -248,7 +248,7 @@ func (r *row) lacks(c column) bool {
 // tells all of them, so that the same columns are the same schema again.
 func (r *row) evolve(was *table, keepsDropped bool) *table {
 	t := &table{space: r.table.space}
-	if was == nil || was.space != t.space {
+	if was == nil {
 		was = &table{}
 	}
 	if keepsDropped || !r.whole() || len(r.unchanged) > 0 {
@@ -268,6 +268,35 @@ func (r *row) evolve(was *table, keepsDropped bool) *table {
 		}
 	}
 	return t
+}
+
+// difference names the columns that have another type now, for a person who has to know
+// what a registry objects to.
+func difference(was, now *table) string {
+	if was == nil {
+		return ""
+	}
+	var list []string
+	for _, c := range now.columns {
+		if k, has := was.column(c.name); has && !k.equal(c.kind) && k.base != unknown {
+			list = append(list, fmt.Sprintf("column %s was %s and is %s", c.name, k, c.kind))
+		}
+	}
+	if list == nil {
+		return ""
+	}
+	return " (" + strings.Join(list, ", ") + ")"
+}
+
+// String names the type in messages.
+func (k kind) String() string {
+	if k.base == list {
+		return "array of " + k.items.String()
+	}
+	if k.base == unknown {
+		return "null"
+	}
+	return k.base
 }
 
 // shaped is the row change as forms have it in which a column that is not there is null:

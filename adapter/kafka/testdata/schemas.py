@@ -40,5 +40,5 @@ while left:
         "id": header.get("ce_id", ""), "content": header.get("content-type", ""), "key": (m.key() or b"").decode(),
         "schema": int.from_bytes(m.value()[1:5], "big") if m.value() else 0,
         "value": read(m.value(), SerializationContext(topic, MessageField.VALUE)),
-    }))
+    }, default=str))
 c.close()
