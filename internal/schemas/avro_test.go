@@ -252,3 +252,53 @@ func TestRowsComeBack(t *testing.T) {
 		}
 	})
 }
+
+// TestNames: any two columns have two names, and what is a name of Avro stays one.
+func TestNames(t *testing.T) {
+	seen := map[string]string{}
+	for _, name := range []string{"", "_x_", "a b", "a_x20_b", "a_x5f_x20_b", "id", "Id", "tax_xyz", "1", "_1", "_x31_", "größe", "_x", "x-y", "x_y"} {
+		out := identifier(name)
+		if other, twice := seen[out]; twice {
+			t.Errorf("%q and %q are both %q", other, name, out)
+		}
+		seen[out] = name
+		if _, err := avro.Parse(`{"type":"record","name":"` + out + `","fields":[]}`); err != nil {
+			t.Errorf("%q became %q: %v", name, out, err)
+		}
+	}
+	for _, name := range []string{"id", "tax_xyz", "_1", "a_x"} {
+		if identifier(name) != name {
+			t.Errorf("%q became %q", name, identifier(name))
+		}
+	}
+}
+
+// TestPlaceholder: what stands for a value that was not touched is none of an array's,
+// and is a text's.
+func TestPlaceholder(t *testing.T) {
+	p, err := read(change("insert", "", "null", `{"id":1,"note":"x","tags":[1]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := p.row.evolve(nil, false)
+	p, err = read(change("update", `,"unchanged":["note","tags"]`, "null", `{"id":1,"note":"`+unavailable+`","tags":"`+unavailable+`"}`))
+	if err != nil || !p.row.fits(was, false) {
+		t.Fatal(err)
+	}
+	schema, err := deriveAvro(was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := parseAvro(schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := c.append(nil, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, _ := decoded(t, schema, b).get("after")
+	if o := row.(*object); o.values["note"] != unavailable || o.values["tags"] != nil {
+		t.Errorf("%v", o)
+	}
+}

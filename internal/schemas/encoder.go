@@ -19,7 +19,7 @@ import (
 
 // Config says which registry there is, and what to write by it.
 type Config struct {
-	// Format is avro, json-schema or protobuf.
+	// Format is avro or json-schema.
 	Format string
 	// Subject says what names a subject: topic (TOPIC-value), record (the name of the
 	// record) or topic-record (both, with - between). Default topic.
@@ -121,7 +121,7 @@ type Encoder struct {
 func New(c Config) (*Encoder, error) {
 	f, ok := forms[c.Format]
 	if !ok {
-		return nil, fmt.Errorf("format %q is unknown; write avro, json-schema or protobuf", c.Format)
+		return nil, fmt.Errorf("format %q is unknown; write avro or json-schema", c.Format)
 	}
 	if len(c.URLs) == 0 {
 		return nil, errors.New("format " + c.Format + " needs a schema registry; write registry: {url: http://registry:8081}")
@@ -202,11 +202,11 @@ func (e *Encoder) Encode(ctx context.Context, topic string, ev *onewrite.Event) 
 // read takes an event's data apart.
 func read(ev *onewrite.Event) (*payload, error) {
 	if !isJSON(ev.ContentType) {
-		return nil, refuse("the payload is %q, and schemas are for JSON; have it written as JSON, or leave it out of topics:", ev.ContentType)
+		return nil, refuse("the payload is %q, and schemas are for JSON; write it as JSON, or leave its topic out of the topics of the destination", ev.ContentType)
 	}
 	v, err := parse(ev.Data)
 	if err != nil {
-		return nil, refuse("%w; have it written as JSON, or leave it out of topics:", err)
+		return nil, refuse("%w; write it as JSON, or leave its topic out of the topics of the destination", err)
 	}
 	r, err := rowOf(ev, v)
 	if err != nil {
@@ -318,8 +318,8 @@ func (e *Encoder) newest(ctx context.Context, name string) (*version, error) {
 		return nil, e.told(err, name)
 	}
 	if ss.Type != e.form.kind {
-		return nil, refuse("subject %s has schemas of %s, the destination writes format: %s; write format: %s, or name subjects in another way: registry: {subject: topic-record}",
-			name, ss.Type, e.c.Format, words[ss.Type])
+		return nil, refuse("subject %s has schemas of %s, the destination writes format: %s; write the other format, another topic:, or name subjects in another way: registry: {subject: topic-record}",
+			name, ss.Type, e.c.Format)
 	}
 	if len(ss.References) > 0 {
 		return nil, refuse("schema %d of subject %s refers to others, which is not read; register it with all of them in one", ss.ID, name)
@@ -330,9 +330,6 @@ func (e *Encoder) newest(ctx context.Context, name string) (*version, error) {
 	}
 	return &version{ss.ID, c}, nil
 }
-
-// words are the formats by what the registry calls them.
-var words = map[sr.SchemaType]string{sr.TypeAvro: "avro", sr.TypeJSON: "json-schema", sr.TypeProtobuf: "protobuf"}
 
 // register makes the schema of a row change, and has the registry judge it.
 func (e *Encoder) register(ctx context.Context, name string, latest *version, r *row) (*version, error) {

@@ -338,7 +338,7 @@ func (r *row) shaped(t *table) *object {
 // escaped is what identifier makes of a character.
 var escaped = regexp.MustCompile(`^_x[0-9a-f]{0,2}_`)
 
-// identifier makes a name of Avro and Protobuf of any text, each of another one: what
+// identifier makes a name of Avro of any text, each of another one: what
 // they do not take is its number between _x and _.
 func identifier(name string) string {
 	if name == "" {
