@@ -329,7 +329,7 @@ func TestSubjects(t *testing.T) {
 	a, cl := registry(t)
 	one := unique("subjects")
 	open := func(by string, register bool) onewrite.Sink {
-		return newIdempotent(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique(one), Topic: one,
+		return newIdempotent(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique(one), Topic: one, Tombstones: true,
 			Schemas: &schemas.Config{Format: "avro", URLs: []string{a.URL()}, Subject: by, NoRegister: !register}})
 	}
 	first, second := one+"_a", one+"_b"
@@ -345,6 +345,10 @@ func TestSubjects(t *testing.T) {
 	mustWrite(t, open("record", true), order("x", "4", "", `{"number":1,"price":"1"}`))
 	shared := open("topic", true)
 	mustWrite(t, shared, insert(first, "5", "", `{"id":1}`))
+	n, err := shared.Write(t.Context(), []onewrite.Event{rowChange(first, "5b", "delete", "k", `{"id":1}`, "null", ""), insert(second, "6", "", `{"name":"x"}`)})
+	if n != 1 || !errors.Is(err, onewrite.ErrRejected) || !strings.Contains(err.Error(), "event 6 ") {
+		t.Errorf("%d are written, %v", n, err) // the delete is two records
+	}
 	mustRefuse(t, shared, insert(second, "6", "", `{"name":"x"}`), "has the rows of", "topic-record")
 	closed := open("topic", false)
 	mustWrite(t, closed, insert(first, "7", "", `{"id":2}`))

@@ -302,3 +302,29 @@ func TestPlaceholder(t *testing.T) {
 		t.Errorf("%v", o)
 	}
 }
+
+// TestKindsWiden: a column is never less than it was, in whatever order values come.
+func TestKindsWiden(t *testing.T) {
+	for values, want := range map[string]string{
+		`1,null,2`: "long", `1,1.5,2,null`: "double", `1.5,1`: "double", `"NaN",1`: "double", `1,"NaN"`: "double", `"NaN"`: "string", `"x","NaN"`: "string", `null`: "null",
+		`[],[null],[1],[1.5],[2]`: "array of double", `[["a"]],[[null]],[]`: "array of array of string", `true,null`: "boolean", `"` + unavailable + `",1`: "long",
+	} {
+		v, err := parse([]byte("[" + values + "]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var k kind
+		for _, one := range v.([]any) {
+			now, err := kindOf("x", one)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if k = k.with(now); !k.settled().takes(now) {
+				t.Errorf("%s: %v does not take %v", values, k, one)
+			}
+		}
+		if got := k.settled().String(); got != want {
+			t.Errorf("%s are %s, want %s", values, got, want)
+		}
+	}
+}
