@@ -179,7 +179,10 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 	case config.Redis:
 		return redis.Examine(ctx, redisConfig(name, d, t, silent))
 	case config.Kafka:
-		k := kafkaSink(name, d, t, int(cfg.MaxEvent), silent)
+		k, err := kafkaSink(name, d, t, int(cfg.MaxEvent), silent)
+		if err != nil {
+			return []Finding{{Severity: diagnosis.Problem, Check: "tls", Text: err.Error(), Cure: "write the paths of files that can be read"}}
+		}
 		k.Topic = d.Topic // which is applied before an event comes to the sink
 		return kafka.Examine(ctx, k, d.Topics)
 	case config.Email:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/schemas"
 	"github.com/onewrite/onewrite/internal/shape"
 	"github.com/onewrite/onewrite/internal/topics"
 )
@@ -73,8 +74,21 @@ type Preview struct {
 	Event *onewrite.Event
 	// Reason says why it gets nothing; it is empty otherwise.
 	Reason string
+	// Subject is where the registry has the schema that the event is written by, and
+	// Schema the one that follows from it where it is a row change; see Kafka's format.
+	Subject, Schema string
 	// Parked is true if the event would be refused, and so parked.
 	Parked bool
+}
+
+// bySchema adds what is to be told of the schema; an event that none can take is parked.
+func (p *Preview) bySchema(d config.Destination) {
+	s, err := schemas.Look(*schemasOf(d, nil, nil), p.Event.Topic, p.Event)
+	if err != nil {
+		*p = Preview{Destination: p.Destination, Reason: err.Error(), Parked: true}
+		return
+	}
+	p.Subject, p.Schema = s.Subject, s.Schema
 }
 
 // Look says what each destination would get of an event, in the order of their names.
@@ -99,6 +113,9 @@ func Look(cfg *Config, e onewrite.Event) (list []Preview) {
 			default:
 				p.Event = &out
 			}
+		}
+		if p.Event != nil && d.Schemas() {
+			p.bySchema(d)
 		}
 		list = append(list, p)
 	}

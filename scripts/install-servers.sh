@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
 # PgBouncer, MariaDB, sqlite3, RabbitMQ, Redis and Apache Kafka with Python clients of
-# them, Elasticsearch, Mailpit, moto, the C compiler that the race detector needs, and
+# them, Apicurio Registry, Elasticsearch, Mailpit, moto, the C compiler that the race detector needs, and
 # for the examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
 # root it installs what is missing, and starts nothing. Elsewhere it says what is
 # missing and changes nothing but its own cache folder. With everything there it ends at
@@ -20,6 +20,7 @@ CONFLUENT_KAFKA_VERSION=2.16.1
 MAILPIT_VERSION=v1.27.11
 MOTO_VERSION=5.2.5
 BOTO3_VERSION=1.44.8
+APICURIO_VERSION=2.5.11.Final # as ApicurioVersion in internal/servers
 ES_VERSION=8.19.0 # as ElasticsearchVersion in internal/servers
 
 check=false
@@ -85,6 +86,13 @@ have_confluent_kafka() {
   PYTHONPATH=$cache/confluent-kafka${PYTHONPATH:+:$PYTHONPATH} python3 -c 'import confluent_kafka' >/dev/null 2>&1
 }
 
+# have_confluent_schemas: its deserializers, as ConfluentSchemas of internal/servers looks.
+have_confluent_schemas() {
+  PYTHONPATH=$cache/confluent-schemas python3 -c 'import confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf' >/dev/null 2>&1
+}
+
+have_apicurio() { [ -e "$cache/apicurio-$APICURIO_VERSION/apicurio-registry-app-$APICURIO_VERSION-runner.jar" ]; }
+
 have_mailpit() { [ -x "$cache/mailpit" ]; }
 
 # moto_python prints the interpreter that servers of a plain user can run: that of
@@ -111,6 +119,8 @@ missing() {
   have_jdbc || echo postgresql.jar
   have_kafka || echo kafka
   have_confluent_kafka || echo confluent-kafka
+  have_confluent_schemas || echo confluent-schemas
+  have_apicurio || echo apicurio
   have_mailpit || echo mailpit
   have_moto || echo moto
   have_elasticsearch || echo elasticsearch
@@ -157,13 +167,17 @@ install_debian() {
         ;;
       jdk) packages+=(default-jdk-headless) ;;
       elasticsearch) have_program mvn || packages+=(maven) ;;
+      apicurio)
+        have_program mvn || packages+=(maven)
+        have_program java || packages+=(default-jdk-headless)
+        ;;
       postgresql.jar) packages+=(libpostgresql-jdbc-java) ;;
       gcc) packages+=(gcc libc6-dev) ;;
       kafka)
         have_program mvn || packages+=(maven)
         have_program java || packages+=(default-jdk-headless)
         ;;
-      confluent-kafka) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
+      confluent-kafka | confluent-schemas) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       mailpit) ;; # go builds it
       moto) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       *) packages+=("$name") ;;
@@ -248,20 +262,44 @@ XML
   chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
-# install_confluent_kafka fetches librdkafka's Python client into the cache, not into
-# the system. Only a built package is taken: none of its scripts runs.
-install_confluent_kafka() {
-  local work status=0
-  python3 -m pip --version >/dev/null 2>&1 || { say "pip is not installed, librdkafka's Python client comes through it"; return 1; }
+# install_python fetches Python packages into a folder of the cache, not into the
+# system, in one step. Only built packages are taken: none of their scripts runs.
+# Usage: install_python FOLDER pip-arguments...
+install_python() {
+  local folder=$1 work status=0
+  shift
+  python3 -m pip --version >/dev/null 2>&1 || { say "pip is not installed, $folder comes through it"; return 1; }
   mkdir -p "$cache"
   work=$(mktemp -d "$cache/.fetch-XXXXXX")
   {
-    retry python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary :all: --target "$work" \
-      "confluent-kafka==$CONFLUENT_KAFKA_VERSION" >&2 &&
-      chmod -R a+rX "$work" && rm -rf "$cache/confluent-kafka" && mv "$work" "$cache/confluent-kafka"
+    retry python3 -m pip install -q --disable-pip-version-check --only-binary :all: --target "$work" "$@" >&2 &&
+      chmod -R a+rX "$work" && rm -rf "${cache:?}/$folder" && mv "$work" "$cache/$folder"
   } || status=1
   rm -rf "$work"
-  [ "$status" = 0 ] || { say "confluent-kafka could not be fetched"; return 1; }
+  [ "$status" = 0 ] || { say "$folder could not be fetched"; return 1; }
+  chmod a+rx "$cache" "$(dirname "$cache")"
+}
+
+# install_confluent_kafka fetches librdkafka's Python client.
+install_confluent_kafka() { install_python confluent-kafka --no-deps "confluent-kafka==$CONFLUENT_KAFKA_VERSION"; }
+
+# install_confluent_schemas fetches it with what reads Avro, JSON Schema and Protobuf.
+install_confluent_schemas() { install_python confluent-schemas "confluent-kafka[avro,json,protobuf]==$CONFLUENT_KAFKA_VERSION"; }
+
+# install_apicurio fetches the registry of schemas by Maven, in one step as well.
+install_apicurio() {
+  local work status=0
+  have_program mvn || { say "mvn is not installed, Apicurio Registry comes through it"; return 1; }
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.fetch-XXXXXX")
+  {
+    (cd "$work" && retry mvn -q -B dependency:unpack -DoutputDirectory="$work" \
+      -Dartifact="io.apicurio:apicurio-registry-app:$APICURIO_VERSION:tar.gz:all" >&2) &&
+      [ -e "$work/apicurio-registry-app-$APICURIO_VERSION-runner.jar" ] && chmod -R a+rX "$work" &&
+      rm -rf "$cache/apicurio-$APICURIO_VERSION" && mv "$work" "$cache/apicurio-$APICURIO_VERSION"
+  } || status=1
+  rm -rf "$work"
+  [ "$status" = 0 ] || { say "Apicurio Registry $APICURIO_VERSION could not be fetched"; return 1; }
   chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
@@ -324,6 +362,8 @@ if [ -n "$need" ] && ! $check; then
   have_node_pg || install_node_pg || true
   have_kafka || install_kafka || true
   have_confluent_kafka || install_confluent_kafka || true
+  have_confluent_schemas || install_confluent_schemas || true
+  have_apicurio || install_apicurio || true
   have_mailpit || install_mailpit || true
   have_moto || install_moto || true
   have_elasticsearch || install_elasticsearch || true

@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/schemas"
 )
 
 // Config says where a sink writes, and how.
@@ -53,6 +54,8 @@ type Config struct {
 	// MaxEvent is the largest event, in bytes; [Examine] compares it with what the
 	// topics take. Default 1 MiB.
 	MaxEvent int
+	// Schemas says by which schemas payloads are written; nil: as they are.
+	Schemas *schemas.Config
 	// Logger gets warnings; nil discards them.
 	Logger *slog.Logger
 }
@@ -208,6 +211,8 @@ type core struct {
 	heard *heard
 	turn  chan struct{} // holds one: whose turn it is
 
+	schemas *schemas.Encoder // nil: payloads are written as they are
+
 	closing sync.Once
 	closed  chan struct{}
 
@@ -230,6 +235,11 @@ func open(ctx context.Context, c Config, more ...kgo.Opt) (*core, error) {
 		return nil, err
 	}
 	s := &core{c: c, heard: &heard{}, turn: make(chan struct{}, 1), closed: make(chan struct{}), topics: map[string]*topic{}}
+	if c.Schemas != nil {
+		if s.schemas, err = schemas.New(*c.Schemas); err != nil {
+			return nil, fmt.Errorf("kafka: %w", err)
+		}
+	}
 	opts, err := c.options(s.heard)
 	if err != nil {
 		return nil, err
@@ -245,7 +255,7 @@ func open(ctx context.Context, c Config, more ...kgo.Opt) (*core, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if err := s.ensurePlaces(ctx); err != nil {
-		s.cl.Close()
+		_ = s.Close() // it cannot fail
 		return nil, err
 	}
 	return s, nil
@@ -256,6 +266,9 @@ func (s *core) Close() error {
 	s.closing.Do(func() {
 		close(s.closed)
 		s.cl.Close()
+		if s.schemas != nil {
+			s.schemas.Close()
+		}
 	})
 	return nil
 }

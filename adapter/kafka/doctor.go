@@ -44,6 +44,8 @@ func Examine(ctx context.Context, c Config, wanted []string) []diagnosis.Finding
 	e.transactions(ctx)
 	e.places(ctx, defaults)
 	e.topics(ctx, wanted, defaults)
+	exact, _ := e.expected(wanted)
+	e.registry(ctx, exact)
 	return e.Found
 }
 

@@ -25,7 +25,10 @@ func Uncommitted(tb testing.TB, c Config, events []onewrite.Event, place []byte)
 	if err := s.prepare(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	recs, of := s.records(events)
+	recs, of, err := s.records(tb.Context(), events)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	if _, err := s.admit(tb.Context(), recs, events, of); err != nil {
 		tb.Fatal(err)
 	}

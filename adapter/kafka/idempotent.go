@@ -78,7 +78,7 @@ func (s *Idempotent) Write(ctx context.Context, events []onewrite.Event) (int, e
 	if err := p.mend(ctx); err != nil {
 		return 0, s.worded(err, "give up records without an answer", "")
 	}
-	recs, of := s.records(events)
+	recs, of, unfit := s.records(ctx, events)
 	n, cause := s.enter(ctx, recs, events, of)
 	for from := 0; from < n; {
 		to := from + s.window(recs[from:n], events, of[from:n])
@@ -90,6 +90,9 @@ func (s *Idempotent) Write(ctx context.Context, events []onewrite.Event) (int, e
 	}
 	if n < len(recs) {
 		return of[n], cause
+	}
+	if unfit != nil {
+		return whole(of), unfit
 	}
 	return len(events), nil
 }

@@ -1,6 +1,8 @@
 package kafka
 
 import (
+	"context"
+	"fmt"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -40,18 +42,46 @@ func (enc *encoder) record(topic string, e *onewrite.Event) *kgo.Record {
 
 // records makes the records of events: one each, and a tombstone behind the delete
 // of a row if they are wanted. of[i] is the event of record i. There is room for two
-// more.
-func (s *core) records(events []onewrite.Event) (recs []*kgo.Record, of []int) {
+// more. An error is about the event behind those that have records: the registry of
+// schemas does not take it, or does not answer.
+func (s *core) records(ctx context.Context, events []onewrite.Event) (recs []*kgo.Record, of []int, err error) {
 	recs, of = make([]*kgo.Record, 0, len(events)+2), make([]int, 0, len(events))
 	var enc encoder
 	for i := range events {
-		r := enc.record(s.topicOf(&events[i]), &events[i])
+		topic := s.topicOf(&events[i])
+		e, err := s.encoded(ctx, topic, &events[i])
+		if err != nil {
+			return recs, of, fmt.Errorf("kafka: event %s to %s: %w", events[i].ID, topic, err)
+		}
+		r := enc.record(topic, e)
 		recs, of = append(recs, r), append(of, i)
 		if s.buries(&events[i]) {
 			recs, of = append(recs, &kgo.Record{Topic: r.Topic, Key: r.Key}), append(of, i)
 		}
 	}
-	return recs, of
+	return recs, of, nil
+}
+
+// whole is how many events have all their records.
+func whole(of []int) int {
+	if len(of) == 0 {
+		return 0
+	}
+	return of[len(of)-1] + 1
+}
+
+// encoded is an event as it is written: with its data in the format that is wanted.
+func (s *core) encoded(ctx context.Context, topic string, e *onewrite.Event) (*onewrite.Event, error) {
+	if s.schemas == nil || e.Data == nil {
+		return e, nil
+	}
+	data, err := s.schemas.Encode(ctx, topic, e)
+	if err != nil {
+		return nil, err
+	}
+	out := *e
+	out.Data, out.ContentType = data, s.schemas.ContentType()
+	return &out, nil
 }
 
 // buries reports whether an event is followed by a tombstone.

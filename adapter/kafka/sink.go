@@ -115,9 +115,12 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place [
 	if err := s.prepare(ctx); err != nil {
 		return 0, err
 	}
-	recs, of := s.records(events)
+	recs, of, unfit := s.records(ctx, events)
 	if n, err := s.admit(ctx, recs, events, of); err != nil {
 		return of[n], err
+	}
+	if unfit != nil {
+		return whole(of), unfit
 	}
 	if place == nil {
 		place = []byte{} // a place, though an empty one
@@ -152,8 +155,11 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 // writeChunk commits events in one transaction, or, where one is refused, those
 // before it.
 func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, error) {
-	recs, of := s.records(events)
-	n, cause := s.admit(ctx, recs, events, of)
+	recs, of, cause := s.records(ctx, events)
+	n, err := s.admit(ctx, recs, events, of)
+	if err != nil {
+		cause = err
+	}
 	for n > 0 {
 		bad, err := s.commit(ctx, recs[:n], events, of[:n], nil)
 		if err == nil {
@@ -163,8 +169,10 @@ func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, er
 			return 0, err
 		}
 		// Nothing is there: what is before it goes alone.
-		n, cause = slices.Index(of, bad), err
-		if recs, of = s.records(events[:bad]); !errors.Is(err, onewrite.ErrRejected) && !isAnswer(err) {
+		if n, cause = slices.Index(of, bad), err; !errors.Is(err, onewrite.ErrRejected) && !isAnswer(err) {
+			return 0, unsteered{err}
+		}
+		if recs, of, err = s.records(ctx, events[:bad]); err != nil {
 			return 0, unsteered{err}
 		}
 	}

@@ -22,6 +22,8 @@ type preview struct {
 	Outcome     string          `json:"outcome"` // delivered, filtered or parked
 	Event       json.RawMessage `json:"event,omitempty"`
 	Reason      string          `json:"reason,omitempty"`
+	Subject     string          `json:"subject,omitempty"` // of the schema registry
+	Schema      json.RawMessage `json:"schema,omitempty"`  // that follows from a row change
 }
 
 // checkEvents shows what each destination would get of the events in a file.
@@ -40,7 +42,7 @@ func (a *app) checkEvents(cmd *cobra.Command, file string) error {
 			p := preview{ID: events[i].ID, Destination: l.Destination, Outcome: "filtered", Reason: l.Reason}
 			switch {
 			case l.Event != nil:
-				p.Outcome, p.Event = "delivered", cloudevents.AppendJSON(nil, l.Event)
+				p.Outcome, p.Event, p.Subject, p.Schema = "delivered", cloudevents.AppendJSON(nil, l.Event), l.Subject, rawSchema(l.Schema)
 			case l.Parked:
 				p.Outcome, refused = "parked", true
 			}
@@ -65,12 +67,24 @@ func printPreviews(w io.Writer, list []preview) {
 			var text bytes.Buffer
 			_ = json.Indent(&text, bytes.TrimSpace(p.Event), "  ", "  ")
 			fmt.Fprintf(w, "%s -> %s:\n  %s\n", p.ID, p.Destination, text.String())
+			if p.Subject != "" {
+				printSchema(w, p)
+			}
 		case "parked":
 			fmt.Fprintf(w, "%s -> %s: is parked: %s\n", p.ID, p.Destination, p.Reason)
 		default:
 			fmt.Fprintf(w, "%s -> %s: nothing: %s\n", p.ID, p.Destination, p.Reason)
 		}
 	}
+}
+
+// printSchema says by which schema the registry has the event written.
+func printSchema(w io.Writer, p preview) {
+	if p.Schema == nil {
+		fmt.Fprintf(w, "  by the newest schema of subject %s, which is not asked for here\n", p.Subject)
+		return
+	}
+	fmt.Fprintf(w, "  by a schema of subject %s; this one follows from the event alone:\n  %s\n", p.Subject, p.Schema)
 }
 
 // sample reads one event. What a sample need not say is made up: the id, the source,
@@ -145,4 +159,12 @@ func readEvents(cmd *cobra.Command, file string) (events []onewrite.Event, err e
 		return nil, usage(fmt.Errorf("%s holds no event; write one CloudEvents JSON object a line, as a file destination writes them", file))
 	}
 	return events, nil
+}
+
+// rawSchema keeps an empty text from becoming JSON that is none.
+func rawSchema(text string) json.RawMessage {
+	if text == "" {
+		return nil
+	}
+	return json.RawMessage(text)
 }

@@ -32,6 +32,7 @@ func (c *checker) kafka(path string, d Destination) {
 	if d.SASL != nil {
 		c.sasl(path+".sasl", *d.SASL, d.Brokers, d.TLS)
 	}
+	c.registry(path, d)
 }
 
 // kafkaBus checks a cluster that is the bus.

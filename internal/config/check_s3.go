@@ -37,6 +37,9 @@ func (c *checker) s3(path string, d Destination) {
 		}
 	}
 	c.compression(path, d)
+	if at := path + ".format"; d.Format != "jsonl" && !c.broken(at) {
+		c.bad(at, c.show(at, d.Format)+" is not for objects", "write jsonl")
+	}
 	if at := path + ".endpoint"; d.Endpoint != "" && !c.broken(at) {
 		u, err := url.Parse(d.Endpoint)
 		switch {

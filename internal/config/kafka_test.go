@@ -40,6 +40,17 @@ func TestKafka(t *testing.T) {
 		"    brokers: [localhost:9092]\n    sasl: {mechanism: oauthbearer}\n":    "token: is missing",
 		"    brokers: [localhost:9092]\n    sasl: {mechanism: scram-sha-256, user: x, password: '${env:KAFKA_PASSWORD}', token: '${env:HOME}'}": "does not go with",
 		"    brokers: [kafka:9092]\n    sasl: {mechanism: plain, user: x, password: '${env:KAFKA_PASSWORD}'}\n":                                 "shows the secret",
+		"    brokers: [localhost:9092]\n    format: avro\n":                                                                                     "needs a schema registry",
+		"    brokers: [localhost:9092]\n    format: jsonl\n":                                                                                    "is for objects and files",
+		"    brokers: [localhost:9092]\n    format: xml\n":                                                                                      "format",
+		"    brokers: [localhost:9092]\n    registry: {url: 'http://localhost:1'}\n":                                                            "does nothing with format: json",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {}\n":                                                                   "registry.url: is missing",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {url: 'ftp://r'}\n":                                                     "is not the address of a schema registry",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {url: 'http://a:secret@r:1'}\n":                                         "has a user in it",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {url: 'http://r:1'}\n":                                                  "in clear text",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {url: 'https://r', user: x}\n":                                          "has no password",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {url: 'http://localhost', tls: {ca: x}}\n":                              "does not go with an http URL",
+		"    brokers: [localhost:9092]\n    format: avro\n    registry: {url: 'https://r', subject: x}\n":                                       "topic, record or topic-record",
 		"    url: nats://x\n    brokers: [localhost:9092]\n":                                                                                    "does not belong to type kafka",
 	} {
 		_, found := parseKafka(t, settings)
@@ -62,6 +73,13 @@ func TestKafka(t *testing.T) {
 	if d.Idempotent || d.NoTopics || d.Compression != "" || d.Topic != "" || d.Places != "onewrite-places" || d.Repartitioned != "refuse" ||
 		d.TLS == nil || d.SASL.Password.Reveal() != "secret" || len(d.Brokers) != 2 {
 		t.Errorf("%+v", d)
+	}
+	if d.Format != "" || d.Schemas() {
+		t.Errorf("format is %q", d.Format)
+	}
+	c, found = parseKafka(t, "    brokers: ['localhost:9092']\n    format: avro\n    registry: {url: 'https://a,https://b:1/x', user: x, password: '${env:KAFKA_PASSWORD}', register: false}\n")
+	if d := c.Destinations["k"]; len(found) > 0 || !d.Schemas() || !d.Registry.NoRegister || d.Registry.Subject != "topic" {
+		t.Errorf("%+v %v", d, found)
 	}
 	c, found = parseKafka(t, "    brokers: ['localhost:9092']\n    transactions: false\n    create_topics: false\n    partitions: 6\n    tombstones: true\n")
 	if d := c.Destinations["k"]; len(found) > 0 || !d.Idempotent || !d.NoTopics || d.Partitions != 6 || !d.Tombstones {

@@ -162,16 +162,17 @@ type Destination struct {
 	NoTruncate bool   `yaml:"truncate" as:"not" for:"postgres,mysql,sqlite" default:"true" doc:"Empties the table when the source was truncated. false leaves the rows."`
 	Messages   string `yaml:"messages" for:"postgres,mysql,sqlite" default:"onewrite_messages" doc:"The table that gets a row for each event that is no row change."`
 
-	Brokers       []string `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
-	Idempotent    bool     `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
-	Compression   string   `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all."`
-	NoTopics      bool     `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
-	Partitions    int      `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
-	Replication   int      `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
-	Tombstones    bool     `yaml:"tombstones" for:"kafka" doc:"Sends a record with the same key and null behind each delete of a row, so that a compacted topic forgets it."`
-	Places        string   `yaml:"places" for:"kafka" default:"onewrite-places" doc:"The compacted topic that has the places of destinations. It is created if it is missing."`
-	Repartitioned string   `yaml:"repartitioned" for:"kafka" default:"refuse" enum:"refuse|accept" doc:"What to do when a topic has another number of partitions than before: its keys would move, and their events overtake those that are not consumed yet. refuse waits, aloud; accept goes on."`
-	SASL          *SASL    `yaml:"sasl" for:"kafka" doc:"How to log in. Without it, not at all."`
+	Brokers       []string  `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
+	Idempotent    bool      `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
+	Compression   string    `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all."`
+	NoTopics      bool      `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
+	Partitions    int       `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
+	Replication   int       `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
+	Tombstones    bool      `yaml:"tombstones" for:"kafka" doc:"Sends a record with the same key and null behind each delete of a row, so that a compacted topic forgets it."`
+	Places        string    `yaml:"places" for:"kafka" default:"onewrite-places" doc:"The compacted topic that has the places of destinations. It is created if it is missing."`
+	Repartitioned string    `yaml:"repartitioned" for:"kafka" default:"refuse" enum:"refuse|accept" doc:"What to do when a topic has another number of partitions than before: its keys would move, and their events overtake those that are not consumed yet. refuse waits, aloud; accept goes on."`
+	SASL          *SASL     `yaml:"sasl" for:"kafka" doc:"How to log in. Without it, not at all."`
+	Registry      *Registry `yaml:"registry" for:"kafka" doc:"The schema registry, with Confluent's API, that format: avro and json-schema need."`
 
 	Sender    string `yaml:"sender" for:"email" need:"email" example:"Shop <shop@example.com>" doc:"The address that mails come from."`
 	To        string `yaml:"to" for:"email" need:"email" example:"\"{{.Data.email}}\"" doc:"Who gets the mail: a template of addresses with commas between."`
@@ -191,7 +192,7 @@ type Destination struct {
 	PathStyle bool   `yaml:"path_style" for:"s3" doc:"Whether the bucket stands in the path of requests and not in the host's name."`
 	AccessKey Secret `yaml:"access_key" for:"s3" example:"${env:S3_ACCESS_KEY}" doc:"The access key, with secret_key. Without both, AWS's own chain is asked: environment, profile, role."`
 	SecretKey Secret `yaml:"secret_key" for:"s3" example:"${env:S3_SECRET_KEY}" doc:"The secret of access_key."`
-	Format    string `yaml:"format" for:"s3" default:"jsonl" enum:"jsonl" doc:"How events stand in an object: one CloudEvents JSON object a line, as in the file destination."`
+	Format    string `yaml:"format" for:"s3,kafka" default:"jsonl" unless:"brokers" enum:"jsonl|json|avro|json-schema" example:"avro" doc:"How events are written. Objects of S3: jsonl, one CloudEvents JSON object a line, as in the file destination. Kafka: json, by default, the payload as it is; avro or json-schema, by a schema of the registry."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
 	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
@@ -221,6 +222,16 @@ type SASL struct {
 	User      string `yaml:"user" example:"onewrite" doc:"User name, for all but oauthbearer."`
 	Password  Secret `yaml:"password" example:"${env:KAFKA_PASSWORD}" doc:"The user's password."`
 	Token     Secret `yaml:"token" example:"${file:kafka.token}" doc:"The token, for oauthbearer. It is read at start and at onewrite reload."`
+}
+
+// Registry is a schema registry.
+type Registry struct {
+	URL        string `yaml:"url" need:"*" example:"https://registry:8081" doc:"The root of the registry's API; several addresses of one registry with commas."`
+	User       string `yaml:"user" example:"onewrite" doc:"User name, for basic authentication."`
+	Password   Secret `yaml:"password" example:"${env:REGISTRY_PASSWORD}" doc:"The user's password."`
+	Subject    string `yaml:"subject" default:"topic" enum:"topic|record|topic-record" doc:"What names the subject of a schema: topic (the topic of Kafka, and -value), record (the name of the record, which is an event's type; of a row change the name of its table's schema), or topic-record (both, with - between)."`
+	NoRegister bool   `yaml:"register" as:"not" default:"true" doc:"Registers the schemas of row changes, and new versions where a table changes. It never adds one to a subject whose schema is not onewrite's. false leaves all to you; events that no schema takes are refused."`
+	TLS        *TLS   `yaml:"tls" doc:"Certificates, where the system's own do not do."`
 }
 
 // Retry is the pause between tries; it grows from First to Max, with jitter.
