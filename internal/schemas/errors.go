@@ -73,7 +73,7 @@ func (e *Encoder) told(err error, name string) error {
 	at := fmt.Sprintf("schema registry: %s%d: %s", of, re.StatusCode, said)
 	switch code := re.StatusCode; {
 	case code == http.StatusConflict:
-		return refuse("%s; give the column a type that readers of the old one can take, or let the subject take any once: %s, retry the event, and set it back", at, e.curl("PUT", "/config/"+name, `{"compatibility":"NONE"}`))
+		return refuse("%s; give the column a type that readers of the old one can take, or let the subject take any once: %s (Apicurio needs it for all: /config alone), retry the event, and set it back", at, e.curl("PUT", "/config/"+name, `{"compatibility":"NONE"}`))
 	case code == http.StatusUnprocessableEntity:
 		return refuse("%s; see whether the registry takes new versions: curl %s/mode, or register a schema by hand and write registry: {register: false}", at, strings.TrimRight(e.c.URLs[0], "/"))
 	case code == http.StatusUnauthorized:
