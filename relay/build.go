@@ -130,7 +130,7 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 	case "file":
 		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
 		d.Open = func(context.Context) (onewrite.Sink, error) {
-			return openedSink(file.Open(file.Config{Path: c.Path, Rotate: int64(c.Rotate), Compression: c.Compression, Logger: log}))
+			return openedSink(file.Open(file.Config{Path: c.Path, Rotate: int64(c.Rotate), Format: c.Format, Compression: c.Compression, Logger: log}))
 		}
 	case "nats":
 		d.Concurrency, d.BatchCount = 1, 256

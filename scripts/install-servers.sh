@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
 # PgBouncer, MariaDB, sqlite3, RabbitMQ, Redis and Apache Kafka with Python clients of
-# them, Elasticsearch, Mailpit, moto, the C compiler that the race detector needs, and
+# them, Elasticsearch, Mailpit, moto, DuckDB, the C compiler that the race detector needs, and
 # for the examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
 # root it installs what is missing, and starts nothing. Elsewhere it says what is
 # missing and changes nothing but its own cache folder. With everything there it ends at
@@ -17,6 +17,7 @@ NODE_PG_VERSION=8.23.1
 KAFKA_VERSION=4.4.0
 KAFKA_LOG_VERSION=2.25.4
 CONFLUENT_KAFKA_VERSION=2.16.1
+DUCKDB_VERSION=2.0.1
 MAILPIT_VERSION=v1.27.11
 MOTO_VERSION=5.2.5
 BOTO3_VERSION=1.44.8
@@ -85,6 +86,10 @@ have_confluent_kafka() {
   PYTHONPATH=$cache/confluent-kafka${PYTHONPATH:+:$PYTHONPATH} python3 -c 'import confluent_kafka' >/dev/null 2>&1
 }
 
+have_duckdb() {
+  PYTHONPATH=$cache/duckdb${PYTHONPATH:+:$PYTHONPATH} python3 -c 'import duckdb' >/dev/null 2>&1
+}
+
 have_mailpit() { [ -x "$cache/mailpit" ]; }
 
 # moto_python prints the interpreter that servers of a plain user can run: that of
@@ -111,6 +116,7 @@ missing() {
   have_jdbc || echo postgresql.jar
   have_kafka || echo kafka
   have_confluent_kafka || echo confluent-kafka
+  have_duckdb || echo duckdb
   have_mailpit || echo mailpit
   have_moto || echo moto
   have_elasticsearch || echo elasticsearch
@@ -163,7 +169,7 @@ install_debian() {
         have_program mvn || packages+=(maven)
         have_program java || packages+=(default-jdk-headless)
         ;;
-      confluent-kafka) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
+      confluent-kafka | duckdb) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       mailpit) ;; # go builds it
       moto) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       *) packages+=("$name") ;;
@@ -248,20 +254,20 @@ XML
   chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
-# install_confluent_kafka fetches librdkafka's Python client into the cache, not into
-# the system. Only a built package is taken: none of its scripts runs.
-install_confluent_kafka() {
+# install_module fetches a package of Python, NAME VERSION, into the cache, not into the
+# system. Only a built package is taken: none of its scripts runs.
+install_module() {
   local work status=0
-  python3 -m pip --version >/dev/null 2>&1 || { say "pip is not installed, librdkafka's Python client comes through it"; return 1; }
+  python3 -m pip --version >/dev/null 2>&1 || { say "pip is not installed, $1 comes through it"; return 1; }
   mkdir -p "$cache"
   work=$(mktemp -d "$cache/.fetch-XXXXXX")
   {
     retry python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary :all: --target "$work" \
-      "confluent-kafka==$CONFLUENT_KAFKA_VERSION" >&2 &&
-      chmod -R a+rX "$work" && rm -rf "$cache/confluent-kafka" && mv "$work" "$cache/confluent-kafka"
+      "$1==$2" >&2 &&
+      chmod -R a+rX "$work" && rm -rf "$cache/$1" && mv "$work" "$cache/$1"
   } || status=1
   rm -rf "$work"
-  [ "$status" = 0 ] || { say "confluent-kafka could not be fetched"; return 1; }
+  [ "$status" = 0 ] || { say "$1 could not be fetched"; return 1; }
   chmod a+rx "$cache" "$(dirname "$cache")"
 }
 
@@ -323,7 +329,8 @@ if [ -n "$need" ] && ! $check; then
   have_postgres 18 || install_postgres18 || true
   have_node_pg || install_node_pg || true
   have_kafka || install_kafka || true
-  have_confluent_kafka || install_confluent_kafka || true
+  have_confluent_kafka || install_module confluent-kafka "$CONFLUENT_KAFKA_VERSION" || true
+  have_duckdb || install_module duckdb "$DUCKDB_VERSION" || true
   have_mailpit || install_mailpit || true
   have_moto || install_moto || true
   have_elasticsearch || install_elasticsearch || true

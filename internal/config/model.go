@@ -164,7 +164,7 @@ type Destination struct {
 
 	Brokers       []string `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
 	Idempotent    bool     `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
-	Compression   string   `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all."`
+	Compression   string   `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all. The columns of Parquet take all of them, by default zstd."`
 	NoTopics      bool     `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
 	Partitions    int      `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
 	Replication   int      `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
@@ -191,7 +191,7 @@ type Destination struct {
 	PathStyle bool   `yaml:"path_style" for:"s3" doc:"Whether the bucket stands in the path of requests and not in the host's name."`
 	AccessKey Secret `yaml:"access_key" for:"s3" example:"${env:S3_ACCESS_KEY}" doc:"The access key, with secret_key. Without both, AWS's own chain is asked: environment, profile, role."`
 	SecretKey Secret `yaml:"secret_key" for:"s3" example:"${env:S3_SECRET_KEY}" doc:"The secret of access_key."`
-	Format    string `yaml:"format" for:"s3" default:"jsonl" enum:"jsonl" doc:"How events stand in an object: one CloudEvents JSON object a line, as in the file destination."`
+	Format    string `yaml:"format" for:"s3,file" default:"jsonl" enum:"jsonl|parquet" doc:"How events stand in objects of S3 and in files: one CloudEvents JSON object a line, or Parquet with a row an event. A file is lines until it is rotated, and becomes Parquet then."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
 	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`

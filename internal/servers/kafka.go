@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -305,15 +304,5 @@ func (k *KafkaServer) Freeze(tb testing.TB) (thaw func()) {
 // is not installed ends the test as a missing server does.
 func ConfluentKafka(tb testing.TB) Runtime {
 	tb.Helper()
-	path := filepath.Join(cacheDir(), "confluent-kafka")
-	if more := os.Getenv("PYTHONPATH"); more != "" {
-		path += string(filepath.ListSeparator) + more
-	}
-	r := Runtime{args: []string{"python3"}, env: []string{"PYTHONPATH=" + path}}
-	probe := exec.Command("python3", "-c", "import confluent_kafka")
-	probe.Env = append(os.Environ(), r.env...)
-	if _, err := output(probe); err != nil {
-		missing(tb, "confluent-kafka is %v: %v; %s", errMissing, err, installHint)
-	}
-	return r
+	return cachedModule(tb, "confluent-kafka", "confluent_kafka")
 }
