@@ -60,6 +60,7 @@ const (
 
 	Elasticsearch = "elasticsearch"
 	OpenSearch    = "opensearch"
+	Meilisearch   = "meilisearch"
 )
 
 // Source is a database whose committed events are read.
@@ -118,7 +119,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3|elasticsearch|opensearch" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3|elasticsearch|opensearch|meilisearch" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -129,11 +130,11 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
-	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3,elasticsearch,opensearch" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
+	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3,elasticsearch,opensearch,meilisearch" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook,email" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra headers of requests, or of mails; with email the values are templates."`
 
@@ -194,12 +195,12 @@ type Destination struct {
 	Format    string `yaml:"format" for:"s3,file" default:"jsonl" enum:"jsonl|parquet" doc:"How events stand in objects of S3 and in files: one CloudEvents JSON object a line, or Parquet with a row an event. A file is lines until it is rotated, and becomes Parquet then."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
-	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
-	Index    string `yaml:"index" for:"elasticsearch,opensearch" default:"{topic}" example:"shop-{topic}" doc:"The index; {topic}, {source} and {type} stand for the event's. It is written in lower case, and what a name may not have is a hyphen."`
-	ID       string `yaml:"id" for:"elasticsearch,opensearch" default:"{key}" example:"{id}" doc:"The document's id; {key}, {id}, {topic}, {source} and {type} stand for the event's. An event without key has its id for {key}."`
-	Document string `yaml:"document" for:"elasticsearch,opensearch" default:"data" enum:"data|event" doc:"What becomes a document: data, which is the row as it is after a change, and the JSON payload of other events; or the whole event as CloudEvents JSON."`
+	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch,meilisearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
+	Index    string `yaml:"index" for:"elasticsearch,opensearch,meilisearch" default:"{topic}" example:"shop-{topic}" doc:"The index; {topic}, {source} and {type} stand for the event's. It is written in lower case, and what a name may not have is a hyphen."`
+	ID       string `yaml:"id" for:"elasticsearch,opensearch,meilisearch" default:"{key}" example:"{id}" doc:"The document's id; {key}, {id}, {topic}, {source} and {type} stand for the event's. An event without key has its id for {key}."`
+	Document string `yaml:"document" for:"elasticsearch,opensearch,meilisearch" default:"data" enum:"data|event" doc:"What becomes a document: data, which is the row as it is after a change, and the JSON payload of other events; or the whole event as CloudEvents JSON."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3,elasticsearch,opensearch" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3,elasticsearch,opensearch,meilisearch" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.
