@@ -169,7 +169,8 @@ type Sink interface {
 	//     the same event will be written again with the same id.
 	// An error with a method RetryAfter() time.Duration asks for that pause; one
 	// with a method Answered() bool that returns true says that the system was
-	// reached and failed on this event, without saying that it refuses it.
+	// reached and failed on this event, without saying that it refuses it. With
+	// both, the pause is that of the event and its key; others go on.
 	// Write may be called by several goroutines at once, never with events of
 	// one key in two of them.
 	Write(ctx context.Context, events []Event) (n int, err error)

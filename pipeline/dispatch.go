@@ -59,7 +59,11 @@ func (r *deliverer) probe(now time.Time) (next time.Time, err error) {
 	// Failed events and fresh ones take turns: those that failed may all be
 	// poison, and would never show that the destination is back.
 	r.health.fresh = !r.health.fresh
-	if l := r.lanes.earliest(); l != nil && !(r.health.fresh && len(r.lanes.ready) > 0 && sabotage.Bug != "probe-failed-only") {
+	l := r.lanes.earliest()
+	if l != nil && now.Before(l.queue[0].notBefore) {
+		next, l = l.queue[0].notBefore, nil
+	}
+	if l != nil && !(r.health.fresh && len(r.lanes.ready) > 0 && sabotage.Bug != "probe-failed-only") {
 		l.retry = time.Time{}
 		r.lanes.settle(l)
 		l.queue[0].solo = true
@@ -67,9 +71,9 @@ func (r *deliverer) probe(now time.Time) (next time.Time, err error) {
 		return time.Time{}, r.write(batch)
 	}
 	if len(r.lanes.ready) > 0 {
-		err = r.write(r.lanes.take(1, r.d.BatchBytes))
+		return time.Time{}, r.write(r.lanes.take(1, r.d.BatchBytes))
 	}
-	return time.Time{}, err
+	return next, nil
 }
 
 // write hands a batch to the sink in a goroutine of its own. The error is one of the bus.
@@ -171,12 +175,15 @@ func (r *deliverer) halt(err error) {
 	r.halted = err
 }
 
-// recovered lets every waiting lane try at once.
+// recovered lets every waiting lane try at once, but for those that were asked to wait.
 func (r *deliverer) recovered() {
 	r.log.Info("destination takes events again")
 	for l := range r.lanes.later {
-		l.retry = time.Now()
-		l.queue[0].waits = 0
+		if e := l.queue[0]; time.Now().Before(e.notBefore) {
+			l.retry = e.notBefore
+		} else {
+			l.retry, e.waits = time.Now(), 0
+		}
 	}
 }
 
@@ -229,10 +236,13 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 	}
 	r.health.failed(e, err, now)
 	pause := r.d.Retry.Pause(e.waits)
-	var asked interface{ RetryAfter() time.Duration }
-	if errors.As(err, &asked) && asked.RetryAfter() > 0 {
-		pause = max(pause, asked.RetryAfter())
-		r.health.hold = now.Add(asked.RetryAfter())
+	asked := askedPause(err)
+	alone := asked > 0 && answered(err) // the event is to wait, not the destination
+	switch pause = max(pause, asked); {
+	case alone:
+		e.notBefore = now.Add(asked)
+	case asked > 0:
+		r.health.hold = now.Add(asked)
 	}
 	e.lane.retry = now.Add(pause)
 	if r.health.outage() {
@@ -241,7 +251,7 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 	if e.attempts >= r.d.Attempts && !r.undecided {
 		return r.poison(e, err)
 	}
-	if r.health.down() && r.writing == 0 && !errors.Is(err, onewrite.ErrRejected) {
+	if r.health.down() && r.writing == 0 && !errors.Is(err, onewrite.ErrRejected) && !alone {
 		r.shut()
 	}
 	return nil

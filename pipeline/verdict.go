@@ -18,6 +18,8 @@ type trial struct {
 	lastGen  uint64 // and before the last one
 	failing  bool
 	solo     bool // must travel alone
+
+	notBefore time.Time // until when it was asked to wait, it and its key alone
 }
 
 // recent is how long a success vouches that the destination is up.
@@ -103,4 +105,13 @@ func (h *health) failed(e *entry, err error, now time.Time) {
 func answered(err error) bool {
 	var a interface{ Answered() bool }
 	return errors.As(err, &a) && a.Answered()
+}
+
+// askedPause is the pause that an error asks for; 0 if it asks for none.
+func askedPause(err error) time.Duration {
+	var asked interface{ RetryAfter() time.Duration }
+	if errors.As(err, &asked) {
+		return max(0, asked.RetryAfter())
+	}
+	return 0
 }

@@ -106,7 +106,7 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 	case "file":
 		d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
 		d.Open = func(context.Context) (onewrite.Sink, error) {
-			return openedSink(file.Open(file.Config{Path: c.Path, Rotate: int64(c.Rotate), Compression: c.Compression, Logger: log}))
+			return openedSink(file.Open(file.Config{Path: c.Path, Rotate: int64(c.Rotate), Format: c.Format, Compression: c.Compression, Logger: log}))
 		}
 	case "nats":
 		d.Concurrency, d.BatchCount = 1, 256
@@ -133,7 +133,7 @@ func newDelivery(name string, c config.Destination, cfg *Config, sources []strin
 		d.Concurrency, d.BatchCount, d.BatchBytes, d.Linger = 1, c.Roll.Count, int(c.Roll.Bytes), c.Roll.Linger
 		d.Window, d.WindowBytes = max(8192, 2*c.Roll.Count), max(32<<20, 2*int(c.Roll.Bytes)) // so that one can be whole
 		d.Open = func(ctx context.Context) (onewrite.Sink, error) { return openS3(ctx, name, c, log) }
-	case config.Elasticsearch, config.OpenSearch:
+	case config.Elasticsearch, config.OpenSearch, config.Meilisearch:
 		searchDelivery(d, name, c, len(sources), log)
 	}
 	return d

@@ -193,6 +193,8 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 		return email.Examine(ctx, m)
 	case config.S3:
 		return s3.Examine(ctx, s3Config(name, d, t, silent))
+	case config.Meilisearch:
+		return search.ExamineMeilisearch(ctx, searchConfig(name, d, 1, t, silent))
 	case config.Elasticsearch, config.OpenSearch:
 		return search.Examine(ctx, searchConfig(name, d, 1, t, silent), d.Topics)
 	}

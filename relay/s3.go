@@ -21,6 +21,6 @@ func openS3(ctx context.Context, name string, c config.Destination, log *slog.Lo
 func s3Config(name string, c config.Destination, t *tls.Config, log *slog.Logger) s3.Config {
 	return s3.Config{
 		Bucket: c.Bucket, Prefix: c.Prefix, Destination: name, Region: c.Region, Endpoint: c.Endpoint, PathStyle: c.PathStyle,
-		AccessKey: c.AccessKey.Reveal(), SecretKey: c.SecretKey.Reveal(), Compression: c.Compression, Timeout: c.Timeout, TLS: t, Logger: log,
+		AccessKey: c.AccessKey.Reveal(), SecretKey: c.SecretKey.Reveal(), Format: c.Format, Compression: c.Compression, Timeout: c.Timeout, TLS: t, Logger: log,
 	}
 }

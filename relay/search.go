@@ -11,7 +11,7 @@ import (
 	"github.com/onewrite/onewrite/pipeline"
 )
 
-// searchDelivery sets up a delivery to Elasticsearch or OpenSearch. One write at a
+// searchDelivery sets up a delivery to Elasticsearch, OpenSearch or Meilisearch. One write at a
 // time: the server works on the documents of a request at once.
 func searchDelivery(d *pipeline.Delivery, name string, c config.Destination, sources int, log *slog.Logger) {
 	d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
@@ -19,6 +19,9 @@ func searchDelivery(d *pipeline.Delivery, name string, c config.Destination, sou
 		t, err := c.TLS.Build()
 		if err != nil {
 			return nil, err
+		}
+		if c.Type == config.Meilisearch {
+			return openedSink(search.NewMeilisearch(ctx, searchConfig(name, c, sources, t, log)))
 		}
 		return openedSink(search.New(ctx, searchConfig(name, c, sources, t, log)))
 	}

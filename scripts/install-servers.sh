@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the servers and programs of the tests available: PostgreSQL 15 and 18,
 # PgBouncer, MariaDB, sqlite3, RabbitMQ, Redis and Apache Kafka with Python clients of
-# them, Apicurio Registry, Elasticsearch, Mailpit, moto, the C compiler that the race detector needs, and
+# them, Apicurio Registry, Elasticsearch, Mailpit, moto, DuckDB, the C compiler that the race detector needs, and
 # for the examples Python, Node and a JDK, each with its PostgreSQL driver. On Debian as
 # root it installs what is missing, and starts nothing. Elsewhere it says what is
 # missing and changes nothing but its own cache folder. With everything there it ends at
@@ -17,6 +17,7 @@ NODE_PG_VERSION=8.23.1
 KAFKA_VERSION=4.4.0
 KAFKA_LOG_VERSION=2.25.4
 CONFLUENT_KAFKA_VERSION=2.16.1
+DUCKDB_VERSION=2.0.1
 MAILPIT_VERSION=v1.27.11
 MOTO_VERSION=5.2.5
 BOTO3_VERSION=1.44.8
@@ -93,6 +94,10 @@ have_confluent_schemas() {
 
 have_apicurio() { [ -e "$cache/apicurio-$APICURIO_VERSION/apicurio-registry-app-$APICURIO_VERSION-runner.jar" ]; }
 
+have_duckdb() {
+  PYTHONPATH=$cache/duckdb${PYTHONPATH:+:$PYTHONPATH} python3 -c 'import duckdb' >/dev/null 2>&1
+}
+
 have_mailpit() { [ -x "$cache/mailpit" ]; }
 
 # moto_python prints the interpreter that servers of a plain user can run: that of
@@ -121,6 +126,7 @@ missing() {
   have_confluent_kafka || echo confluent-kafka
   have_confluent_schemas || echo confluent-schemas
   have_apicurio || echo apicurio
+  have_duckdb || echo duckdb
   have_mailpit || echo mailpit
   have_moto || echo moto
   have_elasticsearch || echo elasticsearch
@@ -177,7 +183,7 @@ install_debian() {
         have_program mvn || packages+=(maven)
         have_program java || packages+=(default-jdk-headless)
         ;;
-      confluent-kafka | confluent-schemas) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
+      confluent-kafka | confluent-schemas | duckdb) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       mailpit) ;; # go builds it
       moto) python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip) ;;
       *) packages+=("$name") ;;
@@ -286,6 +292,9 @@ install_confluent_kafka() { install_python confluent-kafka --no-deps "confluent-
 # install_confluent_schemas fetches it with what reads Avro, JSON Schema and Protobuf.
 install_confluent_schemas() { install_python confluent-schemas "confluent-kafka[avro,json,protobuf]==$CONFLUENT_KAFKA_VERSION"; }
 
+# install_duckdb fetches a reader of Parquet.
+install_duckdb() { install_python duckdb --no-deps "duckdb==$DUCKDB_VERSION"; }
+
 # install_apicurio fetches the registry of schemas by Maven, in one step as well.
 install_apicurio() {
   local work status=0
@@ -364,6 +373,7 @@ if [ -n "$need" ] && ! $check; then
   have_confluent_kafka || install_confluent_kafka || true
   have_confluent_schemas || install_confluent_schemas || true
   have_apicurio || install_apicurio || true
+  have_duckdb || install_duckdb || true
   have_mailpit || install_mailpit || true
   have_moto || install_moto || true
   have_elasticsearch || install_elasticsearch || true

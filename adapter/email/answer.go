@@ -16,8 +16,14 @@ import (
 	"github.com/onewrite/onewrite"
 )
 
-// maxPause bounds the pause that a server can ask for.
-const maxPause = time.Hour
+const (
+	// maxPause bounds the pause that a server can ask for.
+	maxPause = time.Hour
+	// greyPause is how long a mail waits that is to come later, if the server does not
+	// say when. Servers that put off whom they do not know take a mail after one to
+	// five minutes, some after fifteen; ten attempts are 27.
+	greyPause = 3 * time.Minute
+)
 
 // failure is an error with what the pipeline asks errors for.
 type failure struct {
@@ -117,7 +123,11 @@ func judge(at stage, said *textproto.Error, text string) *failure {
 	case code/100 == 4 && (system || at == atSender):
 		return &failure{cause: said, after: pauseOf(said), text: text + "; see why the server has no room or no time: the mail is sent again"}
 	case code/100 == 4:
-		return &failure{cause: said, answered: true, text: text + "; the mail is sent again. A server that does not know the sender yet may want minutes: give the destination retry: {attempts: 40}"}
+		after := pauseOf(said)
+		if after == 0 {
+			after = greyPause
+		}
+		return &failure{cause: said, answered: true, after: after, text: text + "; the mail is sent again in " + after.String() + ", others meanwhile. A server that wants more time before it knows the sender: retry: {attempts: 40}"}
 	case code/100 == 5 && large:
 		return tooLarge(text)
 	case code == 530 || code == 535:

@@ -26,7 +26,8 @@
 //	5xx to the sender      outage: every mail would be refused
 //	5xx to the login       outage: user or password in url
 //	4xx to a recipient     tried again; Answered() is true, as others may pass: a
-//	or to the text         server that does not know us yet (greylisting)
+//	or to the text         server that does not know us yet (greylisting). With the
+//	                       pause that the answer names, else 3 min, of its key alone
 //	4.3.x, 4xx to the      outage: the server has no room or no time; the pause that
 //	sender                 it names is kept, if it names one
 //	421, no whole answer   outage

@@ -65,18 +65,22 @@ func rotated(t *testing.T, path string) []string {
 }
 
 func TestConformance(t *testing.T) {
-	for name, rotate := range map[string]int64{"plain": 0, "rotating": 20_000} {
+	for name, rotate := range map[string]int64{"plain": 0, "rotating": 20_000, "parquet": 20_000} {
 		t.Run(name, func(t *testing.T) {
+			format, received := "jsonl", func(t *testing.T, path string) []onewrite.Event { return read(t, append(rotated(t, path), path)...) }
+			if name == "parquet" {
+				format, received = name, func(t *testing.T, path string) []onewrite.Event { events, _ := tabulated(t, path); return events }
+			}
 			path := filepath.Join(t.TempDir(), "new", "folder", "events.jsonl")
 			onewritetest.TestSink(t, onewritetest.SinkHarness{
 				New: func(t *testing.T) onewrite.Sink {
-					s, err := file.Open(file.Config{Path: path, Rotate: rotate})
+					s, err := file.Open(file.Config{Path: path, Rotate: rotate, Format: format})
 					if err != nil {
 						t.Fatal(err)
 					}
 					return s
 				},
-				Received:    func(t *testing.T) []onewrite.Event { return read(t, append(rotated(t, path), path)...) },
+				Received:    func(t *testing.T) []onewrite.Event { return received(t, path) },
 				JSONByValue: true,
 				Break: func(t *testing.T) func() {
 					// The file gives way to a folder, so nothing can be opened.

@@ -18,6 +18,7 @@ import (
 const (
 	childPath  = "ONEWRITE_FILE_TEST_PATH"
 	childFirst = "ONEWRITE_FILE_TEST_FIRST"
+	childForm  = "ONEWRITE_FILE_TEST_FORM"
 )
 
 // TestMain lets the test binary be the writer that is killed.
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 
 // writeForever writes batches of events and prints the last confirmed number.
 func writeForever(path string, first int) error {
-	s, err := file.Open(file.Config{Path: path, Rotate: 200_000})
+	s, err := file.Open(file.Config{Path: path, Rotate: 200_000, Format: os.Getenv(childForm)})
 	if err != nil {
 		return err
 	}
@@ -52,6 +53,12 @@ func writeForever(path string, first int) error {
 // what it had confirmed, as a delivery does whose position is older. Everything
 // is in the files once and in order, and the lock holds nobody up.
 func TestKilledWriter(t *testing.T) {
+	for _, format := range []string{"jsonl", "parquet"} {
+		t.Run(format, func(t *testing.T) { killedWriter(t, format) })
+	}
+}
+
+func killedWriter(t *testing.T, format string) {
 	kills := 40
 	if testing.Short() {
 		kills = 8
@@ -60,7 +67,7 @@ func TestKilledWriter(t *testing.T) {
 	confirmed := 0
 	for range kills {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childPath+"="+path, childFirst+"="+strconv.Itoa(max(1, confirmed-rand.IntN(300))))
+		cmd.Env = append(os.Environ(), childForm+"="+format, childPath+"="+path, childFirst+"="+strconv.Itoa(max(1, confirmed-rand.IntN(300))))
 		out, err := cmd.StdoutPipe()
 		must(t, err)
 		must(t, cmd.Start())
@@ -77,7 +84,16 @@ func TestKilledWriter(t *testing.T) {
 		}
 		_ = cmd.Wait() // it was killed
 	}
-	s := open(t, file.Config{Path: path, Rotate: 200_000})
+	s := open(t, file.Config{Path: path, Rotate: 200_000, Format: format})
 	write(t, s, numbered(max(1, confirmed-300), confirmed+1000))
-	wantNumbered(t, 1, confirmed+1000, append(rotated(t, path), path)...)
+	if format == "jsonl" {
+		wantNumbered(t, 1, confirmed+1000, append(rotated(t, path), path)...)
+		return
+	}
+	waitTabulated(t, path)
+	events, tables := tabulated(t, path)
+	if tables == 0 {
+		t.Error("there is no Parquet file: nothing was tried")
+	}
+	checkNumbered(t, 1, confirmed+1000, events)
 }

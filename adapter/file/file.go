@@ -12,6 +12,13 @@
 // rotation the window reaches back into the files before, which are not compressed as
 // long as it does.
 //
+// # Parquet
+//
+// A Parquet file can be read only when its directory has been written, at its end. So
+// events are lines first, which are durable one by one; a file that was rotated becomes
+// Parquet, under another name until it is whole. Until the original is removed both are
+// there.
+//
 // The file may be renamed, removed or truncated by others, as log rotation does:
 // the next Write notices and goes on in a new file, or at the new end.
 //
@@ -38,6 +45,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/parquet"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
@@ -56,8 +64,12 @@ type Config struct {
 	Rotate int64
 	// Compression is how rotated files are compressed: "gzip", "zstd", or "none", which
 	// is the default. PATH.<UTC time>-<number>.gz or .zst takes the place of each, but for
-	// the newest, some 16 MiB.
+	// the newest, some 16 MiB. With Format "parquet" it is that of the columns: "zstd",
+	// which is the default then, "gzip", "snappy", "lz4" or "none".
 	Compression string
+	// Format is "jsonl", which is the default, or "parquet": then
+	// PATH.<UTC time>-<number>.parquet takes the place of each file that was rotated.
+	Format string
 	// Stdout is what "-" stands for; default os.Stdout. It is not closed.
 	Stdout io.Writer
 	// Logger is told of torn lines, rotation and files that went away; nil is
@@ -86,17 +98,19 @@ type Sink struct {
 	closing sync.Once
 	closed  bool // owned by turn
 
-	ending    string // of compressed files; empty: they are not
-	work      sync.WaitGroup
-	archiving atomic.Bool // some are being compressed
-	stopping  atomic.Bool
+	ending      string // of what takes the place of rotated files; empty: they stay
+	compression string // of Parquet
+	work        sync.WaitGroup
+	asked       atomic.Bool // there is something to replace
+	archiving   atomic.Bool // some are being replaced
+	stopping    atomic.Bool
 }
 
 // Open opens the file for appending, and reads its end.
 //   - onewrite.ErrStandby: another process, or another Sink, writes this file
 //   - any other error says why the file cannot be written, and the cure.
 func Open(c Config) (*Sink, error) {
-	s := &Sink{path: c.Path, rotate: c.Rotate, log: c.Logger, turn: make(chan struct{}, 1)}
+	s := &Sink{path: c.Path, rotate: c.Rotate, log: c.Logger, compression: c.Compression, turn: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -106,7 +120,13 @@ func Open(c Config) (*Sink, error) {
 		return nil, errors.New("file: no path; set path, or - for standard output")
 	case c.Rotate < 0:
 		return nil, errors.New("file: rotate is negative; set 0 to turn rotation off")
-	case c.Compression != "" && c.Compression != "none" && endings[c.Compression] == "":
+	case c.Format != "" && c.Format != "jsonl" && c.Format != "parquet":
+		return nil, fmt.Errorf("file: format %q is none of jsonl, parquet; set one of them", c.Format)
+	case c.Format == "parquet" && (c.Path == "-" || c.Rotate == 0):
+		return nil, errors.New("file: format parquet is made of files that are rotated; set rotate: 100MB, and a path that is a file")
+	case c.Format == "parquet" && !parquet.Compression(c.Compression):
+		return nil, fmt.Errorf("file: compression %q is none of none, gzip, zstd, snappy, lz4; set one of them", c.Compression)
+	case c.Format != "parquet" && c.Compression != "" && c.Compression != "none" && endings[c.Compression] == "":
 		return nil, fmt.Errorf("file: compression %q is none of none, gzip, zstd; set one of them", c.Compression)
 	case c.Path == "-":
 		if s.stdout = c.Stdout; s.stdout == nil {
@@ -120,7 +140,9 @@ func Open(c Config) (*Sink, error) {
 	if err := s.reopen(); err != nil {
 		return nil, errors.Join(err, s.lock.Close())
 	}
-	s.ending = endings[c.Compression]
+	if s.ending = endings[c.Compression]; c.Format == "parquet" {
+		s.ending = parquet.Ending
+	}
 	s.archive()
 	return s, nil
 }

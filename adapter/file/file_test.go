@@ -45,7 +45,11 @@ func write(t *testing.T, s *file.Sink, events []onewrite.Event) {
 // wantNumbered demands that the files hold the events first to last, once each.
 func wantNumbered(t *testing.T, first, last int, paths ...string) {
 	t.Helper()
-	got := read(t, paths...)
+	checkNumbered(t, first, last, read(t, paths...))
+}
+
+func checkNumbered(t *testing.T, first, last int, got []onewrite.Event) {
+	t.Helper()
 	want := numbered(first, last)
 	if len(got) != len(want) {
 		t.Errorf("%d events, want %d", len(got), len(want))

@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/parquet"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
@@ -216,9 +218,9 @@ func (s *Sink) turnOver() error {
 	return nil
 }
 
-// free reports whether a name is not taken, nor was before its file was compressed.
+// free reports whether a name is not taken, nor was before its file was replaced.
 func (s *Sink) free(name string) (bool, error) {
-	for _, ending := range []string{"", endings["gzip"], endings["zstd"]} {
+	for _, ending := range []string{"", endings["gzip"], endings["zstd"], parquet.Ending} {
 		if _, err := os.Lstat(name + ending); !errors.Is(err, fs.ErrNotExist) {
 			return false, err
 		}
@@ -229,22 +231,29 @@ func (s *Sink) free(name string) (bool, error) {
 // before returns the last identities, at most n, of the files that were rotated last, in
 // order. It is a help only: without it some events may be written twice.
 func (s *Sink) before(n int) (ids []string) {
-	whole, _, err := s.rotated()
+	whole, tables, _, err := s.rotated()
 	if err != nil {
 		return nil
 	}
+	names := append(whole, tables...)
+	slices.Sort(names)
+	names = slices.Compact(names) // one that a crash left twice, as lines and as Parquet
 	size := int64(0)
-	for i := len(whole) - 1; i >= 0 && len(ids) < n && size < windowBytes; i-- {
-		more, bytes := endOf(whole[i])
+	for i := len(names) - 1; i >= 0 && len(ids) < n && size < windowBytes; i-- {
+		more, bytes := endOf(names[i])
 		ids, size = append(more, ids...), size+bytes
 	}
 	return ids[max(0, len(ids)-n):]
 }
 
 // endOf returns the identities at the end of a file, and its size; none if it cannot be
-// read.
+// read. A file that is Parquet by now goes by the name that it had.
 func endOf(name string) (ids []string, size int64) {
 	f, err := os.Open(name)
+	table := errors.Is(err, fs.ErrNotExist)
+	if table {
+		f, err = os.Open(name + parquet.Ending)
+	}
 	if err != nil {
 		return nil, 0
 	}
@@ -253,8 +262,18 @@ func endOf(name string) (ids []string, size int64) {
 	if err != nil || !st.Mode().IsRegular() {
 		return nil, 0
 	}
-	if _, ids, err = tail(f, st.Size()); err != nil {
+	if !table {
+		if _, ids, err = tail(f, st.Size()); err != nil {
+			return nil, 0
+		}
+		return ids, st.Size()
+	}
+	events, err := parquet.Names(f, st.Size(), windowLines)
+	if err != nil {
 		return nil, 0
+	}
+	for i := range events {
+		ids = append(ids, identity("/"+events[i].Source, events[i].ID))
 	}
 	return ids, st.Size()
 }

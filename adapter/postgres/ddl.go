@@ -25,6 +25,11 @@ const (
 // reads the registry, which the one who alters a table may not, so it runs as its owner.
 // It lets no command fail.
 //
+// Whoever owns the schema can put another registry in place of ours, and the function runs
+// as a superuser: so it reads none but a table, without what could call functions of
+// theirs (a view, a policy, a child that is foreign, a column of a type with casts), and
+// holds it so that it stays that one.
+//
 // The handler of exceptions is a subtransaction, so the message that keeps the others in
 // their place is needed; see outbox.LogNext.
 const ddlBody = `
@@ -32,6 +37,12 @@ DECLARE
     t record;
     told boolean := false;
 BEGIN
+    LOCK TABLE ONLY onewrite.captured IN ACCESS SHARE MODE;
+    IF (SELECT count(*) FROM pg_class k JOIN pg_attribute a ON a.attrelid = k.oid
+        WHERE k.oid = to_regclass('onewrite.captured') AND k.relkind = 'r' AND NOT k.relrowsecurity AND NOT a.attisdropped AND a.attgenerated = ''
+            AND (a.attname, a.atttypid) IN (('rel', 'oid'::regtype), ('name', 'text'::regtype))) <> 2 THEN
+        RAISE EXCEPTION 'onewrite.captured is not the table that onewrite migrate makes; see who owns the schema onewrite';
+    END IF;
     FOR t IN {{query}}
     LOOP
         PERFORM pg_logical_emit_message(true, '{{prefix}}', convert_to(json_build_object('command', tg_tag, 'schema', t.schema, 'table', t.name,
@@ -52,11 +63,11 @@ var tellers = []teller{
 	{"onewrite_ddl", "ddl_command_end", `
         SELECT DISTINCT n.nspname AS schema, k.relname AS name, c.name AS captured
         FROM pg_event_trigger_ddl_commands() d JOIN pg_class k ON k.oid = d.objid JOIN pg_namespace n ON n.oid = k.relnamespace
-            JOIN onewrite.captured c ON c.rel IN (k.oid, pg_partition_root(k.oid))
+            JOIN ONLY onewrite.captured c ON c.rel IN (k.oid, pg_partition_root(k.oid))
         WHERE d.classid = 'pg_class'::regclass`},
 	{"onewrite_drop", "sql_drop", `
         SELECT DISTINCT d.schema_name AS schema, d.object_name AS name, c.name AS captured
-        FROM pg_event_trigger_dropped_objects() d JOIN onewrite.captured c ON c.rel = d.objid
+        FROM pg_event_trigger_dropped_objects() d JOIN ONLY onewrite.captured c ON c.rel = d.objid
         WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0`},
 }
 

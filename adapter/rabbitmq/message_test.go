@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os/exec"
 	"reflect"
@@ -95,17 +96,30 @@ func TestPika(t *testing.T) {
 	}
 }
 
-// TestPikaStream reads a stream.
+// TestPikaStream reads a stream, which keeps what was read, and goes on at an offset that
+// the consumer keeps.
 func TestPikaStream(t *testing.T) {
 	r := sharedBroker(t)
 	name := target(t, r.URL(), "#", amqp.Table{"x-queue-type": "stream"})
-	events := some(1, 3, "order.placed", "a")
-	put(t, open(t, Config{URL: r.URL(), Exchange: name}), events...)
+	events := some(1, 4, "order.placed", "a")
+	s := open(t, Config{URL: r.URL(), Exchange: name})
+	put(t, s, events...)
+	next := ""
 	for range 2 { // it stays there
-		for i, m := range pika(t, r.URL(), name, "3", "stream") {
+		for i, m := range pika(t, r.URL(), name, "4", "first") {
 			if *m.MessageID != events[i].ID {
 				t.Errorf("message %d is %s", i, *m.MessageID)
 			}
+			if i == 1 {
+				next = fmt.Sprint(m.Headers["x-stream-offset"].(float64) + 1)
+			}
+		}
+	}
+	events = append(events, some(5, 6, "order.placed", "a")...)
+	put(t, s, events[4:]...)
+	for i, m := range pika(t, r.URL(), name, "4", next) {
+		if *m.MessageID != events[i+2].ID {
+			t.Errorf("from offset %s, message %d is %s, want %s", next, i, *m.MessageID, events[i+2].ID)
 		}
 	}
 }

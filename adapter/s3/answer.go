@@ -87,7 +87,7 @@ func (s *Sink) failed(ctx context.Context, op, key string, err error) error {
 // blame makes a refusal of an error that can only be about one event. Of several, any
 // may be what is too large: they are tried alone then.
 func blame(err error, events int) error {
-	if events == 1 && errors.Is(err, errTooLarge) {
+	if events == 1 && (errors.Is(err, errTooLarge) || errors.Is(err, errLine)) {
 		return &failure{text: err.Error(), cause: onewrite.ErrRejected}
 	}
 	return err

@@ -26,6 +26,7 @@ import (
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/s3"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/parquet"
 	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/onewritetest"
 )
@@ -142,6 +143,12 @@ func (x *store) events(t *testing.T, key string) (list []onewrite.Event) {
 		x.seen[key] = body
 	}
 	switch {
+	case strings.HasSuffix(key, ".parquet"):
+		list, err := parquet.Events(bytes.NewReader(body), int64(len(body)))
+		if err != nil {
+			t.Fatalf("%s: %v", key, err)
+		}
+		return list
 	case strings.HasSuffix(key, ".gz"):
 		r, err := gzip.NewReader(bytes.NewReader(body))
 		if err != nil {
@@ -252,13 +259,13 @@ func (x *store) received(t *testing.T) (events []onewrite.Event) {
 }
 
 func TestSink(t *testing.T) {
-	for _, compression := range []string{"gzip"} {
-		t.Run(compression, func(t *testing.T) {
+	for name, shape := range map[string][2]string{"gzip": {"jsonl", "gzip"}, "parquet": {"parquet", ""}} {
+		t.Run(name, func(t *testing.T) {
 			x := newStore(t)
 			onewritetest.TestSink(t, onewritetest.SinkHarness{
 				New: func(t *testing.T) onewrite.Sink {
 					c := x.config()
-					c.Compression = compression
+					c.Format, c.Compression = shape[0], shape[1]
 					c.Prefix = "{source}/{topic}/" // a day has an object of its own, and the suite looks at the order across days
 					s, err := s3.New(context.Background(), c)
 					if err != nil {

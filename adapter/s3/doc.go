@@ -1,5 +1,5 @@
 // Package s3 writes events as objects of S3, or of a store that speaks its language:
-// one CloudEvents JSON object a line, as in the file destination.
+// one CloudEvents JSON object a line, as in the file destination, or Parquet.
 //
 // # Objects
 //
@@ -7,7 +7,7 @@
 // is put whole, and only if there is none of its name. The name is the prefix, the
 // log, the first and the last offset on the bus, and a digest of the content: the same
 // events again are the same object, and are there once. Events stand in an object in
-// their order.
+// their order. The digest is that of the lines, also where the object is Parquet.
 //
 // # The place
 //

@@ -14,6 +14,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/parquet"
 )
 
 // maxKey is the longest name of an object, in bytes; S3's own limit is 1,024.
@@ -34,7 +35,15 @@ type packer struct {
 	pack      func([]byte) ([]byte, error)
 }
 
-func packerOf(compression string) (packer, error) {
+func packerOf(format, compression string) (packer, error) {
+	switch {
+	case format == "parquet" && parquet.Compression(compression):
+		return packer{parquet.Ending, parquet.Type, func(b []byte) ([]byte, error) { return tabulate(b, compression) }}, nil
+	case format == "parquet":
+		return packer{}, fmt.Errorf("s3: compression %q is none of none, gzip, zstd, snappy, lz4; set one of them", compression)
+	case format != "" && format != "jsonl":
+		return packer{}, fmt.Errorf("s3: format %q is none of jsonl, parquet; set one of them", format)
+	}
 	switch compression {
 	case "", "none":
 		return packer{".jsonl", "application/x-ndjson", func(b []byte) ([]byte, error) { return b, nil }}, nil
@@ -57,6 +66,26 @@ func packerOf(compression string) (packer, error) {
 		}}, nil
 	}
 	return packer{}, fmt.Errorf("s3: compression %q is none of none, gzip, zstd; set one of them", compression)
+}
+
+// errLine: an event does not come back from its line, so it can be no row.
+var errLine = errors.New("the event has no form as a row")
+
+// tabulate makes Parquet of lines.
+func tabulate(lines []byte, compression string) ([]byte, error) {
+	var out bytes.Buffer
+	w := parquet.NewWriter(&out, compression)
+	for line := range bytes.Lines(lines) {
+		e, err := cloudevents.ParseJSON(line)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%w: %w; take it out by filter, or write format: jsonl", errLine, err), w.Close())
+		}
+		if err := w.Write(&e, cloudevents.Textual(&e)); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	err := w.Close()
+	return out.Bytes(), err
 }
 
 var placeholder = regexp.MustCompile(`\{[^}]*\}`)

@@ -50,7 +50,10 @@ type Config struct {
 	PathStyle bool
 	// AccessKey and SecretKey log in; without them AWS's own chain is asked.
 	AccessKey, SecretKey string
-	// Compression is "none", which is the default, "gzip" or "zstd".
+	// Format is "jsonl", which is the default, or "parquet".
+	Format string
+	// Compression is "none", which is the default, "gzip" or "zstd". With Format "parquet"
+	// it is that of the columns: "zstd" by default, or "gzip", "snappy", "lz4", "none".
 	Compression string
 	// Timeout bounds each request; default 15 s.
 	Timeout time.Duration
@@ -101,7 +104,7 @@ func New(ctx context.Context, c Config) (*Sink, error) {
 	if s.root, err = rootOf(c.Prefix); err != nil {
 		return nil, err
 	}
-	if s.pack, err = packerOf(c.Compression); err != nil {
+	if s.pack, err = packerOf(c.Format, c.Compression); err != nil {
 		return nil, err
 	}
 	if s.timeout == 0 {
@@ -233,7 +236,7 @@ func (s *Sink) putAll(ctx context.Context, objects []object) error {
 		g.Go(func() error {
 			body, err := s.pack.pack(objects[i].lines)
 			if err != nil {
-				return fmt.Errorf("s3: compress: %w", err)
+				return fmt.Errorf("s3: make %s: %w", objects[i].key, err)
 			}
 			_, err = s.put(ctx, objects[i].key, s.pack.kind, body, ifAbsent)
 			if errors.Is(err, errPrecondition) {

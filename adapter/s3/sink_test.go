@@ -371,6 +371,8 @@ func TestNewSaysTheCure(t *testing.T) {
 		"stands for":        func(c *s3.Config) { c.Prefix = "{day}/" },
 		"begins with /":     func(c *s3.Config) { c.Prefix = "/a/" },
 		"none of none":      func(c *s3.Config) { c.Compression = "lz4" },
+		"none of jsonl":     func(c *s3.Config) { c.Format = "avro" },
+		"snappy, lz4":       func(c *s3.Config) { c.Format, c.Compression = "parquet", "brotli" },
 		"there is no regio": func(c *s3.Config) { c.Region = "" },
 	} {
 		t.Setenv("AWS_REGION", "")

@@ -27,6 +27,7 @@ type client struct {
 	at        int // the one that answered
 	transport *http.Transport
 	timeout   time.Duration
+	health    string // the path that says how the server is
 }
 
 func newClient(c *Config, addresses []address) *client {
@@ -35,7 +36,8 @@ func newClient(c *Config, addresses []address) *client {
 		t = c.TLS.Clone()
 	}
 	t.MinVersion = max(t.MinVersion, tls.VersionTLS12)
-	return &client{addresses: addresses, timeout: c.Timeout, transport: &http.Transport{
+	health := map[bool]string{false: "/_cluster/health", true: "/health"}[c.meili]
+	return &client{addresses: addresses, timeout: c.Timeout, health: health, transport: &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: c.Timeout, KeepAlive: 15 * time.Second}).DialContext,
 		TLSClientConfig:        t,
 		TLSHandshakeTimeout:    c.Timeout,
@@ -108,9 +110,9 @@ func (c *client) silent(ctx context.Context, err error) error {
 	case errors.As(err, &cert):
 		return fmt.Errorf("search: the certificate of %s is not trusted: %w; name its authority: tls: {ca: http_ca.crt}", c.host(), err)
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
-		return fmt.Errorf("search: no answer of %s within %v: %w; look at the server: curl -sS %s/_cluster/health", c.host(), c.timeout, err, c.origin())
+		return fmt.Errorf("search: no answer of %s within %v: %w; look at the server: curl -sS %s%s", c.host(), c.timeout, err, c.origin(), c.health)
 	}
-	return fmt.Errorf("search: no answer of %s: %w; look at the server: curl -sS %s/_cluster/health", c.host(), err, c.origin())
+	return fmt.Errorf("search: no answer of %s: %w; look at the server: curl -sS %s%s", c.host(), err, c.origin(), c.health)
 }
 
 // problem is the error of an answer or of one item of it, as the server tells it.

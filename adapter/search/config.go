@@ -57,7 +57,8 @@ type Config struct {
 	// Logger gets warnings; nil discards them.
 	Logger *slog.Logger
 
-	now func() time.Time // for tests
+	now   func() time.Time // for tests
+	meili bool             // it is for a Meilisearch
 }
 
 // address is one server, without what logs in.
@@ -106,7 +107,7 @@ func (c *Config) addresses() (list []address, err error) {
 		}
 		a := address{auth: c.authorization(u.User)}
 		if u.Port() == "" {
-			u.Host += ":9200"
+			u.Host += map[bool]string{false: ":9200", true: ":7700"}[c.meili]
 		}
 		a.url = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: strings.TrimSuffix(u.Path, "/")}
 		list = append(list, a)
@@ -118,6 +119,9 @@ func (c *Config) addresses() (list []address, err error) {
 }
 
 func (c *Config) authorization(in *url.Userinfo) string {
+	if c.APIKey != "" && c.meili {
+		return "Bearer " + c.APIKey
+	}
 	if c.APIKey != "" {
 		key := c.APIKey
 		if strings.Contains(key, ":") {

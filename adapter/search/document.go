@@ -93,7 +93,7 @@ func (s *Sink) planRow(o op, r *row) (op, error) {
 		o.kind = empties
 		if !s.index.has("topic") || s.c.Sources > 1 && !s.index.has("source") {
 			return o, rejected(e, "which documents of "+o.index+" are rows of the truncated table cannot be told",
-				`write index: "{topic}", and "{source}-{topic}" where several sources deliver, and delete them: curl -sS -X POST '`+s.http.origin()+"/"+o.index+`/_delete_by_query'`)
+				`write index: "{topic}", and "{source}-{topic}" where several sources deliver, and delete them: curl -sS -X `+s.wipe(o.index))
 		}
 		return o, nil
 	}
@@ -110,6 +110,14 @@ func (s *Sink) planRow(o op, r *row) (op, error) {
 	}
 	o.doc, o.missing = oneLine(r.After), r.Source.Unchanged
 	return o, nil
+}
+
+// wipe is what a person does to an index whose documents are to go.
+func (s *Sink) wipe(index string) string {
+	if s.c.meili {
+		return "DELETE '" + s.http.origin() + "/indexes/" + meiliIndex(index) + "/documents'"
+	}
+	return "POST '" + s.http.origin() + "/" + index + "/_delete_by_query'"
 }
 
 func rejected(e *onewrite.Event, why, cure string) error {

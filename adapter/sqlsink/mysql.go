@@ -162,7 +162,26 @@ func (m *mysqlDB) describe(ctx context.Context, n name) (*table, error) {
 	if err := rows.Err(); err != nil || len(t.columns) == 0 {
 		return nil, m.noted(err)
 	}
+	if err := m.transactional(ctx, t); err != nil {
+		return nil, err
+	}
 	return t, m.indexes(ctx, t)
+}
+
+const mysqlEngine = `SELECT coalesce(max(t.ENGINE), '') FROM information_schema.TABLES t JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE
+WHERE t.TABLE_SCHEMA = coalesce(nullif(?, ''), DATABASE()) AND t.TABLE_NAME = ? AND e.TRANSACTIONS = 'NO'`
+
+// transactional refuses a table whose engine has no transactions (MyISAM, Aria, MEMORY):
+// rows in it would stay when the transaction with the place is rolled back, and come twice.
+func (m *mysqlDB) transactional(ctx context.Context, t *table) error {
+	var engine string
+	if err := m.conn.QueryRowContext(ctx, mysqlEngine, t.name.schema, t.name.table).Scan(&engine); err != nil {
+		return m.noted(err)
+	}
+	if engine != "" {
+		return refuse("the engine "+engine+" of table "+t.name.String()+" has no transactions, so a crash could leave rows without their place, or half of a write", "ALTER TABLE "+t.quoted+" ENGINE=InnoDB")
+	}
+	return nil
 }
 
 func (m *mysqlDB) indexes(ctx context.Context, t *table) error {

@@ -209,6 +209,12 @@ func isText(contentType string) bool {
 	return strings.HasPrefix(strings.ToLower(strings.TrimSpace(t)), "text/")
 }
 
+// Textual reports whether e's data stands in a line as data, which is JSON or text, and
+// not as data_base64.
+func Textual(e *onewrite.Event) bool {
+	return utf8.Valid(e.Data) && (isText(e.ContentType) || IsJSON(e.ContentType) && json.Valid(e.Data))
+}
+
 // AppendJSON appends e as one line of the CloudEvents JSON format, without the
 // line's end: data is a JSON value when the content is JSON, a string when it is
 // text, and data_base64 otherwise.

@@ -227,7 +227,7 @@ func (c *checker) destination(path string, d Destination) {
 		c.email(path, d)
 	case S3:
 		c.s3(path, d)
-	case Elasticsearch, OpenSearch:
+	case Elasticsearch, OpenSearch, Meilisearch:
 		c.search(path, d)
 	}
 	if d.TLS != nil {

@@ -14,8 +14,8 @@ func (c *checker) registry(path string, d Destination) {
 	switch {
 	case c.broken(at) || c.broken(path+".registry"):
 		return
-	case d.Format == "jsonl":
-		c.bad(at, "jsonl is for objects and files", "write json, avro or json-schema")
+	case d.Format == "jsonl" || d.Format == "parquet":
+		c.bad(at, d.Format+" is for objects and files", "write json, avro or json-schema")
 		return
 	case d.Schemas() && d.Registry == nil:
 		c.bad(at, d.Format+" needs a schema registry", "write registry: {url: https://registry:8081}")

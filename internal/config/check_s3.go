@@ -14,12 +14,30 @@ var (
 
 // compression refuses what is not for files and objects.
 func (c *checker) compression(path string, d Destination) {
+	if at := path + ".format"; d.Format != "" && d.Format != "jsonl" && d.Format != "parquet" && !c.broken(at) {
+		c.bad(at, c.show(at, d.Format)+" is not for files and objects", "write jsonl or parquet")
+	}
 	at := path + ".compression"
-	if d.Compression == "snappy" || d.Compression == "lz4" {
+	if d.Type == File && d.Format == "parquet" {
+		c.tables(path, d)
+		return
+	}
+	if d.Format != "parquet" && (d.Compression == "snappy" || d.Compression == "lz4") {
 		c.bad(at, c.show(at, d.Compression)+" is not a compression of files", "write none, gzip or zstd")
 	}
 	if d.Type == File && d.Compression != "" && d.Compression != "none" && d.Rotate == 0 {
 		c.warn(at, "does nothing: files are compressed when they are rotated", "write rotate: 100MB too")
+	}
+}
+
+// tables refuses what a file cannot become Parquet with.
+func (c *checker) tables(path string, d Destination) {
+	at := path + ".format"
+	switch {
+	case d.Path == "-":
+		c.bad(at, "is for files, and standard output is none", "write path: events.jsonl, or remove format")
+	case d.Rotate == 0 && !c.broken(path+".rotate"):
+		c.bad(at, "needs rotate: a file becomes Parquet when it is rotated", "write rotate: 100MB too")
 	}
 }
 
@@ -37,9 +55,6 @@ func (c *checker) s3(path string, d Destination) {
 		}
 	}
 	c.compression(path, d)
-	if at := path + ".format"; d.Format != "jsonl" && !c.broken(at) {
-		c.bad(at, c.show(at, d.Format)+" is not for objects", "write jsonl")
-	}
 	if at := path + ".endpoint"; d.Endpoint != "" && !c.broken(at) {
 		u, err := url.Parse(d.Endpoint)
 		switch {

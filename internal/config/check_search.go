@@ -7,9 +7,12 @@ import (
 	"strings"
 )
 
-// search checks a destination of type elasticsearch or opensearch.
+// search checks a destination of type elasticsearch, opensearch or meilisearch.
 func (c *checker) search(path string, d Destination) {
 	inURL := c.searchURL(path, d)
+	if d.Type == Meilisearch && inURL && !c.broken(path+".url") {
+		c.bad(path+".url", "has a user, and a Meilisearch knows keys only", "write api_key: ${env:MEILI_KEY}, and take the user out")
+	}
 	ways := 0
 	for _, set := range []bool{inURL, d.User != "", !d.APIKey.Empty()} {
 		if set {

@@ -60,6 +60,7 @@ const (
 
 	Elasticsearch = "elasticsearch"
 	OpenSearch    = "opensearch"
+	Meilisearch   = "meilisearch"
 )
 
 // Source is a database whose committed events are read.
@@ -118,7 +119,7 @@ type Roles struct {
 
 // Destination is a system that events are delivered to.
 type Destination struct {
-	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3|elasticsearch|opensearch" doc:"The kind of system."`
+	Type     string   `yaml:"type" need:"*" enum:"webhook|file|nats|rabbitmq|redis|postgres|mysql|sqlite|kafka|email|s3|elasticsearch|opensearch|meilisearch" doc:"The kind of system."`
 	Topics   []string `yaml:"topics" kind:"pattern" example:"[\"order.>\"]" doc:"Patterns of the topics wanted: * stands for one word, > at the end for all that follow. Without it, all."`
 	From     string   `yaml:"from" default:"beginning" example:"now" doc:"Where a new destination starts: beginning (the oldest event kept), now, or an RFC 3339 time."`
 	OnReject string   `yaml:"on_reject" default:"park-key" enum:"park-key|stop|skip" doc:"What becomes of an event that is refused while others pass: it is parked and later events of its key wait behind it, the destination stops, or it is parked alone and later events of its key go on."`
@@ -129,11 +130,11 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
-	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3,elasticsearch,opensearch" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
+	Timeout      time.Duration     `yaml:"timeout" for:"webhook,rabbitmq,email,s3,elasticsearch,opensearch,meilisearch" default:"15s" range:"100ms..10m" doc:"The longest one request may take in all; for RabbitMQ, one write of up to 256 events with its confirmations; with email the longest wait for one answer, and four times that for the answer to a mail's text."`
 	Batch        *Batch            `yaml:"batch" for:"webhook" doc:"Sends many events a request as application/cloudevents-batch+json: true, or a mapping. Off by default."`
 	Headers      map[string]Secret `yaml:"headers" for:"webhook,email" example:"{Authorization: \"Bearer ${env:TOKEN}\"}" doc:"Extra headers of requests, or of mails; with email the values are templates."`
 
@@ -164,7 +165,7 @@ type Destination struct {
 
 	Brokers       []string  `yaml:"brokers" for:"kafka" need:"kafka" example:"[kafka-1:9092, kafka-2:9092]" doc:"Some brokers of the cluster, host:port each; they name the others."`
 	Idempotent    bool      `yaml:"transactions" as:"not" for:"kafka" default:"true" doc:"Writes in transactions that carry the destination's place, so that no event comes twice to consumers of committed records. false writes without them: after a crash or an outage, events that were not confirmed come twice."`
-	Compression   string    `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all."`
+	Compression   string    `yaml:"compression" for:"kafka,s3,file" enum:"none|gzip|snappy|lz4|zstd" doc:"How batches of Kafka are compressed, by default with lz4; and how objects of S3 and files that were rotated are, with gzip or zstd, by default not at all. The columns of Parquet take all of them, by default zstd."`
 	NoTopics      bool      `yaml:"create_topics" as:"not" for:"kafka" default:"true" doc:"Creates topics that are missing. false refuses their events until somebody has."`
 	Partitions    int       `yaml:"partitions" for:"kafka" range:"0..10000" example:"6" doc:"Partitions of a topic that is created; 0: as the brokers say."`
 	Replication   int       `yaml:"replication" for:"kafka" range:"0..100" example:"3" doc:"Copies of a topic that is created; 0: as the brokers say."`
@@ -192,15 +193,15 @@ type Destination struct {
 	PathStyle bool   `yaml:"path_style" for:"s3" doc:"Whether the bucket stands in the path of requests and not in the host's name."`
 	AccessKey Secret `yaml:"access_key" for:"s3" example:"${env:S3_ACCESS_KEY}" doc:"The access key, with secret_key. Without both, AWS's own chain is asked: environment, profile, role."`
 	SecretKey Secret `yaml:"secret_key" for:"s3" example:"${env:S3_SECRET_KEY}" doc:"The secret of access_key."`
-	Format    string `yaml:"format" for:"s3,kafka" default:"jsonl" unless:"brokers" enum:"jsonl|json|avro|json-schema" example:"avro" doc:"How events are written. Objects of S3: jsonl, one CloudEvents JSON object a line, as in the file destination. Kafka: json, by default, the payload as it is; avro or json-schema, by a schema of the registry."`
+	Format    string `yaml:"format" for:"s3,kafka,file" default:"jsonl" unless:"brokers" enum:"jsonl|parquet|json|avro|json-schema" example:"avro" doc:"How events are written. Files and objects of S3: jsonl, one CloudEvents JSON object a line, or parquet, a row an event; a file is lines until it is rotated, and becomes Parquet then. Kafka: json, by default, the payload as it is; avro or json-schema, by a schema of the registry."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
-	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
-	Index    string `yaml:"index" for:"elasticsearch,opensearch" default:"{topic}" example:"shop-{topic}" doc:"The index; {topic}, {source} and {type} stand for the event's. It is written in lower case, and what a name may not have is a hyphen."`
-	ID       string `yaml:"id" for:"elasticsearch,opensearch" default:"{key}" example:"{id}" doc:"The document's id; {key}, {id}, {topic}, {source} and {type} stand for the event's. An event without key has its id for {key}."`
-	Document string `yaml:"document" for:"elasticsearch,opensearch" default:"data" enum:"data|event" doc:"What becomes a document: data, which is the row as it is after a change, and the JSON payload of other events; or the whole event as CloudEvents JSON."`
+	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch,meilisearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
+	Index    string `yaml:"index" for:"elasticsearch,opensearch,meilisearch" default:"{topic}" example:"shop-{topic}" doc:"The index; {topic}, {source} and {type} stand for the event's. It is written in lower case, and what a name may not have is a hyphen."`
+	ID       string `yaml:"id" for:"elasticsearch,opensearch,meilisearch" default:"{key}" example:"{id}" doc:"The document's id; {key}, {id}, {topic}, {source} and {type} stand for the event's. An event without key has its id for {key}."`
+	Document string `yaml:"document" for:"elasticsearch,opensearch,meilisearch" default:"data" enum:"data|event" doc:"What becomes a document: data, which is the row as it is after a change, and the JSON payload of other events; or the whole event as CloudEvents JSON."`
 
-	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3,elasticsearch,opensearch" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
+	TLS *TLS `yaml:"tls" for:"webhook,nats,rabbitmq,redis,mysql,kafka,email,s3,elasticsearch,opensearch,meilisearch" doc:"Certificates, where the system's own do not do. Kafka is connected to in clear text without it; {} is TLS with the system's authorities."`
 }
 
 // Declare is what a RabbitMQ destination makes before it publishes.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -305,28 +304,12 @@ func (k *KafkaServer) Freeze(tb testing.TB) (thaw func()) {
 // is not installed ends the test as a missing server does.
 func ConfluentKafka(tb testing.TB) Runtime {
 	tb.Helper()
-	return cachedPython(tb, "confluent-kafka", "confluent_kafka")
+	return cachedModule(tb, "confluent-kafka", "confluent_kafka")
 }
 
 // ConfluentSchemas is [ConfluentKafka] with Confluent's own deserializers of Avro, JSON
 // Schema and Protobuf, and the libraries that they use.
 func ConfluentSchemas(tb testing.TB) Runtime {
 	tb.Helper()
-	return cachedPython(tb, "confluent-schemas", "confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf")
-}
-
-// cachedPython returns Python with the modules of a folder of the cache.
-func cachedPython(tb testing.TB, folder, modules string) Runtime {
-	tb.Helper()
-	path := filepath.Join(cacheDir(), folder)
-	if more := os.Getenv("PYTHONPATH"); more != "" {
-		path += string(filepath.ListSeparator) + more
-	}
-	r := Runtime{args: []string{"python3"}, env: []string{"PYTHONPATH=" + path}}
-	probe := exec.Command("python3", "-c", "import "+modules)
-	probe.Env = append(os.Environ(), r.env...)
-	if _, err := output(probe); err != nil {
-		missing(tb, "%s is %v: %v; %s", folder, errMissing, err, installHint)
-	}
-	return r
+	return cachedModule(tb, "confluent-schemas", "confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf")
 }

@@ -52,6 +52,29 @@ func Python(tb testing.TB, module string) string {
 	return path
 }
 
+// DuckDB returns Python with duckdb, which reads Parquet. What is not installed ends the
+// test as a missing server does.
+func DuckDB(tb testing.TB) Runtime {
+	tb.Helper()
+	return cachedModule(tb, "duckdb", "duckdb")
+}
+
+// cachedModule is Python with modules that are in a folder of the cache, not in the system.
+func cachedModule(tb testing.TB, folder, modules string) Runtime {
+	tb.Helper()
+	path := filepath.Join(cacheDir(), folder)
+	if more := os.Getenv("PYTHONPATH"); more != "" {
+		path += string(filepath.ListSeparator) + more
+	}
+	r := Runtime{args: []string{"python3"}, env: []string{"PYTHONPATH=" + path}}
+	probe := exec.Command("python3", "-c", "import "+modules)
+	probe.Env = append(os.Environ(), r.env...)
+	if _, err := output(probe); err != nil {
+		missing(tb, "%s is %v: %v; %s", folder, errMissing, err, installHint)
+	}
+	return r
+}
+
 // findPython asks each interpreter for the driver: the python3 of PATH need not
 // be the system's, which has the package.
 func findPython() (Runtime, error) {

@@ -1,15 +1,16 @@
 """Takes messages of a queue with pika and prints each as one line of JSON.
 
-Usage: consume.py URL QUEUE COUNT [stream]
+Usage: consume.py URL QUEUE COUNT [OFFSET]    OFFSET is for a stream: first, or a number
 """
 import base64
 import json
+import os
 import sys
 
 import pika
 
 url, queue, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-stream = len(sys.argv) > 4
+offset = sys.argv[4] if len(sys.argv) > 4 else None
 
 
 def text(value):
@@ -18,7 +19,7 @@ def text(value):
 
 channel = pika.BlockingConnection(pika.URLParameters(url)).channel()
 channel.basic_qos(prefetch_count=100)
-arguments = {"x-stream-offset": "first"} if stream else None
+arguments = {"x-stream-offset": int(offset) if offset.isdigit() else offset} if offset else None
 seen = 0
 for method, p, body in channel.consume(queue, arguments=arguments, inactivity_timeout=30):
     if method is None:
@@ -38,5 +39,8 @@ for method, p, body in channel.consume(queue, arguments=arguments, inactivity_ti
     seen += 1
     if seen == count:
         break
+if offset:  # what was fetched too much cannot be given back to a stream
+    sys.stdout.flush()
+    os._exit(0)
 channel.cancel()
 channel.connection.close()
