@@ -28,6 +28,7 @@ type kind struct {
 var all = []kind{
 	{"kill", "A million events on PostgreSQL and 200,000 on SQLite, 100 SIGKILLs each", 1, false, plain(kills)},
 	{"fence", "Copies, freezes, partitions, servers of the bus that die, lost answers", 1, false, plain(fences)},
+	{"sinks", "Every destination on its real server, which is killed too", 1, false, plain(realSinks)},
 	{"traps", "The bus lost, put back, damaged, without room", 1, false, plain(traps)},
 	{"rows", "Row changes of the PostgreSQL log: every copy of a table equals the table", 2, false, plain(rows)},
 	{"points", "A kill, a failure and a stall at every fail point", 2, true, everyPoint},

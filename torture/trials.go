@@ -36,6 +36,18 @@ func fences(plain string) []trial {
 	}
 }
 
+// realSinks are the storms of the destinations on real servers, which are killed as
+// onewrite is.
+func realSinks(plain string) []trial {
+	every := []string{"kafka", "kafka-plain", "redis", "rabbitmq", "postgres", "mysql", "sqlite"}
+	return []trial{
+		{Name: "sinks-kills", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 20_000, Sinks: every, Kills: 25, Terms: 3, Freezes: 3, Strikes: 20, Wait: 3 * time.Minute}},
+		{Name: "sinks-pushed", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Sinks: every, Kills: 10, Crashes: 3, Strikes: 5, Pushed: true, Wait: 3 * time.Minute}},
+		{Name: "sinks-network", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 30_000, Rate: 250, Sinks: []string{"redis", "rabbitmq", "postgres", "mysql"}, Nets: 20, Lost: 1000, Wait: 5 * time.Minute}},
+		{Name: "sinks-copies", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 10_000, Rate: 150, Sinks: every[:6], Nodes: 1, Copies: 2, Rounds: 12, Strikes: 5, Kills: 3, Wait: 3 * time.Minute}},
+	}
+}
+
 // traps are the storms in which the bus is lost, damaged or without room.
 func traps(plain string) []trial {
 	var list []trial

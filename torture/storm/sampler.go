@@ -58,9 +58,13 @@ func (s *storm) fill(out *history.Sample, st *state) {
 		if !ok {
 			continue // not taken over: it has no numbers
 		}
+		seen := k.seen()
+		if t, is := k.(*target); is {
+			seen = t.caught(d.Delivered)
+		}
 		out.Sinks[k.name()] = history.SinkState{
 			State: d.State, Epoch: d.Epoch, Position: place(d.Position), Delivered: d.Delivered, Pending: d.Pending,
-			Parked: d.Parked, Filtered: d.Filtered, Skipped: d.Skipped, Seen: k.seen(),
+			Parked: d.Parked, Filtered: d.Filtered, Skipped: d.Skipped, Seen: seen,
 		}
 	}
 }

@@ -44,6 +44,8 @@ type Config struct {
 	Returns int      // times that it is put back from an older copy
 	Flips   int      // times that bytes in it are changed
 	Fills   int      // times that its disk is full
+	Strikes int      // SIGKILLs of a server that destinations of Sinks write to, each in turn
+	Sinks   []string // destinations on real servers, in place of the stream and the file; see Targets
 	Refuse  bool     // the webhook refuses some events until the end: they are parked, and then delivered
 	Pushed  bool     // the outbox is read from the log (outbox: log); PostgreSQL only
 	Rows    string   // workloads of row changes beside the events, "W4 W5 W6" for instance; PostgreSQL only
@@ -90,6 +92,7 @@ type storm struct {
 	bus    *servers.NATS // nil: embedded
 	copies []*program
 	sinks  []sink
+	hosts  []*host // servers of Sinks
 	disk   disk
 
 	clients, samples, faults *history.Log
@@ -101,7 +104,7 @@ type storm struct {
 	lost                     []history.Change // of a history that the database went back from
 	age                      atomic.Int64     // how often the bus was another one
 	deaths, rounds           atomic.Int64
-	drawn                    atomic.Int64 // requests of the stream whose answer was to be lost
+	drawn                    tally // requests of each sink whose answer was to be lost
 
 	committed atomic.Int64 // events that writers were told are there
 	doubtful  atomic.Int64 // events that may be there
@@ -240,13 +243,8 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	s.sinks = append(s.sinks, hook)
-	stream, err := newStream(ctx, s)
-	if err != nil {
+	if err := s.openSinks(ctx); err != nil {
 		return err
-	}
-	s.sinks = append(s.sinks, stream)
-	if s.Copies == 1 { // a frozen copy keeps the lock of its file
-		s.sinks = append(s.sinks, newArchive(s))
 	}
 	if s.Rows != "" {
 		s.sinks = append(s.sinks, newRowFile(s))
@@ -279,6 +277,22 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	return s.db.schema(ctx)
+}
+
+// openSinks makes the destinations beside the webhook.
+func (s *storm) openSinks(ctx context.Context) error {
+	if len(s.Sinks) > 0 {
+		return s.openTargets(ctx)
+	}
+	stream, err := newStream(ctx, s)
+	if err != nil {
+		return err
+	}
+	s.sinks = append(s.sinks, stream)
+	if s.Copies == 1 { // a frozen copy keeps the lock of its file
+		s.sinks = append(s.sinks, newArchive(s))
+	}
+	return nil
 }
 
 // heal lets the webhook take what it refused, and has it delivered, and waits until all
@@ -405,14 +419,22 @@ func (s *storm) floors() history.Floors {
 	}
 	for kind, n := range map[string]int{
 		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "outage": s.Outages, "death": s.Deaths,
-		"idle row": s.idleRows(), "takeover": s.Rounds, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
+		"idle row": s.idleRows(), "takeover": s.Rounds, "strike": s.Strikes, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
 	} {
 		if n > 0 {
 			f.Faults[kind] = n
 		}
 	}
 	if s.Lost > 0 {
-		f.Counts["answer lost by hook"], f.Counts["answer lost by stream"] = s.Lost, s.Lost
+		f.Counts["answer lost by hook"] = s.Lost
+		for _, name := range s.losers() {
+			f.Counts["answer lost by "+name] = s.Lost
+		}
+	}
+	for i, h := range s.hosts {
+		if i < s.Strikes {
+			f.Labels = append(f.Labels, "struck "+h.name)
+		}
 	}
 	if s.Refuse {
 		f.Labels = append(f.Labels, "refused", "parked")
@@ -439,6 +461,11 @@ func (s *storm) close() error {
 	for _, l := range []*history.Log{s.clients, s.samples, s.faults} {
 		if l != nil {
 			errs = append(errs, l.Close())
+		}
+	}
+	for _, h := range s.hosts {
+		if h.machine != nil {
+			errs = append(errs, h.Shutdown())
 		}
 	}
 	if s.bus != nil {
