@@ -126,6 +126,7 @@ exit code is 0 if all was as expected, else 1.`,
 		},
 	}
 	c.Flags().StringVar(&s.dir, "dir", "torture-runs", "where results and recordings go")
+	c.Flags().StringSliceVar(&s.only, "only", nil, "run those only whose names have one of these in them")
 	c.Flags().Uint64Var(&s.seed, "seed", 0, "what is drawn is drawn from it; 0 draws one and prints it")
 	return c
 }

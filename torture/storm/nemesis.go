@@ -107,6 +107,7 @@ func (s *storm) deeds() []deed {
 		{s.Deaths, deed{"death", s.died}},
 		{s.Rounds, deed{"takeover", s.round}},
 		{s.Strikes, deed{"strike", s.struck}},
+		{s.Olders, deed{"older sink", s.older}},
 		{s.Loses, deed{"lost bus", s.loses}},
 		{s.Returns, deed{"older bus", s.returns}},
 		{s.Flips, deed{"changed bytes", s.flips}},

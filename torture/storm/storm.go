@@ -46,7 +46,8 @@ type Config struct {
 	Fills   int      // times that its disk is full
 	Strikes int      // SIGKILLs of a server that destinations of Sinks write to, each in turn
 	Sinks   []string // destinations on real servers, in place of the stream and the file; see Targets
-	Refuse  bool     // the webhook refuses some events until the end: they are parked, and then delivered
+	Olders  int      // times that the table of the sink sqlite is put back from an older copy
+	Refuse  bool     // the webhook, and the table of the sink postgres, refuse some events until the end: they are parked, and then delivered
 	Pushed  bool     // the outbox is read from the log (outbox: log); PostgreSQL only
 	Rows    string   // workloads of row changes beside the events, "W4 W5 W6" for instance; PostgreSQL only
 	Large   int      // rows of a transaction of W8; default 200,000
@@ -279,22 +280,6 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 	return s.db.schema(ctx)
 }
 
-// openSinks makes the destinations beside the webhook.
-func (s *storm) openSinks(ctx context.Context) error {
-	if len(s.Sinks) > 0 {
-		return s.openTargets(ctx)
-	}
-	stream, err := newStream(ctx, s)
-	if err != nil {
-		return err
-	}
-	s.sinks = append(s.sinks, stream)
-	if s.Copies == 1 { // a frozen copy keeps the lock of its file
-		s.sinks = append(s.sinks, newArchive(s))
-	}
-	return nil
-}
-
 // heal lets the webhook take what it refused, and has it delivered, and waits until all
 // tables were read.
 func (s *storm) heal(ctx context.Context) error {
@@ -307,10 +292,14 @@ func (s *storm) heal(ctx context.Context) error {
 	if !s.Refuse {
 		return nil
 	}
-	if s.state().parked == 0 {
-		return nil
+	for _, k := range s.sinks {
+		if t, is := k.(*target); is && t.heal != nil {
+			if err := t.heal(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	return s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
+	return s.redrive(ctx)
 }
 
 // until waits for something that has to come true.
@@ -347,7 +336,7 @@ func (s *storm) await(ctx context.Context, sentinels []string) int64 {
 		}
 		if s.Refuse && st.parked > 0 && time.Since(again) > time.Second { // parked after the first redrive
 			again = time.Now()
-			_ = s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
+			_ = s.redrive(ctx)
 		}
 	}
 	return 0
@@ -419,7 +408,7 @@ func (s *storm) floors() history.Floors {
 	}
 	for kind, n := range map[string]int{
 		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "outage": s.Outages, "death": s.Deaths,
-		"idle row": s.idleRows(), "takeover": s.Rounds, "strike": s.Strikes, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
+		"idle row": s.idleRows(), "takeover": s.Rounds, "strike": s.Strikes, "older sink": s.Olders, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
 	} {
 		if n > 0 {
 			f.Faults[kind] = n

@@ -64,6 +64,8 @@ type target struct {
 	// read reads from where it was until ctx ends or something fails; then it is called
 	// again.
 	read func(ctx context.Context) error
+	heal func(ctx context.Context) error // takes from now on what it refused; nil: it refuses nothing
+	was  *table                          // nil: it is none that can be put back
 	shut func() error
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -74,6 +76,22 @@ type target struct {
 
 // fatal is an error that no fault explains.
 type fatal struct{ error }
+
+// openSinks makes the destinations beside the webhook.
+func (s *storm) openSinks(ctx context.Context) error {
+	if len(s.Sinks) > 0 {
+		return s.openTargets(ctx)
+	}
+	stream, err := newStream(ctx, s)
+	if err != nil {
+		return err
+	}
+	s.sinks = append(s.sinks, stream)
+	if s.Copies == 1 { // a frozen copy keeps the lock of its file
+		s.sinks = append(s.sinks, newArchive(s))
+	}
+	return nil
+}
 
 // openTargets starts the servers, all at once, and the readers.
 func (s *storm) openTargets(ctx context.Context) error {
@@ -216,7 +234,11 @@ func (t *target) settle(dir string) error {
 	}
 	t.stop()
 	t.done.Wait()
-	return errors.Join(t.err, t.consumer.settle(dir))
+	err := errors.Join(t.err, t.consumer.settle(dir))
+	if t.was != nil {
+		err = errors.Join(err, t.was.record(dir))
+	}
+	return err
 }
 
 func (t *target) close() error {
@@ -267,4 +289,18 @@ func (s *storm) consumers() (list []sink) {
 		}
 	}
 	return list
+}
+
+// redrive has what is parked delivered.
+func (s *storm) redrive(ctx context.Context) error {
+	st := s.state()
+	for _, k := range s.sinks {
+		if st.destinations[k.name()].Parked == 0 {
+			continue
+		}
+		if err := s.copies[0].command(ctx, "parked", "retry", k.name(), "--all"); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,14 +2,10 @@ package storm
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	amqp "github.com/rabbitmq/amqp091-go"
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -199,102 +195,4 @@ func next(in <-chan amqp.Delivery) (d amqp.Delivery, ok bool) {
 	default:
 	}
 	return d, ok
-}
-
-// The table of messages is made before onewrite comes, and whatever is written into it,
-// for the first time or again, is noted by a trigger in the same transaction.
-var tableText = map[string][]string{
-	"postgres": {
-		`CREATE TABLE onewrite_messages (id text, source text, topic text, "key" text, data text, PRIMARY KEY (id, source))`,
-		`CREATE TABLE arrival (n bigserial PRIMARY KEY, id text, data text)`,
-		`CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO arrival (id, data) VALUES (NEW.id, NEW.data); RETURN NULL; END $$`,
-		`CREATE TRIGGER note AFTER INSERT OR UPDATE ON onewrite_messages FOR EACH ROW EXECUTE FUNCTION note()`,
-	},
-	"mysql": {
-		"CREATE TABLE onewrite_messages (id VARCHAR(100) NOT NULL, source VARCHAR(100) NOT NULL, topic TEXT, `key` TEXT, data LONGTEXT, PRIMARY KEY (id, source))",
-		`CREATE TABLE arrival (n BIGINT AUTO_INCREMENT PRIMARY KEY, id VARCHAR(100), data LONGTEXT)`,
-		`CREATE TRIGGER note AFTER INSERT ON onewrite_messages FOR EACH ROW INSERT INTO arrival (id, data) VALUES (NEW.id, NEW.data)`,
-		`CREATE TRIGGER again AFTER UPDATE ON onewrite_messages FOR EACH ROW INSERT INTO arrival (id, data) VALUES (NEW.id, NEW.data)`,
-	},
-	"sqlite": {
-		`CREATE TABLE onewrite_messages (id TEXT, source TEXT, topic TEXT, key TEXT, data TEXT, PRIMARY KEY (id, source))`,
-		`CREATE TABLE arrival (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT, data TEXT)`,
-		`CREATE TRIGGER note AFTER INSERT ON onewrite_messages BEGIN INSERT INTO arrival (id, data) VALUES (NEW.id, NEW.data); END`,
-		`CREATE TRIGGER again AFTER UPDATE ON onewrite_messages BEGIN INSERT INTO arrival (id, data) VALUES (NEW.id, NEW.data); END`,
-	},
-}
-
-// openTable reads what the trigger noted. One transaction at a time writes, that of the
-// owner of the place, so that the numbers are in the order of the commits.
-func openTable(ctx context.Context, t *target) (err error) {
-	var db *sql.DB
-	address := fmt.Sprintf(`url: "${env:%s}"`, t.env())
-	query := `SELECT n, id, data FROM arrival WHERE n > $1 ORDER BY n LIMIT 2000`
-	switch t.called {
-	case "postgres":
-		t.url = t.host.machine.(*servers.PG).URL("postgres")
-		db, err = openAt(t.url)
-	case "mysql":
-		if t.url, err = t.host.machine.(*servers.Maria).Make("storm"); err == nil {
-			db, err = openMySQL(t.url)
-		}
-		query = strings.ReplaceAll(query, "$1", "?")
-	default:
-		path := t.s.path("replica.db")
-		address = "path: " + strconv.Quote(path)
-		db, err = sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(20000)&_pragma=journal_mode(wal)")
-	}
-	if err != nil {
-		return err
-	}
-	t.text = fmt.Sprintf("{type: %s, %s, retry: {first: 10ms, max: 500ms}}", t.called, address)
-	t.lost = []byte("COMMIT")
-	t.shut = db.Close
-	for _, q := range tableText[t.called] {
-		if _, err := db.ExecContext(ctx, q); err != nil {
-			return err
-		}
-	}
-	last := int64(0)
-	t.read = func(ctx context.Context) error {
-		rows, err := db.QueryContext(ctx, query, last)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		var list []history.Arrival
-		at := last
-		for rows.Next() {
-			var id, data string
-			if err := rows.Scan(&at, &id, &data); err != nil {
-				return err
-			}
-			a, err := t.arrivalOf(id, []byte(data))
-			if err != nil {
-				return err
-			}
-			list = append(list, a)
-		}
-		if err := rows.Err(); err != nil {
-			return err
-		}
-		last = at
-		return t.got(list...)
-	}
-	return nil
-}
-
-// openMySQL connects to the database of a mysql:// URL.
-func openMySQL(url string) (*sql.DB, error) {
-	rest := strings.TrimPrefix(url, "mysql://")
-	login, host, _ := strings.Cut(rest, "@")
-	c := mysql.NewConfig()
-	c.User, c.Passwd, _ = strings.Cut(login, ":")
-	c.Net = "tcp"
-	c.Addr, c.DBName, _ = strings.Cut(host, "/")
-	d, err := mysql.NewConnector(c)
-	if err != nil {
-		return nil, err
-	}
-	return sql.OpenDB(d), nil
 }
