@@ -206,7 +206,7 @@ func (s *storm) older(ctx context.Context, f *history.Fault) error {
 	if err := k.db.QueryRowContext(ctx, `SELECT coalesce(max(n), 0) FROM arrival`).Scan(&k.last); err != nil {
 		return err
 	}
-	f.On, f.Sinks, f.Proof = "the table of sqlite", []string{k.called}, fmt.Sprintf("it has %d rows of %d", k.last, k.seen())
+	f.On, f.Proof = "the table of sqlite", fmt.Sprintf("it has %d rows of %d; and onewrite was killed", k.last, k.seen())
 	s.age.Add(1) // positions go back
 	s.restarts.Add(1)
 	return p.start(s.planned()...)
