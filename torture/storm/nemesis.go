@@ -38,6 +38,11 @@ func (s *storm) torment(ctx context.Context) error {
 		if err := s.progress(ctx, uint64(i*share)); err != nil {
 			return err
 		}
+		if s.has("W8") { // in the middle of its transactions
+			if err := s.moves(ctx, s.rowFile(), uint64((i+1)*s.Large/(len(deeds)+1))); err != nil {
+				return err
+			}
+		}
 		pause(ctx, time.Duration(s.rng.IntN(400))*time.Millisecond) // where in the work it strikes
 		if err := ctx.Err(); err != nil {
 			return err

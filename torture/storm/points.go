@@ -49,7 +49,7 @@ func (s *storm) pointed(ctx context.Context) error {
 		text, _ := os.ReadFile(s.path(ProofFile))
 		f.Proof = strings.TrimSpace(string(text))
 		s.supervise()
-		if f.Proof == "" && s.outside() && time.Since(asked) > 2*time.Second {
+		if f.Proof == "" && s.outside() && time.Since(asked) > 4*time.Second {
 			asked = time.Now()
 			s.stopped(s.copies[0])
 		}
@@ -67,9 +67,21 @@ func (s *storm) pointed(ctx context.Context) error {
 	return s.progress(ctx, 0)
 }
 
-// outside reports whether the fail point is met on the way out or in only.
+// outside reports whether the fail point is met on the way out only, or on the way in,
+// once there is something to be found: then a restart is due.
 func (s *storm) outside() bool {
-	return strings.HasPrefix(s.Point, "delivery.drain") || strings.HasPrefix(s.Point, "placed.settle")
+	if strings.HasPrefix(s.Point, "delivery.drain") {
+		return true
+	}
+	if !strings.HasPrefix(s.Point, "placed.settle") {
+		return false
+	}
+	for _, k := range s.consumers() {
+		if k.seen() == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // stopped ends a copy and starts it again, as it was as long as nothing has happened

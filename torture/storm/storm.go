@@ -104,6 +104,7 @@ type storm struct {
 	captured                 atomic.Int64     // since when row changes are captured
 	lost                     []history.Change // of a history that the database went back from
 	age                      atomic.Int64     // how often the bus was another one
+	forgot, reached          atomic.Int64     // older copies of a sink that have not shown; its position
 	deaths, rounds           atomic.Int64
 	drawn                    tally // requests of each sink whose answer was to be lost
 

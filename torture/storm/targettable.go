@@ -207,7 +207,8 @@ func (s *storm) older(ctx context.Context, f *history.Fault) error {
 		return err
 	}
 	f.On, f.Proof = "the table of sqlite", fmt.Sprintf("it has %d rows of %d; and onewrite was killed", k.last, k.seen())
-	s.age.Add(1) // positions go back
+	s.age.Add(1)
+	s.forgot.Add(1)
 	s.restarts.Add(1)
 	return p.start(s.planned()...)
 }
