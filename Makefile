@@ -19,7 +19,7 @@ echo "the race detector needs cgo and a C compiler; install gcc (Debian: apt-get
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo shop build test test-fast servers check fmt vet lint cross modules vuln sim bench bench-debezium torture torture-all torture-kill torture-fence torture-traps torture-rows torture-points torture-mutants clean
+.PHONY: help demo shop build test test-fast servers check fmt vet lint cross modules vuln sim bench bench-debezium torture torture-all torture-kill torture-fence torture-sinks torture-traps torture-rows torture-points torture-mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,11 +96,12 @@ TORTURE     ?= torture-runs
 torture: torture-all ## All storms, with one table at the end (about two hours)
 torture-kill: ## A million events on PostgreSQL and 200,000 on SQLite through 100 kills each
 torture-fence: ## Copies that are frozen and cut off, servers of the bus that die, the network, lost answers
+torture-sinks: ## Kafka, Redis, RabbitMQ, PostgreSQL, MariaDB and SQLite behind onewrite, killed as it is
 torture-traps: ## The bus lost, put back, damaged, without room
 torture-rows: ## Row changes of PostgreSQL: killed, altered, and what the server is silent about (a quarter of an hour)
 torture-points: ## A kill, a failure and a stall at every fail point
 torture-mutants: ## Planted bugs, each of which a law has to name
-torture-all torture-kill torture-fence torture-traps torture-rows torture-points torture-mutants: torture-%:
+torture-all torture-kill torture-fence torture-sinks torture-traps torture-rows torture-points torture-mutants: torture-%:
 	@$(GO) run ./torture $* --dir $(TORTURE) $(if $(SEED),--seed $(SEED))
 
 clean: ## Remove what the build and the tests made here

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // takeOver compares what the sink keeps with the cursor, and settles what was
@@ -24,21 +25,38 @@ func (r *deliverer) takeOver(s onewrite.Placed, data []byte, now time.Time) erro
 	}
 	if rec == nil { // there is none, or it is of no use
 		clear(read)
-	} else if old, _ := parsePairing(rec.Pair); old.gen < pair.gen || rec.Delivered < r.cursor.Delivered {
+	} else if old, _ := parsePairing(rec.Pair); sabotage.Bug != "no-rewind" && (old.gen < pair.gen || rec.Delivered < r.cursor.Delivered) {
 		return r.rewind(rec, read)
 	}
 	// The cursor knows of it before anything is written: else a crash in between would
 	// leave a record that nobody believes.
 	if r.cursor.Placed != pair.String() {
 		r.cursor.Placed = pair.String()
-		if err := r.flush(); err != nil {
+		err := sabotage.At("placed.pair")
+		if err == nil {
+			err = r.flush()
+		}
+		if err == nil {
+			err = sabotage.At("placed.paired")
+		}
+		if err != nil {
 			r.torn = err
 			return err
 		}
 	}
 	r.placed = placed{sink: s, pair: pair, written: map[place]uint64{}, read: read}
+	if sabotage.Bug == "placed-unread" {
+		rec, r.placed.read = nil, map[place]uint64{}
+	}
 	if rec != nil {
-		if err := r.settleWritten(rec, now); err != nil {
+		err := sabotage.At("placed.settle")
+		if err == nil {
+			err = r.settleWritten(rec, now)
+		}
+		if err == nil {
+			err = sabotage.At("placed.settled")
+		}
+		if err != nil {
 			r.torn = err
 			return err
 		}
@@ -114,7 +132,14 @@ func (r *deliverer) rewind(rec *placeRecord, written map[place]uint64) error {
 			return err
 		}
 	}
-	if err := r.commit(c); err != nil {
+	err := sabotage.At("placed.rewind")
+	if err == nil {
+		err = r.commit(c)
+	}
+	if err == nil {
+		err = sabotage.At("placed.rewound")
+	}
+	if err != nil {
 		r.torn = fmt.Errorf("bus: store the cursor of %s: %w", r.d.Interest.Name, err)
 		return r.torn
 	}

@@ -28,6 +28,7 @@ type kind struct {
 var all = []kind{
 	{"kill", "A million events on PostgreSQL and 200,000 on SQLite, 100 SIGKILLs each", 1, false, plain(kills)},
 	{"fence", "Copies, freezes, partitions, servers of the bus that die, lost answers", 1, false, plain(fences)},
+	{"sinks", "Every destination on its real server, which is killed too", 1, false, plain(realSinks)},
 	{"traps", "The bus lost, put back, damaged, without room", 1, false, plain(traps)},
 	{"rows", "Row changes of the PostgreSQL log: every copy of a table equals the table", 2, false, plain(rows)},
 	{"points", "A kill, a failure and a stall at every fail point", 2, true, everyPoint},
@@ -125,6 +126,7 @@ exit code is 0 if all was as expected, else 1.`,
 		},
 	}
 	c.Flags().StringVar(&s.dir, "dir", "torture-runs", "where results and recordings go")
+	c.Flags().StringSliceVar(&s.only, "only", nil, "run those only whose names have one of these in them")
 	c.Flags().Uint64Var(&s.seed, "seed", 0, "what is drawn is drawn from it; 0 draws one and prints it")
 	return c
 }

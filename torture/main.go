@@ -125,6 +125,8 @@ func flags(c *cobra.Command, cfg *storm.Config) {
 		{&cfg.Loses, "loses", "times that the folder of the bus is lost", 0},
 		{&cfg.Returns, "returns", "times that an older copy of the folder of the bus is put back", 0},
 		{&cfg.Flips, "flips", "times that bytes in the folder of the bus are changed", 0},
+		{&cfg.Strikes, "strikes", "SIGKILLs of a server that destinations of --sink write to", 0},
+		{&cfg.Olders, "olders", "times that the table of --sink sqlite is put back from an older copy", 0},
 		{&cfg.Fills, "fills", "times that the disk of the bus is full", 0},
 	} {
 		f.IntVar(n.to, n.name, n.value, n.help)
@@ -133,7 +135,8 @@ func flags(c *cobra.Command, cfg *storm.Config) {
 	f.StringVar(&cfg.Rows, "rows", "", "row changes beside the events, of PostgreSQL: W4 to W8, for instance \"W4 W5 W6\"")
 	f.IntVar(&cfg.Large, "large", 200_000, "rows of a transaction of W8")
 	f.StringArrayVar(&cfg.Traps, "trap", nil, "what is done to slot, publication and server, with --rows: "+strings.Join(storm.Traps(), ", "))
-	f.BoolVar(&cfg.Refuse, "refuse", false, "the webhook refuses some events until the end")
+	f.StringArrayVar(&cfg.Sinks, "sink", nil, "a destination on a real server, in place of the stream and the file: "+strings.Join(storm.Targets(), ", "))
+	f.BoolVar(&cfg.Refuse, "refuse", false, "the webhook, and --sink postgres, refuse some events until the end")
 	f.StringVar(&cfg.Point, "point", "", "what happens at a fail point: name:kill@1 (kill, late-kill, error, stall)")
 	f.StringArrayVar(&cfg.Env, "env", nil, "more for the environment of onewrite: OW_BUG=name")
 	f.DurationVar(&cfg.Wait, "wait", time.Minute, "how long all may take to become quiet")

@@ -47,11 +47,18 @@ type series struct {
 	dir      string
 	seed     uint64
 	parallel int
+	only     []string // parts of the names of the trials that are run; none: all
 	out      io.Writer
+}
+
+// wants reports whether a trial is to be run.
+func (s *series) wants(name string) bool {
+	return len(s.only) == 0 || slices.ContainsFunc(s.only, func(part string) bool { return strings.Contains(name, part) })
 }
 
 // run returns the results in the order of the trials.
 func (s *series) run(ctx context.Context, trials []trial) ([]*result, error) {
+	trials = slices.DeleteFunc(trials, func(t trial) bool { return !s.wants(t.Name) })
 	results := make([]*result, len(trials))
 	errs := make([]error, len(trials))
 	turns := make(chan struct{}, max(1, s.parallel))

@@ -36,6 +36,19 @@ func fences(plain string) []trial {
 	}
 }
 
+// realSinks are the storms of the destinations on real servers, which are killed as
+// onewrite is.
+func realSinks(plain string) []trial {
+	every := []string{"kafka", "kafka-plain", "redis", "rabbitmq", "postgres", "mysql", "sqlite"}
+	return []trial{
+		{Name: "sinks-kills", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 20_000, Sinks: every, Kills: 25, Terms: 3, Freezes: 3, Strikes: 20, Wait: 3 * time.Minute}},
+		{Name: "sinks-pushed", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Sinks: every, Kills: 10, Crashes: 3, Strikes: 5, Pushed: true, Wait: 3 * time.Minute}},
+		{Name: "sinks-older", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 6_000, Sinks: every[2:], Olders: 5, Kills: 5, Refuse: true, Wait: 3 * time.Minute}},
+		{Name: "sinks-network", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 30_000, Rate: 250, Sinks: []string{"redis", "rabbitmq", "postgres", "mysql"}, Nets: 20, Lost: 1000, Wait: 5 * time.Minute}},
+		{Name: "sinks-copies", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 10_000, Rate: 150, Sinks: every[:6], Nodes: 1, Copies: 2, Rounds: 12, Strikes: 5, Kills: 3, Wait: 3 * time.Minute}},
+	}
+}
+
 // traps are the storms in which the bus is lost, damaged or without room.
 func traps(plain string) []trial {
 	var list []trial
@@ -108,7 +121,9 @@ func counts(planted string) []trial {
 		c.Events, c.Rate = 8000, 500
 		list = append(list, trial{Name: "count-" + source, Storm: c})
 	}
-	return list
+	c := small(planted, "sqlite")
+	c.Point, c.Sinks, c.Olders = "count", []string{"kafka", "kafka-plain", "redis", "rabbitmq", "postgres", "sqlite"}, 1
+	return append(list, trial{Name: "brief-sinks", Storm: c})
 }
 
 // points makes the storms of every fail point from how often each was visited in the
@@ -123,6 +138,9 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 				at = append(at, source)
 			}
 		}
+		if visits["brief-sinks"][name] > 0 && pointSinks(name) != nil {
+			at = []string{"sinks"}
+		}
 		if len(at) == 0 {
 			missing = append(missing, name)
 			continue
@@ -133,8 +151,14 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 		often := max(1, min(visits["brief-"+source][name]/2, 64))
 		later := func() int { return 1 + rng.IntN(often) }
 		for _, what := range []string{"kill@1", fmt.Sprintf("kill@%d", later()), fmt.Sprintf("error@%d", later()), fmt.Sprintf("stall@%d", later())} {
-			c := small(planted, source)
+			c := small(planted, strings.Replace(source, "sinks", "sqlite", 1))
 			c.Point = name + ":" + what
+			if source == "sinks" {
+				c.Sinks = pointSinks(name)
+				if strings.HasPrefix(name, "placed.rew") {
+					c.Olders = 1
+				}
+			}
 			if visits["brief-"+source][name] == 0 {
 				c.Events = 8000
 			}
@@ -148,6 +172,15 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 		return nil, fmt.Errorf("fail points that no storm visits: %s", strings.Join(missing, ", "))
 	}
 	return list, nil
+}
+
+// pointSinks are the destinations on real servers that visit a fail point of their own;
+// nil: it is none of theirs.
+func pointSinks(name string) []string {
+	of, _, _ := strings.Cut(name, ".")
+	return map[string][]string{
+		"placed": {"redis", "postgres", "sqlite"}, "kafka": {"kafka", "kafka-plain"}, "redis": {"redis"}, "rabbitmq": {"rabbitmq"}, "sql": {"postgres"},
+	}[of]
 }
 
 // mutant is a planted bug, the laws that have to name it, and a storm that brings
@@ -171,12 +204,18 @@ var mutants = []mutant{
 	{"max-floor", "I1", "sqlite", func(c *storm.Config) { c.Kills = 6 }},
 	{"max-place", "I12", "postgres-18", func(c *storm.Config) { rowsOnly(c); c.Traps = []string{"slot moved"} }},
 	{"new-id", "I7", "sqlite", func(c *storm.Config) { c.Kills = 2 }},
+	{"no-confirm", "I1", "sqlite", func(c *storm.Config) { onSinks(c, "rabbitmq"); c.Strikes = 4 }},
 	{"no-gap", "I12", "sqlite", func(c *storm.Config) { c.Loses, c.Refuse = 1, false }},
 	{"no-last-commit", "I7", "sqlite", func(c *storm.Config) { c.Terms, c.Refuse = 6, false }},
 	{"no-msg-id", "I7", "sqlite", func(c *storm.Config) { c.Point = "stream.stored:error@3" }},
 	{"no-puback", "I1", "sqlite", func(c *storm.Config) { c.Nets, c.Refuse = 20, false }},
+	{"no-rewind", "I1", "sqlite", func(c *storm.Config) { onSinks(c, "sqlite"); c.Olders = 2 }},
 	{"no-window", "I7", "sqlite", func(c *storm.Config) { c.Point = "file.written:error@3" }},
 	{"parallel-key", "I3", "sqlite", nil},
+	{"place-apart", "I1", "sqlite", func(c *storm.Config) { onSinks(c, "postgres"); c.Point = "sql.commit:kill@5" }},
+	{"place-later", "I7", "sqlite", func(c *storm.Config) { onSinks(c, "kafka"); c.Point = "kafka.committed:kill@4" }},
+	{"placed-floor", "I1", "sqlite", func(c *storm.Config) { onSinks(c, "postgres"); c.Kills, c.Refuse = 8, true }},
+	{"placed-unread", "I7", "sqlite", func(c *storm.Config) { onSinks(c, "redis"); c.Kills = 6 }},
 	{"pos-early", "I1", "sqlite", func(c *storm.Config) { c.Point = "bus.few:late-kill@5" }},
 	{"reversed", "I3", "postgres-18", nil},
 	{"says-ok", "I11", "sqlite", func(c *storm.Config) { c.Outages, c.Refuse = 1, false }},
@@ -185,6 +224,9 @@ var mutants = []mutant{
 	{"toast-null", "I8", "postgres-18", rowsOnly},
 	{"truncate-unread", "I1", "postgres-18", func(c *storm.Config) { c.Events, c.Kills = 12_000, 8 }},
 }
+
+// onSinks asks for destinations on real servers, of which all that is sent is taken.
+func onSinks(c *storm.Config, names ...string) { c.Sinks, c.Refuse = names, false }
 
 // rowsOnly asks for row changes, on a server of their own.
 func rowsOnly(c *storm.Config) {

@@ -195,12 +195,13 @@ func TestBusTidy(t *testing.T) {
 		t.Fatal(err)
 	}
 	refs = nil
-	for i := uint64(401); i <= 600; i++ {
+	for i := uint64(401); i <= 500; i++ { // it is there at every moment
 		if err := sub.Commit(t.Context(), floor(i)); err != nil {
 			t.Fatal(err)
 		}
-		if i%67 == 0 {
-			check(sub, i)
+		floors, err := follower.Floors(t.Context(), "shop")
+		if err != nil || floors["d"] != i {
+			t.Fatalf("the other copy sees %v, %v; want %d", floors, err, i)
 		}
 	}
 	last, err := kafka.OpenBus(t.Context(), c)
@@ -208,8 +209,8 @@ func TestBusTidy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer last.Close()
-	if floors, err := last.Floors(t.Context(), "shop"); err != nil || floors["d"] != 600 {
-		t.Fatalf("a new copy sees %v, %v; want 600", floors, err)
+	if floors, err := last.Floors(t.Context(), "shop"); err != nil || floors["d"] != 500 {
+		t.Fatalf("a new copy sees %v, %v; want 500", floors, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // producers is how many writes an [Idempotent] has under way at once; more wait.
@@ -183,7 +184,13 @@ func (s *Idempotent) window(recs []*kgo.Record, events []onewrite.Event, of []in
 // events[bad]. A batch that is refused as a whole is sent again in halves, to find
 // the record.
 func (s *Idempotent) writeWindow(ctx context.Context, p *producer, recs []*kgo.Record, events []onewrite.Event, of []int) (bad int, err error) {
+	if err := sabotage.At("kafka.send"); err != nil {
+		return of[0], err
+	}
 	errs, err := send(ctx, p.cl, recs)
+	if err == nil {
+		err = sabotage.At("kafka.sent")
+	}
 	if err != nil {
 		p.dirty = true
 		return of[0], s.worded(err, "event "+events[of[0]].ID, recs[0].Topic)

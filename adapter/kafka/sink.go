@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // chunk bounds one transaction of Write; WriteAt is told what is to be in one.
@@ -210,7 +211,13 @@ func (s *Sink) commit(ctx context.Context, recs []*kgo.Record, events []onewrite
 	if counts != nil {
 		recs = append(recs, counts)
 	}
-	if place != nil {
+	if place != nil && sabotage.Bug == "place-later" {
+		defer func() {
+			if err == nil {
+				_, err = s.transact(ctx, []*kgo.Record{place})
+			}
+		}()
+	} else if place != nil {
 		recs = append(recs, place)
 	}
 	i, err := s.transact(ctx, recs)
@@ -237,8 +244,15 @@ func (s *Sink) commit(ctx context.Context, recs []*kgo.Record, events []onewrite
 // seen by readers of committed records, unless the sink is dead by it: then it is not
 // known. i is the record that the error is about.
 func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err error) {
+	if err := sabotage.At("kafka.produce"); err != nil {
+		return 0, err
+	}
 	errs, err := s.produce(ctx, recs)
 	if err != nil {
+		return 0, err
+	}
+	if err := sabotage.At("kafka.produced"); err != nil {
+		_ = s.abort(ctx) // else the next one's to abort
 		return 0, err
 	}
 	if i = failed(errs); i >= 0 {
@@ -254,7 +268,9 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 		}
 		return i, s.fence(err)
 	}
-	err = s.commitTxn(ctx)
+	if err = s.commitTxn(ctx); err == nil {
+		err = sabotage.At("kafka.committed")
+	}
 	if s.ended = time.Now(); err == nil {
 		return 0, nil
 	}

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"runtime"
 	"testing"
 	"time"
@@ -10,8 +11,8 @@ import (
 
 // BenchmarkDrain reads a backlog of a million events of 200 bytes into nothing.
 func BenchmarkDrain(b *testing.B) {
-	for _, version := range []int{15, 18} {
-		b.Run(map[int]string{15: "postgres=15", 18: "postgres=18"}[version], func(b *testing.B) {
+	for _, version := range servers.Versions() {
+		b.Run(fmt.Sprintf("postgres=%d", version), func(b *testing.B) {
 			const n = 1_000_000
 			url := newOutbox(b, servers.Postgres(b, version), MigrateOptions{})
 			conn := dial(b, url)

@@ -535,7 +535,7 @@ func proxy(t *testing.T, host, target string, look func(piece []byte)) (addr str
 
 // TestExamineServer is about servers that no other test may use.
 func TestExamineServer(t *testing.T) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			t.Parallel()
 			pg := servers.NewPostgres(t, version, servers.Set("max_prepared_transactions", "0"))

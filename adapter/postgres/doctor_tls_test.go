@@ -25,7 +25,7 @@ import (
 // certificate for it.
 func TestExamineTLS(t *testing.T) {
 	host := outside(t)
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		pg := servers.NewPostgres(t, version)
 		w := newWard(t, pg)
 		cert := encrypt(t, w, host)

@@ -15,7 +15,7 @@ import (
 
 // eachAlone runs a test on servers of its own.
 func eachAlone(t *testing.T, options []servers.Option, f func(t *testing.T, pg *servers.PG)) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			t.Parallel()
 			f(t, servers.NewPostgres(t, version, options...))
@@ -165,7 +165,7 @@ func TestRestoredLog(t *testing.T) {
 // The database is dumped and loaded into another cluster: nothing there is of the
 // identity that it was, and one onewrite migrate puts it right.
 func TestLogOfAnotherCluster(t *testing.T) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("into=", version), func(t *testing.T) {
 			t.Parallel()
 			f := newFollower(t, servers.Postgres(t, 15))

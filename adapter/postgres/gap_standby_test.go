@@ -115,7 +115,7 @@ func (o *failover) promote() {
 // A standby takes over that has all. With a copy of the slot reading goes on as if
 // nothing had been; without it, before 17, that is a gap.
 func TestPromotedStandby(t *testing.T) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("postgres=", version), func(t *testing.T) {
 			t.Parallel()
 			o := newFailover(t, version)

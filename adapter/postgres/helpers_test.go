@@ -20,7 +20,7 @@ import (
 
 // each runs a test on the oldest and the newest server that is at hand.
 func each(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) { f(t, servers.Postgres(t, version)) })
 	}
 }
@@ -36,7 +36,7 @@ func eachAtOnce(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
 // eachAsleep is each on servers without two-phase commit, where writers wake the
 // reader by NOTIFY.
 func eachAsleep(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			f(t, servers.NewPostgres(t, version, servers.Set("max_prepared_transactions", "0")))
 		})

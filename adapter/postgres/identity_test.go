@@ -184,7 +184,7 @@ func TestPositionOfAnotherCluster(t *testing.T) {
 // Rows that pg_dump carried to another cluster have transaction numbers that do
 // not exist there yet. They are adopted: nothing is lost and order is kept.
 func TestDumpAndLoad(t *testing.T) {
-	for _, version := range []int{15, 18} { // into; pg_dump is as old as the oldest server
+	for _, version := range servers.Versions() { // into; pg_dump is as old as the oldest server
 		t.Run(fmt.Sprint("into=", version), func(t *testing.T) {
 			from := servers.Postgres(t, 15)
 			src := newOutbox(t, from, MigrateOptions{})
@@ -265,7 +265,7 @@ func copyData(t *testing.T, data string) (copied string) {
 // A backup is restored, and the application writes more than was lost before
 // the reader comes: neither transaction nor event number gives it away.
 func TestBackInTime(t *testing.T) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("postgres=", version), func(t *testing.T) {
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
@@ -296,7 +296,7 @@ func TestBackInTime(t *testing.T) {
 // A standby takes over that lacks the last moment, which was read and stored
 // already. The new primary gives the same transaction numbers out again.
 func TestFailoverWithoutTheLastMoment(t *testing.T) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("postgres=", version), func(t *testing.T) {
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})

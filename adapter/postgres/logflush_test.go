@@ -12,7 +12,7 @@ import (
 // What is committed with synchronous_commit = off is decoded once it is on disk. The WAL
 // writer of this server sleeps for ten seconds; a session of ours does not.
 func TestFlushWithin(t *testing.T) {
-	for _, version := range []int{15, 18} {
+	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("postgres=", version), func(t *testing.T) {
 			t.Parallel()
 			pg := servers.NewPostgres(t, version, servers.Set("wal_writer_delay", "10s"), servers.Set("autovacuum", "off"))

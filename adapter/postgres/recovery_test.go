@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -44,8 +45,8 @@ func TestGapLasts(t *testing.T) {
 // the second in which the register does not move, and numbers and transactions
 // are given out again before the reader comes, twice without success.
 func TestDiskSnapshotOfTheLastMoment(t *testing.T) {
-	for _, version := range []int{15, 18} {
-		t.Run(map[int]string{15: "postgres=15", 18: "postgres=18"}[version], func(t *testing.T) {
+	for _, version := range servers.Versions() {
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			data := one[string](t, dial(t, url), `SHOW data_directory`)
@@ -97,8 +98,8 @@ func TestDiskSnapshotOfTheLastMoment(t *testing.T) {
 // A recovery from a crash is told from a restart, after which nothing comes
 // again.
 func TestRecoveryBeginsALine(t *testing.T) {
-	for _, version := range []int{15, 18} {
-		t.Run(map[int]string{15: "postgres=15", 18: "postgres=18"}[version], func(t *testing.T) {
+	for _, version := range servers.Versions() {
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			line := func() uint64 {
@@ -122,8 +123,8 @@ func TestRecoveryBeginsALine(t *testing.T) {
 // After a crash only the last moment is read again: also while a transaction is
 // open that is older than all, and in the middle of a backlog.
 func TestCrashRepeatsLittle(t *testing.T) {
-	for _, version := range []int{15, 18} {
-		t.Run(map[int]string{15: "postgres=15", 18: "postgres=18"}[version], func(t *testing.T) {
+	for _, version := range servers.Versions() {
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			sql(t, dial(t, url), `BEGIN`, `SELECT pg_current_xact_id()`)

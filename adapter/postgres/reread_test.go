@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -95,8 +96,8 @@ func TestRereadThatFails(t *testing.T) {
 // A transaction that nobody sees yet is waited for; if that is long the source says so,
 // and does not tell the row without its value.
 func TestRereadBeforeVisible(t *testing.T) {
-	for _, version := range []int{15, 18} {
-		t.Run(map[int]string{15: "postgres=15", 18: "postgres=18"}[version], func(t *testing.T) {
+	for _, version := range servers.Versions() {
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
 			t.Parallel()
 			pg := servers.NewPostgres(t, version, servers.Set("max_connections", "60"))
 			r, big := rereadRig(t, pg)

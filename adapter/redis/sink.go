@@ -12,6 +12,7 @@ import (
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/rediscmd"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 //go:embed write.lua
@@ -178,6 +179,9 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 		args[2], args[3], args[4], args[5] = p.owner, p.writes, p.next, p.record
 		keys = append(keys, s.set.placeKey())
 	}
+	if err := sabotage.At("redis.write"); err != nil {
+		return 0, unsent{err}
+	}
 	var answer []any
 	err = s.link.do(ctx, func(ctx context.Context, c *goredis.Client) error {
 		cmd := c.EvalSha(ctx, writeScript.Hash(), keys, args...)
@@ -188,6 +192,9 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 		answer, err = cmd.Slice()
 		return err
 	})
+	if err == nil {
+		err = sabotage.At("redis.written")
+	}
 	if err != nil {
 		return s.blame(ctx, err, keys, users)
 	}

@@ -20,7 +20,7 @@ func (m *mysqlDB) apply(ctx context.Context, at *placed, steps []*step, _ bool) 
 		}
 		return failed, err
 	}
-	if _, err = m.exec(ctx, "COMMIT"); err != nil && mysqlCode(err) == 0 {
+	if err = committed(func() error { _, err := m.exec(ctx, "COMMIT"); return err }); err != nil && mysqlCode(err) == 0 {
 		err = &unknownOutcome{err}
 	}
 	return len(steps), err

@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // textArray is a column of values as an array of text, which the server unnests and
@@ -93,6 +95,9 @@ func pgArray(b *strings.Builder, c *column, text string) error {
 func (p *pgDB) apply(ctx context.Context, at *placed, steps []*step, single bool) (failed int, err error) {
 	b := &pgx.Batch{}
 	b.Queue("BEGIN")
+	if at != nil && sabotage.Bug == "place-apart" {
+		_, _ = p.conn.Exec(ctx, "UPDATE onewrite_places SET record = $1 WHERE destination = $2", at.record, at.destination)
+	}
 	if at != nil {
 		b.Queue("UPDATE onewrite_places SET record = $1, written = now() WHERE destination = $2 AND owner = $3", at.record, at.destination, at.owner)
 	}
@@ -107,7 +112,7 @@ func (p *pgDB) apply(ctx context.Context, at *placed, steps []*step, single bool
 		p.rollback(ctx)
 		return min(failed, len(steps)), err
 	}
-	if _, err = p.conn.Exec(ctx, "COMMIT"); err != nil {
+	if err = committed(func() error { _, err := p.conn.Exec(ctx, "COMMIT"); return err }); err != nil {
 		if pgCode(err) == "" {
 			err = &unknownOutcome{err}
 		} else {

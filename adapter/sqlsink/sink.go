@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
 // Kinds of databases.
@@ -321,6 +322,9 @@ func (s *Sink) pass(ctx context.Context, events []onewrite.Event, changes []chan
 	if err != nil {
 		return bad, err
 	}
+	if err := sabotage.At("sql.write"); err != nil {
+		return 0, err
+	}
 	failed, err := s.db.apply(ctx, p, steps, single)
 	if err == nil {
 		return 0, nil
@@ -342,6 +346,19 @@ func (s *Sink) pass(ctx context.Context, events []onewrite.Event, changes []chan
 		t, bad = steps[failed].table, steps[failed].events[0]
 	}
 	return bad, judged(v, err, s.db.cure(err, t))
+}
+
+// committed runs a COMMIT. What fails before it, and what is lost after, is as uncertain
+// as a COMMIT without an answer.
+func committed(commit func() error) error {
+	err := sabotage.At("sql.commit")
+	if err == nil {
+		err = commit()
+	}
+	if err == nil {
+		err = sabotage.At("sql.committed")
+	}
+	return err
 }
 
 // unknownOutcome is the error of a commit that was sent and not answered.

@@ -17,7 +17,7 @@ func (s *sqliteDB) apply(ctx context.Context, at *placed, steps []*step, _ bool)
 		s.rollback(ctx)
 		return failed, err
 	}
-	if _, err = s.exec(ctx, "COMMIT"); err != nil { // also what foreign keys were found broken
+	if err = committed(func() error { _, err := s.exec(ctx, "COMMIT"); return err }); err != nil { // also what foreign keys were found broken
 		s.rollback(ctx)
 		if sqliteCode(err) == 0 {
 			err = &unknownOutcome{err}

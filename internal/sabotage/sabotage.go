@@ -22,12 +22,16 @@ var Points = []string{
 	"bus.identify", "bus.locate", "bus.take", "bus.read", "bus.save", "bus.purge",
 	"delivery.subscribe", "delivery.open", "delivery.write", "delivery.written", "delivery.commit", "delivery.committed", "delivery.drain",
 	"delivery.park", "delivery.parked", "delivery.forget", "delivery.forgotten",
+	"placed.read", "placed.pair", "placed.paired", "placed.settle", "placed.settled", "placed.rewind", "placed.rewound",
 	"webhook.send", "webhook.answered", "stream.publish", "stream.stored", "file.recover", "file.write", "file.written", "file.rotate",
+	"kafka.produce", "kafka.produced", "kafka.committed", "kafka.send", "kafka.sent", "redis.write", "redis.written",
+	"rabbitmq.publish", "rabbitmq.confirmed", "sql.write", "sql.commit", "sql.committed",
 }
 
 // Bugs are the names of all planted bugs.
 var Bugs = []string{
 	"ack-early", "any-answer", "change-place", "confirm-fastest", "count-outage", "cursor-early", "delete-on-read", "followers-flow", "followers-lost", "id-cursor",
-	"ignore-fence", "max-floor", "max-place", "new-id", "no-gap", "no-last-commit", "no-msg-id", "no-puback", "no-window", "parallel-key", "pos-early",
+	"ignore-fence", "max-floor", "max-place", "new-id", "no-confirm", "no-gap", "no-last-commit", "no-msg-id", "no-puback", "no-rewind", "no-window", "parallel-key", "place-apart", "place-later",
+	"placed-floor", "placed-unread", "pos-early",
 	"probe-failed-only", "reversed", "says-ok", "short-write", "skip-batch", "toast-null", "truncate-unread",
 }

@@ -89,6 +89,21 @@ func openShared(version int) (*PG, error) {
 	return startPostgres(version)
 }
 
+// Versions are the major versions on which tests of all versions run: the oldest and the
+// newest that are supported. ONEWRITE_TEST_POSTGRES_VERSIONS=16,17 names others.
+func Versions() []int {
+	var list []int
+	for name := range strings.SplitSeq(os.Getenv("ONEWRITE_TEST_POSTGRES_VERSIONS"), ",") {
+		if v, err := strconv.Atoi(strings.TrimSpace(name)); err == nil {
+			list = append(list, v)
+		}
+	}
+	if len(list) == 0 {
+		list = []int{15, 18}
+	}
+	return list
+}
+
 // NewPostgres starts a server for this test alone and ends it with the test.
 // It is for tests that stop it, freeze it or need a parameter.
 func NewPostgres(tb testing.TB, version int, options ...Option) *PG {

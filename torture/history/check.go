@@ -109,6 +109,7 @@ type checker struct {
 	keyed  map[uint32]int // events of each key
 	whole  map[uint64]int // events of each transaction
 	most   map[string]int // events that may come again at a sink; under "" at each
+	waves  map[string]int // how often what is in flight may, the same way
 	reread []reread       // in the order of time
 	says   []Fault        // those that have to show
 	holes  []Fault        // those that lose row changes
@@ -146,7 +147,7 @@ func Check(dir string) (*Report, error) {
 	c := &checker{
 		Report: &Report{Laws: map[string]int{}, Arrived: map[string]int{}, Repeats: map[string]int{}, Faults: map[string]int{}},
 		run:    run, index: map[part]int32{}, keys: map[string]uint32{"": 0}, names: []string{""},
-		keyed: map[uint32]int{}, whole: map[uint64]int{}, most: map[string]int{},
+		keyed: map[uint32]int{}, whole: map[uint64]int{}, most: map[string]int{}, waves: map[string]int{},
 	}
 	for _, step := range []func(string) error{c.truth, c.entries, c.clients, c.faults, c.sinks, c.samples} {
 		if err := step(dir); err != nil {
@@ -233,15 +234,19 @@ func (c *checker) faults(dir string) error {
 		}
 		n := max(1, f.Times)
 		c.Faults[f.Kind] += n
-		at := ""
-		if _, ok := c.run.Sinks[f.On]; ok {
-			at = f.On
+		where := f.Sinks
+		if _, ok := c.run.Sinks[f.On]; ok && len(where) == 0 {
+			where = []string{f.On}
+		} else if len(where) == 0 {
+			where = []string{""}
 		}
-		switch {
-		case f.Most == 0:
-			c.most[at] += n * c.run.Window
-		case f.Most > 0:
-			c.most[at] += f.Most
+		for _, at := range where {
+			switch {
+			case f.Most == 0:
+				c.waves[at] += n
+			case f.Most > 0:
+				c.most[at] += f.Most
+			}
 		}
 		c.reread = append(c.reread, reread{f.At, f.Again})
 		if f.Healed > 0 {

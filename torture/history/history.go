@@ -131,6 +131,8 @@ type Fault struct {
 	On    string `json:"on,omitempty"`
 	Proof string `json:"proof"`           // what was seen of its effect; empty: it had none
 	Again int    `json:"again,omitempty"` // events that the source may read again for it
+	// Sinks are the only ones that may get events again for it; empty: On, or all.
+	Sinks []string `json:"sinks,omitempty"`
 	// Most bounds the events that may arrive again for it, all times together, at
 	// the sink On if that is one; 0: a window each time, -1: none.
 	Most int `json:"most,omitempty"`
@@ -163,11 +165,12 @@ type Run struct {
 
 // Kind says what may be asked of a sink.
 type Kind struct {
-	Once     bool `json:"once"`           // its consumer remembers ids in the transaction of the effect
-	Ledger   bool `json:"ledger"`         // and keeps balances in it
-	Ordered  bool `json:"ordered"`        // one stream in the order of the bus
-	Rows     bool `json:"rows,omitempty"` // it gets row changes and nothing else; the other sinks get none
-	Distinct bool `json:"distinct"`       // it refuses repeats itself: none may arrive, but what the source read again
+	Once     bool `json:"once"`             // its consumer remembers ids in the transaction of the effect
+	Ledger   bool `json:"ledger"`           // and keeps balances in it
+	Ordered  bool `json:"ordered"`          // one stream in the order of the bus
+	Rows     bool `json:"rows,omitempty"`   // it gets row changes and nothing else; the other sinks get none
+	Window   int  `json:"window,omitempty"` // most events in flight to it at a time; 0: as the run says
+	Distinct bool `json:"distinct"`         // it refuses repeats itself: none may arrive, but what the source read again
 }
 
 // Floors are the least a run has to have; 0 asks for nothing.

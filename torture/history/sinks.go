@@ -163,7 +163,11 @@ func (a *arrivals) complete() {
 	}
 	most := int(a.slack(math.MaxInt64))
 	if !a.kind.Distinct {
-		most += a.most[""] + a.most[a.sink]
+		window := a.run.Window
+		if a.kind.Window > 0 {
+			window = a.kind.Window
+		}
+		most += a.most[""] + a.most[a.sink] + (a.waves[""]+a.waves[a.sink])*window
 	}
 	if a.Repeats[a.sink] > most {
 		a.fail("I7", "%s got %d events again, the faults allow %d", a.sink, a.Repeats[a.sink], most)

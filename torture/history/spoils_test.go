@@ -114,6 +114,19 @@ var spoils = []struct {
 		}
 		s.faults[0].Most = 2
 	}},
+	{"I7", "faults at the server of another sink", func(t *rapid.T, s *tale) {
+		for i := range s.faults {
+			s.faults[i].Most, s.faults[i].Sinks = 0, []string{"stream"}
+		}
+	}},
+	{"I7", "a sink to which little is in flight", func(t *rapid.T, s *tale) {
+		s.run.Sinks["db"] = Kind{Once: true, Ledger: true, Window: 1}
+		a := *some(t, s.arrived["db"])
+		a.Copy = 2
+		for range 9 { // the faults allow 3, and two windows; the source may have read 3 again
+			s.arrived["db"] = append(s.arrived["db"], a)
+		}
+	}},
 	{"I7", "faults of another sink", func(t *rapid.T, s *tale) {
 		for i := range s.faults {
 			s.faults[i].Most, s.faults[i].On = 0, "stream"

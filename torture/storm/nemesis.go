@@ -38,6 +38,11 @@ func (s *storm) torment(ctx context.Context) error {
 		if err := s.progress(ctx, uint64(i*share)); err != nil {
 			return err
 		}
+		if s.has("W8") { // in the middle of its transactions
+			if err := s.moves(ctx, s.rowFile(), uint64((i+1)*s.Large/(len(deeds)+1))); err != nil {
+				return err
+			}
+		}
 		pause(ctx, time.Duration(s.rng.IntN(400))*time.Millisecond) // where in the work it strikes
 		if err := ctx.Err(); err != nil {
 			return err
@@ -68,11 +73,17 @@ func (s *storm) torment(ctx context.Context) error {
 	}
 	if s.Lost > 0 {
 		if err := s.until(ctx, "enough answers were lost", func() bool {
-			return s.sinks[0].(*hook).lost.Load() >= int64(s.Lost) && s.swallowed() >= s.Lost
+			enough := s.sinks[0].(*hook).lost.Load() >= int64(s.Lost)
+			for _, name := range s.losers() {
+				enough = enough && s.answersLost(name) >= s.Lost
+			}
+			return enough
 		}); err != nil {
 			return err
 		}
-		s.labels.hits("answer lost by stream", s.swallowed())
+		for _, name := range s.losers() {
+			s.labels.hits("answer lost by "+name, s.answersLost(name))
+		}
 	}
 	s.labels.hit("tormented")
 	return nil
@@ -100,6 +111,8 @@ func (s *storm) deeds() []deed {
 		{s.Outages, deed{"outage", s.outage}},
 		{s.Deaths, deed{"death", s.died}},
 		{s.Rounds, deed{"takeover", s.round}},
+		{s.Strikes, deed{"strike", s.struck}},
+		{s.Olders, deed{"older sink", s.older}},
 		{s.Loses, deed{"lost bus", s.loses}},
 		{s.Returns, deed{"older bus", s.returns}},
 		{s.Flips, deed{"changed bytes", s.flips}},
@@ -116,9 +129,20 @@ func (s *storm) deeds() []deed {
 	return list
 }
 
-// progress waits until the webhook got something new, and at least so many.
+// progress waits until the webhook got something new, and at least so many, and every
+// sink on a server of its own something new.
 func (s *storm) progress(ctx context.Context, least uint64) error {
-	h := s.sinks[0]
+	for _, k := range s.consumers() {
+		if err := s.moves(ctx, k, least); err != nil {
+			return err
+		}
+		least = 0
+	}
+	return nil
+}
+
+// moves waits until one sink got something new.
+func (s *storm) moves(ctx context.Context, h sink, least uint64) error {
 	before := h.seen()
 	deadline := time.Now().Add(s.Wait)
 	for h.seen() <= before || h.seen() < least {
@@ -126,7 +150,7 @@ func (s *storm) progress(ctx context.Context, least uint64) error {
 			return ctx.Err()
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("onewrite delivered nothing for %v: %d events arrived, %d are committed; see %s", s.Wait, h.seen(), s.committed.Load(), s.path("onewrite-1.log"))
+			return fmt.Errorf("onewrite delivered nothing to %s for %v: %d events arrived, %d are committed; see %s", h.name(), s.Wait, h.seen(), s.committed.Load(), s.path("onewrite-1.log"))
 		}
 		if h.seen() > before {
 			before, deadline = h.seen()-1, time.Now().Add(s.Wait)

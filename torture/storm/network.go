@@ -1,6 +1,7 @@
 package storm
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -89,9 +90,11 @@ func effect(kind string, before, after faultnet.Counts) string {
 
 // round takes away a copy that works, and waits until another has taken over.
 func (s *storm) round(ctx context.Context, f *history.Fault) error {
-	role := "" // the source
+	role, at := "", s.sinks[0] // the source
 	if s.rng.IntN(2) == 0 {
-		role = "hook"
+		list := s.consumers()
+		at = list[s.rng.IntN(len(list))]
+		role = at.name()
 	}
 	var victim *program
 	if err := s.until(ctx, "a copy works", func() bool {
@@ -108,7 +111,7 @@ func (s *storm) round(ctx context.Context, f *history.Fault) error {
 		what = append(what, "cut off from postgres")
 	}
 	how := what[s.rng.IntN(len(what))]
-	f.On = fmt.Sprintf("copy %d, %s", victim.n, how)
+	f.On = fmt.Sprintf("copy %d, which has %s, %s", victim.n, cmp.Or(role, "the source"), how)
 	start := s.now()
 	var err error
 	switch how {
@@ -123,7 +126,7 @@ func (s *storm) round(ctx context.Context, f *history.Fault) error {
 	w := s.writer(100 + int(s.rounds.Add(1)))
 	id, err := w.probe(ctx)
 	if err == nil {
-		err = s.until(ctx, "an event of after the fault arrived at the webhook", func() bool { return s.sinks[0].has(id) })
+		err = s.until(ctx, "an event of after the fault arrived at "+at.name(), func() bool { return at.has(id) })
 	}
 	f.Takeover = s.now() - start
 	s.restarts.Add(1)

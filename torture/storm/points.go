@@ -31,6 +31,11 @@ func (s *storm) pointed(ctx context.Context) error {
 	}
 	f := &history.Fault{At: s.now(), Kind: "fail point", On: s.Point}
 	asked := time.Now()
+	if strings.HasPrefix(s.Point, "placed.rew") { // met when a sink has forgotten
+		if err := s.older(ctx, &history.Fault{}); err != nil {
+			return err
+		}
+	}
 	if strings.HasPrefix(s.Point, "delivery.forg") { // met when parked events are delivered
 		if err := s.until(ctx, "events are parked", func() bool { return s.state().parked > 30 }); err != nil {
 			return err
@@ -44,7 +49,7 @@ func (s *storm) pointed(ctx context.Context) error {
 		text, _ := os.ReadFile(s.path(ProofFile))
 		f.Proof = strings.TrimSpace(string(text))
 		s.supervise()
-		if f.Proof == "" && strings.HasPrefix(s.Point, "delivery.drain") && time.Since(asked) > 2*time.Second { // on the way out
+		if f.Proof == "" && s.outside() && time.Since(asked) > 4*time.Second {
 			asked = time.Now()
 			s.stopped(s.copies[0])
 		}
@@ -62,20 +67,42 @@ func (s *storm) pointed(ctx context.Context) error {
 	return s.progress(ctx, 0)
 }
 
+// outside reports whether the fail point is met on the way out only, or on the way in,
+// once there is something to be found: then a restart is due.
+func (s *storm) outside() bool {
+	if strings.HasPrefix(s.Point, "delivery.drain") {
+		return true
+	}
+	if !strings.HasPrefix(s.Point, "placed.settle") {
+		return false
+	}
+	for _, k := range s.consumers() {
+		if k.seen() == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // stopped ends a copy and starts it again, as it was as long as nothing has happened
 // at the fail point.
 func (s *storm) stopped(p *program) {
 	if err := p.signal(syscall.SIGTERM, true); err != nil {
 		s.say("stop: %v", err)
 	}
-	env := s.sabotage()
-	if _, err := os.Stat(s.path(ProofFile)); err == nil {
-		env = nil
-	}
 	s.restarts.Add(1)
-	if err := p.start(env...); err != nil {
+	if err := p.start(s.planned()...); err != nil {
 		s.say("start: %v", err)
 	}
+}
+
+// planned is what a later start has in its environment: as the first one, as long as
+// nothing has happened at the fail point.
+func (s *storm) planned() []string {
+	if _, err := os.Stat(s.path(ProofFile)); err == nil && s.Point != "count" {
+		return nil
+	}
+	return s.sabotage()
 }
 
 // supervise starts the copies again that have ended by themselves, as whoever runs

@@ -47,8 +47,8 @@ func (s *storm) writeConfig() error {
 	if s.bus != nil {
 		b.WriteString("bus: {url: \"${env:OW_BUS}\"}\n")
 	} else {
-		keep := "" // so little that the bus purges in a small storm
-		if s.Point != "" {
+		keep := ""                          // so little that the bus purges in a small storm
+		if s.Point != "" && s.Olders == 0 { // what is to be sent again has to be there
 			keep = ", keep: 1MB"
 		}
 		b.WriteString("bus: {dir: " + stateDir + keep + "}\n")

@@ -36,10 +36,25 @@ func (s *storm) takeSample(p *program) {
 		one := &state{destinations: map[string]destination{}, owner: map[string]int{}}
 		one.add(p.n, st)
 		out.Up = true
+		out.Age += s.wentBack(one)
 		s.fill(out, one)
 	}
 	s.samples.Add(out)
 	s.pace.note(out.At, s.committed.Load())
+}
+
+// wentBack counts the times that the position of a sink went back because an older copy
+// was put in its place: once for each.
+func (s *storm) wentBack(st *state) int {
+	if s.Olders == 0 {
+		return 0
+	}
+	at := int64(place(st.destinations["sqlite"].Position))
+	if was := s.reached.Swap(at); at < was && s.forgot.Add(-1) >= 0 {
+		s.age.Add(1)
+		return 1
+	}
+	return 0
 }
 
 // lastSample records what all copies say at the end, together.
@@ -58,9 +73,13 @@ func (s *storm) fill(out *history.Sample, st *state) {
 		if !ok {
 			continue // not taken over: it has no numbers
 		}
+		seen := k.seen()
+		if t, is := k.(*target); is {
+			seen = t.caught(d.Delivered)
+		}
 		out.Sinks[k.name()] = history.SinkState{
 			State: d.State, Epoch: d.Epoch, Position: place(d.Position), Delivered: d.Delivered, Pending: d.Pending,
-			Parked: d.Parked, Filtered: d.Filtered, Skipped: d.Skipped, Seen: k.seen(),
+			Parked: d.Parked, Filtered: d.Filtered, Skipped: d.Skipped, Seen: seen,
 		}
 	}
 }

@@ -44,7 +44,10 @@ type Config struct {
 	Returns int      // times that it is put back from an older copy
 	Flips   int      // times that bytes in it are changed
 	Fills   int      // times that its disk is full
-	Refuse  bool     // the webhook refuses some events until the end: they are parked, and then delivered
+	Strikes int      // SIGKILLs of a server that destinations of Sinks write to, each in turn
+	Sinks   []string // destinations on real servers, in place of the stream and the file; see Targets
+	Olders  int      // times that the table of the sink sqlite is put back from an older copy
+	Refuse  bool     // the webhook, and the table of the sink postgres, refuse some events until the end: they are parked, and then delivered
 	Pushed  bool     // the outbox is read from the log (outbox: log); PostgreSQL only
 	Rows    string   // workloads of row changes beside the events, "W4 W5 W6" for instance; PostgreSQL only
 	Large   int      // rows of a transaction of W8; default 200,000
@@ -90,6 +93,7 @@ type storm struct {
 	bus    *servers.NATS // nil: embedded
 	copies []*program
 	sinks  []sink
+	hosts  []*host // servers of Sinks
 	disk   disk
 
 	clients, samples, faults *history.Log
@@ -100,8 +104,9 @@ type storm struct {
 	captured                 atomic.Int64     // since when row changes are captured
 	lost                     []history.Change // of a history that the database went back from
 	age                      atomic.Int64     // how often the bus was another one
+	forgot, reached          atomic.Int64     // older copies of a sink that have not shown; its position
 	deaths, rounds           atomic.Int64
-	drawn                    atomic.Int64 // requests of the stream whose answer was to be lost
+	drawn                    tally // requests of each sink whose answer was to be lost
 
 	committed atomic.Int64 // events that writers were told are there
 	doubtful  atomic.Int64 // events that may be there
@@ -240,13 +245,8 @@ func (s *storm) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	s.sinks = append(s.sinks, hook)
-	stream, err := newStream(ctx, s)
-	if err != nil {
+	if err := s.openSinks(ctx); err != nil {
 		return err
-	}
-	s.sinks = append(s.sinks, stream)
-	if s.Copies == 1 { // a frozen copy keeps the lock of its file
-		s.sinks = append(s.sinks, newArchive(s))
 	}
 	if s.Rows != "" {
 		s.sinks = append(s.sinks, newRowFile(s))
@@ -293,10 +293,14 @@ func (s *storm) heal(ctx context.Context) error {
 	if !s.Refuse {
 		return nil
 	}
-	if s.state().parked == 0 {
-		return nil
+	for _, k := range s.sinks {
+		if t, is := k.(*target); is && t.heal != nil {
+			if err := t.heal(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	return s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
+	return s.redrive(ctx)
 }
 
 // until waits for something that has to come true.
@@ -333,7 +337,7 @@ func (s *storm) await(ctx context.Context, sentinels []string) int64 {
 		}
 		if s.Refuse && st.parked > 0 && time.Since(again) > time.Second { // parked after the first redrive
 			again = time.Now()
-			_ = s.copies[0].command(ctx, "parked", "retry", "hook", "--all")
+			_ = s.redrive(ctx)
 		}
 	}
 	return 0
@@ -405,14 +409,22 @@ func (s *storm) floors() history.Floors {
 	}
 	for kind, n := range map[string]int{
 		"SIGKILL": s.Kills, "SIGTERM": s.Terms, "SIGSTOP": s.Freezes, "crash": s.Crashes, "network": s.Nets, "outage": s.Outages, "death": s.Deaths,
-		"idle row": s.idleRows(), "takeover": s.Rounds, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
+		"idle row": s.idleRows(), "takeover": s.Rounds, "strike": s.Strikes, "older sink": s.Olders, "lost bus": s.Loses, "older bus": s.Returns, "changed bytes": s.Flips, "full disk": s.Fills,
 	} {
 		if n > 0 {
 			f.Faults[kind] = n
 		}
 	}
 	if s.Lost > 0 {
-		f.Counts["answer lost by hook"], f.Counts["answer lost by stream"] = s.Lost, s.Lost
+		f.Counts["answer lost by hook"] = s.Lost
+		for _, name := range s.losers() {
+			f.Counts["answer lost by "+name] = s.Lost
+		}
+	}
+	for i, h := range s.hosts {
+		if i < s.Strikes {
+			f.Labels = append(f.Labels, "struck "+h.name)
+		}
 	}
 	if s.Refuse {
 		f.Labels = append(f.Labels, "refused", "parked")
@@ -439,6 +451,11 @@ func (s *storm) close() error {
 	for _, l := range []*history.Log{s.clients, s.samples, s.faults} {
 		if l != nil {
 			errs = append(errs, l.Close())
+		}
+	}
+	for _, h := range s.hosts {
+		if h.machine != nil {
+			errs = append(errs, h.Shutdown())
 		}
 	}
 	if s.bus != nil {

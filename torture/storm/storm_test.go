@@ -31,6 +31,7 @@ func run(t *testing.T, c Config) *history.Report {
 	}
 	c.Dir = dir
 	r, err := Run(t.Context(), c)
+	servers.Needs(t, err)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,10 +58,12 @@ func TestShortStorms(t *testing.T) {
 		"cluster":  {Source: "sqlite", Events: 800, Rate: 150, Nodes: 3, Deaths: 1},
 		"traps":    {Source: "sqlite", Events: 1200, Loses: 1, Returns: 1, Flips: 1},
 		"rows":     {Source: "postgres-18", Events: 300, Rate: 60, Rows: "W5 W6", Kills: 2, Traps: []string{"slot dropped"}},
+		"sinks":    {Source: "sqlite", Events: 1200, Sinks: []string{"kafka", "kafka-plain", "redis", "rabbitmq", "postgres", "mysql"}, Kills: 2, Strikes: 5},
+		"standby":  {Source: "postgres-18", Events: 800, Rate: 200, Sinks: []string{"redis", "postgres"}, Nodes: 1, Copies: 2, Rounds: 1, Strikes: 1},
 		"disk":     {Source: "sqlite", Events: 800, Fills: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if c.Source != "sqlite" {
+			if c.Source != "sqlite" || len(c.Sinks) > 0 {
 				servers.Postgres(t, 18) // skips where it is not installed
 			}
 			if c.Fills > 0 && runtime.GOOS != "linux" {

@@ -116,7 +116,7 @@ func (k *stream) seen() uint64 {
 }
 
 func (k *stream) settle(dir string) error {
-	if n := k.s.swallowed(); n > 0 {
+	if n := k.s.answersLost(k.name()); n > 0 {
 		k.s.faults.Add(&history.Fault{At: 1, Until: k.s.now(), Kind: "answer lost", Times: n, On: k.name(), Proof: strconv.Itoa(n) + " answers of the server were dropped by the proxy"})
 	}
 	k.stop()

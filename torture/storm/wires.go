@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/onewrite/onewrite/internal/faultnet"
 )
@@ -61,6 +62,10 @@ func newWires(s *storm, n int) (_ *wires, err error) {
 			set("OW_HOOK", through("hook", "http://"+k.l.Addr().String())+"/"+strconv.Itoa(n))
 		case *stream:
 			set("OW_STREAM", through("stream", k.server.ClientURL()))
+		case *target:
+			if k.url != "" {
+				set(k.env(), through(k.called, k.url))
+			}
 		}
 	}
 	if err != nil {
@@ -70,23 +75,65 @@ func newWires(s *storm, n int) (_ *wires, err error) {
 	return w, nil
 }
 
-// mend heals every way; answers of the stream go on being lost.
+// mend heals every way; answers of the sinks go on being lost.
 func (w *wires) mend(s *storm) {
 	for _, p := range w.pairs {
 		f := faultnet.Fault{}
-		if p.to == "stream" && s.Lost > 0 {
-			f.Swallow = w.swallow(s)
+		if mark := s.lostMark(p.to); mark != nil && s.Lost > 0 {
+			f.Swallow = swallow(s, p.to, mark)
 		}
 		p.proxy.Set(f)
 	}
 }
 
-// swallow draws which requests to the NATS server lose their answer, as long as
-// more are needed. The proxy calls it under its lock.
-func (w *wires) swallow(s *storm) func([]byte) bool {
+// lostMark is what a request to a sink has in it whose answer may be lost; nil: none may.
+func (s *storm) lostMark(name string) []byte {
+	if name == "stream" {
+		return []byte("HPUB events.")
+	}
+	for _, k := range s.sinks {
+		if t, ok := k.(*target); ok && t.called == name && t.url != "" {
+			return t.lost
+		}
+	}
+	return nil
+}
+
+// losers are the sinks, beside the webhook, whose answers can be lost.
+func (s *storm) losers() (list []string) {
+	for _, k := range s.sinks {
+		if s.lostMark(k.name()) != nil {
+			list = append(list, k.name())
+		}
+	}
+	return list
+}
+
+// tally counts by name.
+type tally struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+// draw counts one more, up to most.
+func (t *tally) draw(name string, most int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n == nil {
+		t.n = map[string]int{}
+	}
+	if t.n[name] >= most {
+		return false
+	}
+	t.n[name]++
+	return true
+}
+
+// swallow draws which requests to a server lose their answer, as long as more are
+// needed. The proxy calls it under its lock.
+func swallow(s *storm, to string, mark []byte) func([]byte) bool {
 	return func(piece []byte) bool {
-		published := bytes.Contains(piece, []byte("HPUB events."))
-		return published && s.drawn.Load() < int64(s.Lost+s.Lost/5+20) && rand.IntN(4) == 0 && s.drawn.Add(1) > 0
+		return bytes.Contains(piece, mark) && rand.IntN(4) == 0 && s.drawn.draw(to, s.Lost+s.Lost/5+20)
 	}
 }
 
@@ -108,13 +155,13 @@ func (w *wires) close() error {
 	return errors.Join(errs...)
 }
 
-// swallowed is how many answers of the stream's server were lost.
-func (s *storm) swallowed() (n int) {
+// answersLost is how many answers of a sink's server were lost.
+func (s *storm) answersLost(name string) (n int) {
 	if s.Lost == 0 {
 		return 0
 	}
 	for _, c := range s.copies {
-		for _, p := range c.wires.to("stream") {
+		for _, p := range c.wires.to(name) {
 			n += p.Counts().Swallowed
 		}
 	}

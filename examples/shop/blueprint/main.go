@@ -152,6 +152,6 @@ func start(o *shop.BlueprintOptions) (stop func() error, err error) {
 	}
 	o.Postgres = pg.URL("")
 	o.RabbitMQ = shop.Broker{Address: rabbit.URL(), Down: rabbit.Stop, Up: rabbit.Start}
-	o.Kafka = shop.Broker{Address: kafka.Addr(), Down: kafka.Down, Up: kafka.Up}
+	o.Kafka = shop.Broker{Address: kafka.Addr(), Down: kafka.Strike, Up: kafka.Revive}
 	return stop, nil
 }
