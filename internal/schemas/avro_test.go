@@ -328,3 +328,37 @@ func TestKindsWiden(t *testing.T) {
 		}
 	}
 }
+
+// TestLostColumns: a version has what the table has; what an event need not tell is no
+// column that is lost.
+func TestLostColumns(t *testing.T) {
+	of := func(e *onewrite.Event) *row {
+		t.Helper()
+		p, err := read(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.row
+	}
+	was := of(change("insert", "", "null", `{"id":1,"note":"x"}`)).evolve(nil, false)
+	for name, c := range map[string]struct {
+		e    *onewrite.Event
+		fits bool
+	}{
+		"lost":      {change("insert", "", "null", `{"id":1}`), false},
+		"untouched": {change("update", `,"unchanged":["note"]`, "null", `{"id":1}`), true},
+		"the key":   {change("delete", "", `{"id":1}`, "null"), true},
+		"truncate":  {change("truncate", "", "null", "null"), true},
+	} {
+		r := of(c.e)
+		if r.fits(was, false) != c.fits || !r.fits(was, true) {
+			t.Errorf("%s: fits is %v", name, !c.fits)
+		}
+		if _, has := r.evolve(was, false).column("note"); has != c.fits {
+			t.Errorf("%s: the column is there: %v", name, has)
+		}
+		if _, has := r.evolve(was, true).column("note"); !has {
+			t.Errorf("%s: the column is not kept", name)
+		}
+	}
+}

@@ -242,7 +242,7 @@ func (e *Encoder) subjectOf(topic string, ev *onewrite.Event, p *payload) string
 func (e *Encoder) encode(ctx context.Context, name string, s *subject, p *payload) ([]byte, error) {
 	if p.row != nil {
 		for _, v := range s.versions {
-			if p.row.fits(v.codec.table(), e.form.keepsDropped) {
+			if p.row.fits(v.codec.table(), e.keepsDropped()) {
 				return e.write(name, v, p)
 			}
 		}
@@ -264,7 +264,7 @@ func (e *Encoder) encode(ctx context.Context, name string, s *subject, p *payloa
 	}
 	s.latest, s.asked = latest, time.Now()
 	if p.row != nil && (latest == nil || latest.codec.table() != nil) {
-		if latest != nil && p.row.fits(latest.codec.table(), e.form.keepsDropped) {
+		if latest != nil && p.row.fits(latest.codec.table(), e.keepsDropped()) {
 			s.keep(latest)
 			return e.write(name, latest, p)
 		}
@@ -286,6 +286,10 @@ func (e *Encoder) encode(ctx context.Context, name string, s *subject, p *payloa
 	}
 	return e.write(name, latest, p)
 }
+
+// keepsDropped reports whether a column that the table lost is no reason for another
+// version.
+func (e *Encoder) keepsDropped() bool { return e.form.keepsDropped || e.c.NoRegister }
 
 // keep remembers a version as the newest.
 func (s *subject) keep(v *version) {
