@@ -142,11 +142,18 @@ func TestDamage(t *testing.T) {
 
 // A large file has several row groups, so that neither side needs it whole in memory.
 func TestRowGroups(t *testing.T) {
-	var events []onewrite.Event
+	var out bytes.Buffer
+	w := parquet.NewWriter(&out, "none")
+	data := bytes.Repeat([]byte("x"), 1<<20)
 	for i := range 70 {
-		events = append(events, onewrite.Event{ID: fmt.Sprint(i), Source: "s", Type: "t", Topic: "t", ContentType: "text/plain", Data: bytes.Repeat([]byte("x"), 1<<20)})
+		if err := w.Write(&onewrite.Event{ID: fmt.Sprint(i), Source: "s", Type: "t", Topic: "t", ContentType: "text/plain", Data: data}, true); err != nil {
+			t.Fatal(err)
+		}
 	}
-	file, _ := made(t, events, "")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := out.Bytes()
 	path := filepath.Join(t.TempDir(), "events.parquet")
 	if err := os.WriteFile(path, file, 0o600); err != nil {
 		t.Fatal(err)
