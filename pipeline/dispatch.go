@@ -220,7 +220,9 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 		r.halt(fmt.Errorf("%w: %w; fix the destination and run onewrite reload, or remove it and run onewrite reload --forget %s", errStopped, err, r.d.Interest.Name))
 		return nil
 	}
-	if len(rest) > 1 {
+	// A whole batch without an answer goes together once more: each alone, a transaction
+	// each, takes minutes where the batch takes a moment.
+	if len(rest) > 1 && !(r.undecided && rest[0].tries == 0) {
 		for _, e := range rest {
 			e.solo = true
 		}

@@ -46,10 +46,11 @@ func (s *storm) takeSample(p *program) {
 // wentBack counts the times that the position of a sink went back because an older copy
 // was put in its place: once for each.
 func (s *storm) wentBack(st *state) int {
-	if s.Olders == 0 {
+	d, there := st.destinations["sqlite"]
+	if s.Olders == 0 || !there {
 		return 0
 	}
-	at := int64(place(st.destinations["sqlite"].Position))
+	at := int64(place(d.Position))
 	if was := s.reached.Swap(at); at < was && s.forgot.Add(-1) >= 0 {
 		s.age.Add(1)
 		return 1
