@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
 )
@@ -145,6 +146,9 @@ func OpenBus(ctx context.Context, c BusConfig) (*Bus, error) {
 		_ = b.Close()
 		return nil, err
 	}
+	if err := b.measure(ctx); err != nil {
+		b.log.Warn("it is not known how much the bus holds; it is looked at again", "error", err)
+	}
 	return b, nil
 }
 
@@ -160,7 +164,7 @@ func (b *Bus) connect() error {
 	}
 	b.adm = kadm.NewClient(b.cl)
 	b.adm.SetTimeoutMillis(int32(callTimeout.Milliseconds()))
-	if b.scanner, err = b.consumer(nil); err != nil {
+	if b.scanner, err = b.consumer(nil, kgo.KeepControlRecords()); err != nil { // the last offset may be one's
 		b.cl.Close()
 	}
 	return err
@@ -184,12 +188,12 @@ func (b *Bus) producer(manual bool) (*kgo.Client, error) {
 }
 
 // consumer makes a client that reads topics from the offsets given.
-func (b *Bus) consumer(from map[string]int64) (*kgo.Client, error) {
+func (b *Bus) consumer(from map[string]int64, more ...kgo.Opt) (*kgo.Client, error) {
 	at := make(map[string]map[int32]kgo.Offset, len(from))
 	for topic, offset := range from {
 		at[topic] = map[int32]kgo.Offset{0: kgo.NewOffset().At(offset)}
 	}
-	cl, err := kgo.NewClient(append(slices.Clone(b.opts),
+	cl, err := kgo.NewClient(append(append(slices.Clone(b.opts), more...),
 		kgo.ConsumePartitions(at), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.MaxConcurrentFetches(1),
 		kgo.FetchMaxBytes(readBytes), kgo.FetchMaxPartitionBytes(readBytes/2), kgo.FetchMaxWait(readWait), kgo.FetchMinBytes(1))...)
 	if err != nil {
@@ -236,16 +240,21 @@ func (b *Bus) limit(topic string) int32 {
 
 // names returns the topics of this bus below a prefix, without it.
 func (b *Bus) names(ctx context.Context, prefix string) ([]string, error) {
-	all, err := b.adm.ListTopics(ctx)
+	// The client's own list may be some time old.
+	all, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, b.cl)
 	if err != nil {
 		return nil, b.worded(err, "list the topics", prefix)
 	}
 	var names []string
-	for _, t := range all.Names() {
-		if name, ok := strings.CutPrefix(t, prefix); ok && validName(name) {
+	for _, t := range all.Topics {
+		if t.Topic == nil || t.ErrorCode != 0 {
+			continue
+		}
+		if name, ok := strings.CutPrefix(*t.Topic, prefix); ok && validName(name) {
 			names = append(names, name)
 		}
 	}
+	slices.Sort(names)
 	return names, nil
 }
 
@@ -403,7 +412,7 @@ func (b *Bus) scan(ctx context.Context, topic string, from, to int64, f func(*kg
 		}
 		for it := fetches.RecordIter(); !it.Done(); {
 			r := it.Next()
-			if next = r.Offset + 1; r.Offset < from || r.Offset >= to {
+			if next = r.Offset + 1; r.Offset < from || r.Offset >= to || r.Attrs.IsControl() {
 				continue
 			}
 			if err := f(r); err != nil {

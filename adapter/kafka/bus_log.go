@@ -101,6 +101,10 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 	if err := b.ensure(ctx, l.topic); err != nil {
 		return err
 	}
+	seen, err := b.seen(ctx, l.source) // before the log: what was seen is there
+	if err != nil {
+		return err
+	}
 	start, end, err := b.bounds(ctx, l.topic)
 	if err != nil {
 		return err
@@ -110,25 +114,24 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 		return err
 	}
 	l.end, l.last, l.pos = end, newest.seq, newest.pos
-	switch {
-	case found:
-		l.raise(l.last, 0, 0)
-	case start > 0:
+	if !found && start > 0 {
 		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event; to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
-	default:
-		// A log that was lost begins behind every offset that a destination has seen, so
-		// that its place skips nothing.
-		if l.last, err = b.seen(ctx, l.source); err != nil {
-			return err
-		}
 	}
-	l.known = true
+	l.raise(l.last, 0, 0)
+	// A log that was lost, or its end, goes on behind every offset that a destination has
+	// seen, so that its place skips nothing.
+	if found && seen > l.last {
+		b.log.Error("the log of a source has lost its end, which was acknowledged", "source", l.source, "topic", l.topic, "from", l.last+1, "to", seen,
+			"cure", "let nobody lead who has not got all: unclean.leader.election.enable=false, min.insync.replicas=2")
+	}
+	l.last, l.known = max(l.last, seen), true
 	return nil
 }
 
 // newestEvent is the last event of a log that counts.
 type newestEvent struct {
 	seq uint64
+	at  int64 // its offset in the topic
 	pos onewrite.Pos
 }
 
@@ -142,7 +145,7 @@ func (b *Bus) newest(ctx context.Context, l *busLog, start, end int64) (n newest
 			for _, r := range whole {
 				events, bytes = events+1, bytes+int64(sizeOf(r))
 				if pos, has := posOf(r); has {
-					n, found = newestEvent{m.seq, pos}, true
+					n, found = newestEvent{m.seq, m.at, pos}, true
 				}
 			}
 			return nil
@@ -316,11 +319,18 @@ func (b *Bus) measure(ctx context.Context) error {
 	var errs []error
 	for _, source := range sources {
 		l := b.logOf(source)
-		if start, end, err := b.bounds(ctx, l.topic); err != nil {
-			errs = append(errs, err)
-		} else {
-			l.holds(end - start)
+		start, end, err := b.bounds(ctx, l.topic)
+		l.mu.Lock()
+		known := l.size > 0
+		l.mu.Unlock()
+		if err == nil && !known {
+			_, _, err = b.newest(ctx, l, start, end)
 		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		l.holds(end - start)
 	}
 	return errors.Join(errs...)
 }

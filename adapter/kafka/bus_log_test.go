@@ -195,7 +195,7 @@ func TestBusKilled(t *testing.T) {
 	again := openBus(t, c)
 	defer again.Close()
 	_, last, err := again.Position(t.Context(), "shop")
-	if err != nil || int(last) < acked || acked < 100 || lost < kills {
+	if err != nil || int(last) < acked || acked < 100 || lost == 0 { // the client itself gets over a short one
 		t.Fatalf("%d acknowledged, %d failures, the bus has %d, %v", acked, lost, last, err)
 	}
 	whole(t, readAll(t, again, int(last)), int(last))

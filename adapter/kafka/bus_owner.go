@@ -211,7 +211,7 @@ func (p *place) fetch(ctx context.Context, want []entry) ([]onewrite.Parked, err
 			j++
 		}
 		wanted := at[i:j]
-		err := p.b.scan(ctx, p.topic, at[i], at[j-1]+1, func(r *kgo.Record) error {
+		err := p.b.scan(ctx, p.topic, max(at[i], p.start), at[j-1]+1, func(r *kgo.Record) error {
 			if _, is := slices.BinarySearch(wanted, r.Offset); !is {
 				return nil
 			}

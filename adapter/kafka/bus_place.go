@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
@@ -196,6 +197,9 @@ func (p *place) write(ctx context.Context, recs ...*kgo.Record) error {
 	}
 	if err := p.b.cl.ProduceSync(ctx, recs...).FirstErr(); err != nil {
 		p.b.gone(p.topic, err)
+		if errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID) {
+			p.b.cl.PurgeTopicsFromProducing(p.topic) // the client takes no other topic of this name before
+		}
 		return p.b.worded(p.b.heard.with(err), "place of destination "+p.dest, p.topic)
 	}
 	moved := false

@@ -42,6 +42,7 @@ type subscription struct {
 type logReader struct {
 	l        *busLog
 	base     uint64          // the floor at the beginning
+	had      uint64          // it may have got all up to here, though the log has not
 	next     uint64          // the first offset on the bus not handed out or passed
 	done     []onewrite.Span // confirmed above the floor
 	whole    unfold
@@ -114,36 +115,67 @@ func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, 
 		}
 		lc = up
 	}
-	ahead := lc.Floor > o.last
+	had := lc.Floor
 	for _, d := range lc.Done {
-		ahead = ahead || d.To > o.last
+		had = max(had, d.To)
 	}
-	if ahead && o.there {
+	if had <= o.last {
+		had = 0
+	} else if o.there {
 		s.b.log.Error("a destination's place is ahead of the log, which was put back; it goes on at the log's end", "source", l.source, "place", lc.Floor, "log", o.last)
 		lc = onewrite.LogCursor{Floor: min(lc.Floor, o.last)}
 	}
 	if lc.Floor > 0 || len(lc.Done) > 0 {
 		s.rec.Cursor.Logs[l.source] = lc
 	}
-	if !o.there { // the first event will lie at the start
-		o.shift = o.start - int64(lc.Floor) - 1
+	from := o.start // where the first event will lie
+	if o.there {
+		if from, err = s.b.reach(ctx, l, o, lc.Floor+1); err != nil {
+			return nil, 0, err
+		}
 	}
-	r := &logReader{l: l, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor}
-	r.tally = tally{base: lc.Floor &^ 63, upto: lc.Floor, shift: o.shift}
-	from, err := s.b.aligned(ctx, l.topic, max(o.start, int64(lc.Floor)+1+o.shift))
+	r := &logReader{l: l, had: had, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor}
+	r.tally = tally{base: lc.Floor &^ 63, upto: lc.Floor, shift: from - int64(lc.Floor) - 1}
+	from, err = s.b.aligned(ctx, l.topic, from)
 	return r, from, err
+}
+
+// reach returns an offset in the topic from which all events from seq on are read. It is
+// that of the event itself, or not far before it.
+func (b *Bus) reach(ctx context.Context, l *busLog, o origin, seq uint64) (int64, error) {
+	low, high := o.start, min(int64(seq)+o.shift, o.lastAt+1)
+	for at := high; at > low && seq <= o.last; at = low + (high-low)/2 {
+		n := uint64(0)
+		err := b.scanEvents(ctx, l.topic, at, func(_ *kgo.Record, m mark) error {
+			n = m.seq
+			return errEnough
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			return 0, err
+		}
+		if n == 0 || n > seq {
+			high = at
+		} else {
+			low = at
+		}
+	}
+	if seq > o.last { // it comes behind the last one
+		low = max(low, high)
+	}
+	return low, nil
 }
 
 // aligned returns the offset to begin at to see all that counts from an offset on: that
 // one, or before it the first of an append that it would cut.
 func (b *Bus) aligned(ctx context.Context, topic string, from int64) (int64, error) {
-	_, end, err := b.bounds(ctx, topic)
+	start, end, err := b.bounds(ctx, topic)
 	if err != nil {
 		return from, err
 	}
+	from = max(from, start) // what is not there any more is not waited for
 	err = b.scan(ctx, topic, from, end, func(r *kgo.Record) error {
 		if m, ok := markOf(r); ok && m.at == r.Offset {
-			from = min(from, m.first)
+			from = max(start, min(from, m.first))
 			return errEnough
 		}
 		return nil
@@ -182,10 +214,11 @@ func (b *Bus) scanEvents(ctx context.Context, topic string, from int64, f func(r
 type origin struct {
 	there       bool   // it has an event
 	first, last uint64 // offsets on the bus
-	start       int64  // offset in the topic
+	start       int64  // of the topic
+	lastAt      int64  // where the last event is in the topic
 	// shift is the offset of the first event in the topic less that on the bus. It grows
 	// with every record that is void, so that adding it leads to where an event is, or
-	// to a place before it.
+	// to a place before it; unless the log lost its end once, and its numbers jump.
 	shift int64
 }
 
@@ -197,8 +230,8 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 		return o, err
 	}
 	o.start, o.shift = start, start
-	err = b.scanEvents(ctx, l.topic, start, func(r *kgo.Record, m mark) error {
-		o.there, o.first, o.shift = true, m.seq, r.Offset-int64(m.seq)
+	err = b.scanEvents(ctx, l.topic, start, func(_ *kgo.Record, m mark) error {
+		o.there, o.first, o.lastAt, o.shift = true, m.seq, m.at, m.at-int64(m.seq)
 		return errEnough
 	})
 	if err != nil && !errors.Is(err, errEnough) || !o.there {
@@ -208,8 +241,8 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 	if err != nil {
 		return o, err
 	}
-	if o.last = n.seq; !found {
-		o.last = o.first
+	if o.last = o.first; found {
+		o.last, o.lastAt = n.seq, n.at
 	}
 	l.raise(o.last, 0, 0)
 	return o, nil
@@ -359,8 +392,8 @@ func (s *subscription) hand(r *logReader, rec *kgo.Record, msgs []onewrite.Messa
 	if m.seq < r.next {
 		return msgs
 	}
-	if m.seq > r.next && r.next > 1 && s.in.Name != "" {
-		s.b.vanished(s.in.Name, r.l.source, r.next, m.seq-1)
+	if from := max(r.next, r.had+1); m.seq > from && r.next > 1 && s.in.Name != "" {
+		s.b.vanished(s.in.Name, r.l.source, from, m.seq-1)
 	}
 	r.next = m.seq + 1
 	e, err := eventOf(rec)

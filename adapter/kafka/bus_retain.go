@@ -34,7 +34,10 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep ret
 	}
 	if first > o.first {
 		// No append is cut, and where void records lie between, this is a little before.
-		at, err := b.aligned(ctx, l.topic, int64(first)+o.shift)
+		at, err := b.reach(ctx, l, o, first)
+		if err == nil {
+			at, err = b.aligned(ctx, l.topic, at)
+		}
 		if err == nil && at > o.start {
 			if err = b.discard(ctx, l.topic, at); err == nil {
 				o, err = b.origin(ctx, l)

@@ -86,6 +86,11 @@ func (s *subscription) matching(ctx context.Context, r *logReader, c onewrite.Lo
 		if err != nil && (limited.Err() == nil || ctx.Err() != nil) {
 			return 0, err
 		}
+		if err == nil { // what is not there by now will not come
+			r.mu.Lock()
+			r.tally.upto = max(r.tally.upto, tail)
+			r.mu.Unlock()
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
