@@ -96,6 +96,7 @@ func (s *ApicurioServer) URL() string { return "http://" + loopback(s.port) + "/
 // launch starts the registry and waits until it answers.
 func (s *ApicurioServer) launch() error {
 	if err := s.proc.start(s.java, "-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+		"-Djava.io.tmpdir="+s.proc.dir, // by which the watcher knows it, too
 		"-Dquarkus.http.host=127.0.0.1", fmt.Sprintf("-Dquarkus.http.port=%d", s.port), "-Dquarkus.log.level=WARN",
 		"-jar", apicurioJar()); err != nil {
 		return err
