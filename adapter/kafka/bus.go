@@ -117,7 +117,7 @@ type Bus struct {
 	cl    *kgo.Client // for all but appends and reading
 	adm   *kadm.Client
 
-	scanning sync.Mutex // one at a time reads a piece of a topic
+	scanning gate // one at a time reads a piece of a topic
 	scanner  *kgo.Client
 
 	mu     sync.Mutex
@@ -127,6 +127,21 @@ type Bus struct {
 	claims map[string]claim
 }
 
+// gate lets in one at a time. Who waits for it waits no longer than his context: the one
+// inside may wait for a broker that does not answer.
+type gate chan struct{}
+
+func (g gate) enter(ctx context.Context) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (g gate) leave() { <-g }
+
 // OpenBus connects to the cluster and makes what every bus has. The errors say what is
 // wrong and what to do.
 func OpenBus(ctx context.Context, c BusConfig) (*Bus, error) {
@@ -134,7 +149,7 @@ func OpenBus(ctx context.Context, c BusConfig) (*Bus, error) {
 		return nil, err
 	}
 	b := &Bus{
-		cfg: c, log: c.Logger, owner: rand.Text(), heard: &heard{},
+		cfg: c, log: c.Logger, owner: rand.Text(), heard: &heard{}, scanning: make(gate, 1),
 		logs: map[string]*busLog{}, places: map[string]*place{}, known: map[string]int{}, claims: map[string]claim{},
 	}
 	if err := b.connect(); err != nil {
@@ -397,8 +412,10 @@ func (b *Bus) scan(ctx context.Context, topic string, from, to int64, f func(*kg
 	if from >= to {
 		return nil
 	}
-	b.scanning.Lock()
-	defer b.scanning.Unlock()
+	if err := b.scanning.enter(ctx); err != nil {
+		return b.worded(err, "read topic "+topic, topic)
+	}
+	defer b.scanning.leave()
 	b.scanner.AddConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().At(from)}})
 	defer b.scanner.PurgeTopicsFromConsuming(topic)
 	for next := from; next < to; {

@@ -16,7 +16,7 @@ type busLog struct {
 	source, topic string
 
 	// writing is held by the one append at a time. It guards the fields below.
-	writing sync.Mutex
+	writing gate
 	known   bool         // end, last and pos are what the log holds
 	end     int64        // of the topic, where the next append is to lie
 	last    uint64       // offset on the bus of the newest event
@@ -45,7 +45,7 @@ func (b *Bus) logOf(source string) *busLog {
 	defer b.mu.Unlock()
 	l := b.logs[source]
 	if l == nil {
-		l = &busLog{source: source, topic: b.logTopic(source)}
+		l = &busLog{writing: make(gate, 1), source: source, topic: b.logTopic(source)}
 		b.logs[source] = l
 	}
 	return l
@@ -82,8 +82,10 @@ func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	l := b.logOf(source)
-	l.writing.Lock()
-	defer l.writing.Unlock()
+	if err := l.writing.enter(ctx); err != nil {
+		return "", 0, b.worded(err, "position of source "+source, l.topic)
+	}
+	defer l.writing.leave()
 	if err := b.locate(ctx, l); err != nil {
 		return "", 0, err
 	}
@@ -193,8 +195,10 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	l := b.logOf(source)
-	l.writing.Lock()
-	defer l.writing.Unlock()
+	if err := l.writing.enter(ctx); err != nil {
+		return 0, b.worded(err, "append for source "+source, l.topic)
+	}
+	defer l.writing.leave()
 	if !l.known {
 		if err := b.locate(ctx, l); err != nil {
 			return 0, err

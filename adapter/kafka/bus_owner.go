@@ -42,8 +42,10 @@ func (s *subscription) own(ctx context.Context, about string, f func(ctx context
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	p := s.place
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
+	defer p.busy.leave()
 	for {
 		s.mu.Lock()
 		epoch := s.rec.Epoch
@@ -180,8 +182,10 @@ func (s *subscription) Parked(ctx context.Context, after uint64, limit int, key 
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	p := s.place
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer p.busy.leave()
 	if err := p.refresh(ctx); err != nil {
 		return nil, err
 	}
@@ -270,8 +274,10 @@ func (b *Bus) Unparked(ctx context.Context, name, log string, floor uint64) (uin
 	if err != nil || p == nil {
 		return floor, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return 0, err
+	}
+	defer p.busy.leave()
 	if err := p.refresh(ctx); err != nil {
 		return 0, err
 	}

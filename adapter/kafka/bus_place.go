@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -54,9 +53,9 @@ type place struct {
 	b           *Bus
 	dest, topic string
 
-	mu     sync.Mutex // held while it reads and writes
-	start  int64      // of the topic
-	end    int64      // of the topic, where the next record is to lie
+	busy   gate  // held while it reads and writes; it guards what follows
+	start  int64 // of the topic
+	end    int64 // of the topic, where the next record is to lie
 	whole  unfold
 	rec    busRecord
 	rev    int64 // where rec lies; -1: there is none
@@ -101,13 +100,18 @@ func (b *Bus) placeOf(ctx context.Context, dest string, create bool) (*place, er
 	defer b.mu.Unlock()
 	p := b.places[dest]
 	if p == nil {
-		p = &place{b: b, dest: dest, topic: topic, rev: -1}
+		p = &place{busy: make(gate, 1), b: b, dest: dest, topic: topic, rev: -1}
 		b.places[dest] = p
 	}
 	return p, nil
 }
 
-// refresh reads what was written since; p.mu is held.
+// enter waits until nobody else reads or writes the place here.
+func (p *place) enter(ctx context.Context) error {
+	return p.b.worded(p.busy.enter(ctx), "place of destination "+p.dest, p.topic)
+}
+
+// refresh reads what was written since; p.busy is held.
 func (p *place) refresh(ctx context.Context) error {
 	start, end, err := p.b.bounds(ctx, p.topic)
 	if err != nil {
@@ -186,7 +190,7 @@ func (p *place) find(ref uint64) (int, bool) {
 // errMoved: somebody else has written; all of it is read by now.
 var errMoved = errors.New("another copy was faster")
 
-// write stores records behind all that was read; p.mu is held. With errMoved nothing
+// write stores records behind all that was read; p.busy is held. With errMoved nothing
 // was stored, and p has what came before. Any other error is unknown: the next refresh
 // tells.
 func (p *place) write(ctx context.Context, recs ...*kgo.Record) error {
@@ -233,7 +237,7 @@ func cursorRecord(rec *busRecord) (*kgo.Record, error) {
 	return &kgo.Record{Value: text, Headers: kind(cursorHeader, nil)}, nil
 }
 
-// save replaces the record as long as it is the one that change was made for; p.mu is
+// save replaces the record as long as it is the one that change was made for; p.busy is
 // held. change returns the new one, or an error that ends it.
 func (p *place) save(ctx context.Context, change func(now busRecord) (busRecord, error)) error {
 	for {
@@ -275,8 +279,10 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, busRecord
 	if err != nil {
 		return nil, busRecord{}, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return nil, busRecord{}, err
+	}
+	defer p.busy.leave()
 	if err := p.refresh(ctx); err != nil {
 		return nil, busRecord{}, err
 	}
@@ -347,8 +353,10 @@ func (b *Bus) records(ctx context.Context) (map[string]busRecord, error) {
 
 // read returns the newest record; false: the destination has no place.
 func (p *place) read(ctx context.Context) (busRecord, bool, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return busRecord{}, false, err
+	}
+	defer p.busy.leave()
 	if err := p.refresh(ctx); err != nil {
 		return busRecord{}, false, err
 	}
@@ -391,8 +399,10 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	if err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
+	defer p.busy.leave()
 	if err := p.refresh(ctx); err != nil {
 		return err
 	}
@@ -438,8 +448,10 @@ func (b *Bus) Forget(ctx context.Context, name string) error {
 	if err != nil || p == nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
+	defer p.busy.leave()
 	if err := p.refresh(ctx); err != nil {
 		return err
 	}

@@ -93,7 +93,7 @@ func (b *Bus) stored(ctx context.Context, l *busLog, o origin) (t time.Time, err
 }
 
 // tidy removes what counts no more from the log of a place; what is parked since long is
-// moved to its end, some at a time. p.mu is held, and this copy is the owner.
+// moved to its end, some at a time. p.busy is held, and this copy is the owner.
 func (p *place) tidy(ctx context.Context) error {
 	if p.end-p.start < p.b.cfg.slack+2*int64(len(p.parked)) || p.rev < 0 {
 		return nil
