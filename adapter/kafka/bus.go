@@ -504,6 +504,7 @@ var busCures = map[int16]string{
 	kerr.ClusterAuthorizationFailed.Code: "allow it: kafka-acls.sh --add --allow-principal User:{user} --operation Create --operation IdempotentWrite --cluster",
 	kerr.InvalidReplicationFactor.Code:   "there are fewer brokers than copies: write a smaller bus.replicas",
 	kerr.PolicyViolation.Code:            "the brokers' policy has an objection; see bus.replicas, or create the topic with one partition and cleanup.policy=delete, retention.ms=-1: kafka-topics.sh --create --topic {topic}",
+	kerr.MessageTooLarge.Code:            "let the topic take more: kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config max.message.bytes=N",
 	kerr.UnknownTopicOrPartition.Code:    "the topic was deleted from outside; restart onewrite: it makes it anew and says what is missing",
 }
 

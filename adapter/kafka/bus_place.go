@@ -199,10 +199,14 @@ func (p *place) write(ctx context.Context, recs ...*kgo.Record) error {
 		r.Topic, r.Partition = p.topic, 0
 		r.Headers = append([]kgo.RecordHeader{m.header(i)}, r.Headers...)
 	}
-	if err := p.b.cl.ProduceSync(ctx, recs...).FirstErr(); err != nil {
+	_, err := p.b.exists(ctx, p.topic) // the client asks for the limit once
+	if err == nil {
+		err = p.b.cl.ProduceSync(ctx, recs...).FirstErr()
+	}
+	if err != nil {
 		p.b.gone(p.topic, err)
-		if errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID) {
-			p.b.cl.PurgeTopicsFromProducing(p.topic) // the client takes no other topic of this name before
+		if errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID) || oversize(err) {
+			p.b.cl.PurgeTopicsFromProducing(p.topic) // it takes no other topic of this name before, and no other limit
 		}
 		return p.b.worded(p.b.heard.with(err), "place of destination "+p.dest, p.topic)
 	}
