@@ -436,21 +436,21 @@ func (s *subscription) passed(always bool) (map[string]uint64, time.Duration) {
 	return upto, wait
 }
 
-// tail returns the offset of the newest event of a log.
+// tail returns the offset of the newest event of a log; 0: it has none.
 func (b *Bus) tail(ctx context.Context, l *busLog) (uint64, error) {
-	start, end, err := b.bounds(ctx, l.topic)
-	if err != nil {
-		return 0, err
-	}
 	l.mu.Lock()
 	tail, looked := l.tail, l.looked
 	l.mu.Unlock()
-	if end == looked {
+	start, end, err := b.bounds(ctx, l.topic)
+	switch {
+	case err != nil || start == end:
+		return 0, err
+	case end == looked:
 		return tail, nil
 	}
 	n, _, err := b.newest(ctx, l, start, end)
-	if err != nil {
-		return 0, err
+	if err != nil || end < looked { // it lost its end
+		return n.seq, err
 	}
 	l.raise(n.seq, 0, 0)
 	l.mu.Lock()
