@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -117,6 +119,7 @@ type Bus struct {
 	cl    *kgo.Client // for all but appends and reading
 	adm   *kadm.Client
 
+	closed   atomic.Bool
 	scanning gate // one at a time reads a piece of a topic
 	scanner  *kgo.Client
 
@@ -229,12 +232,20 @@ func (b *Bus) Sole(string, uint64, uint64, bool) error { return nil }
 
 // Close ends the connections. Subscriptions should be closed before.
 func (b *Bus) Close() error {
+	b.closed.Store(true)
 	b.cl.Close()
 	b.scanner.Close()
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, l := range b.logs {
+	logs := slices.Collect(maps.Values(b.logs))
+	b.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout+time.Second)
+	defer cancel()
+	for _, l := range logs {
+		if err := l.writing.enter(ctx); err != nil {
+			return fmt.Errorf("kafka: close the bus: an append for source %s does not end: %w", l.source, err)
+		}
 		l.drop()
+		l.writing.leave()
 	}
 	return nil
 }

@@ -264,6 +264,9 @@ func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, byt
 // put sends records and sees whether they lie where they were to lie; l.writing is held.
 func (b *Bus) put(ctx context.Context, l *busLog, recs []*kgo.Record) error {
 	l.known = false // until the answer is there
+	if b.closed.Load() {
+		return errors.New("kafka: the bus is closed")
+	}
 	if l.cl == nil {
 		cl, err := b.producer(true)
 		if err != nil {
