@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -53,9 +54,10 @@ type place struct {
 	b           *Bus
 	dest, topic string
 
-	busy   gate  // held while it reads and writes; it guards what follows
-	start  int64 // of the topic
-	end    int64 // of the topic, where the next record is to lie
+	busy   gate   // held while it reads and writes; it guards what follows
+	start  int64  // of the topic
+	end    int64  // of the topic, where the next record is to lie
+	newest []byte // the value of the last record that was read
 	whole  unfold
 	rec    busRecord
 	rev    int64 // where rec lies; -1: there is none
@@ -120,21 +122,45 @@ func (p *place) refresh(ctx context.Context) error {
 	// What others have cleaned away, or a topic that was made anew, is read again from
 	// its beginning: what counts is all there.
 	if start > p.end || end < p.end {
-		p.end, p.whole, p.rec, p.rev, p.parked = start, unfold{}, busRecord{}, -1, nil
+		p.anew(start)
 	}
 	p.start = start
-	if err := p.b.scan(ctx, p.topic, p.end, end, p.fold); err != nil {
-		p.end, p.rev = 0, -1 // half read: begin again
-		p.whole, p.rec, p.parked = unfold{}, busRecord{}, nil
+	from := p.end
+	if end > p.end {
+		from = max(start, p.end-1) // what was read last has to be there yet
+	}
+	err = p.b.scan(ctx, p.topic, from, end, p.fold)
+	if errors.Is(err, errPutBack) {
+		p.anew(start)
+		err = p.b.scan(ctx, p.topic, start, end, p.fold)
+	}
+	if err != nil {
+		p.anew(0) // half read: begin again
 		return err
 	}
-	p.end = max(p.end, end)
+	if p.end < end { // other programs' control records
+		p.end, p.newest = end, nil
+	}
 	return nil
 }
 
+// anew forgets what was read: it begins at an offset.
+func (p *place) anew(start int64) {
+	p.end, p.newest, p.whole, p.rec, p.rev, p.parked = start, nil, unfold{}, busRecord{}, -1, nil
+}
+
+// errPutBack: the log has another record where the last one was.
+var errPutBack = errors.New("the log was put back")
+
 // fold takes the next record of the log into account.
 func (p *place) fold(r *kgo.Record) error {
-	p.end = r.Offset + 1
+	if r.Offset < p.end {
+		if r.Offset == p.end-1 && !bytes.Equal(r.Value, p.newest) {
+			return errPutBack
+		}
+		return nil
+	}
+	p.end, p.newest = r.Offset+1, r.Value
 	whole, m, _ := p.whole.take(r)
 	for _, r := range whole {
 		if err := p.apply(r, m.first); err != nil {
