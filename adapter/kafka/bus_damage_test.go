@@ -384,6 +384,9 @@ func TestBusLostTailLive(t *testing.T) {
 		t.Fatal(err)
 	}
 	back()
+	if n, err := sub.Pending(t.Context(), map[string]onewrite.LogCursor{"shop": {Floor: 10}}); err != nil || n != 0 {
+		t.Errorf("pending %d, %v, and the log has no more", n, err)
+	}
 	pos := onewrite.Pos("15")
 	for n := 0; n < 10; {
 		batch := others(10+n, 10)
