@@ -20,6 +20,7 @@ type busLog struct {
 	known   bool         // end, last and pos are what the log holds
 	end     int64        // of the topic, where the next append is to lie
 	last    uint64       // offset on the bus of the newest event
+	sum     uint64       // of its mark
 	pos     onewrite.Pos // that it carries
 	cl      *kgo.Client  // nil: none, or one that gave up
 	enc     encoder
@@ -28,7 +29,6 @@ type busLog struct {
 	tail   uint64 // the newest event known to be durable
 	looked int64  // the end of the topic when the tail was learned
 	bytes  int64  // of the events that the log holds, by the last look and what was added since
-	size   int64  // of an event on average; 0: not known
 }
 
 // checkSource refuses names that no log can have.
@@ -59,19 +59,12 @@ func (l *busLog) drop() {
 	}
 }
 
-// raise notes what is durable, and measures it.
-func (l *busLog) raise(last uint64, events int, bytes int64) {
+// raise notes what is durable, and how much was added.
+func (l *busLog) raise(last uint64, bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tail = max(l.tail, last)
 	l.bytes += bytes
-	if events > 0 {
-		size := bytes / int64(events)
-		if l.size > 0 {
-			size = (7*l.size + size) / 8
-		}
-		l.size = max(size, 1)
-	}
 }
 
 // Position returns where source is on the bus and the offset of its newest event.
@@ -103,10 +96,7 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 	if err := b.ensure(ctx, l.topic); err != nil {
 		return err
 	}
-	seen, err := b.seen(ctx, l.source) // before the log: what was seen is there
-	if err != nil {
-		return err
-	}
+	seen, unseen := b.seen(ctx, l.source) // before the log: what was seen is there
 	start, end, err := b.bounds(ctx, l.topic)
 	if err != nil {
 		return err
@@ -115,11 +105,17 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 	if err != nil {
 		return err
 	}
-	l.end, l.last, l.pos = end, newest.seq, newest.pos
+	if unseen != nil {
+		if !found {
+			return unseen
+		}
+		b.log.Warn("it is not known what destinations have seen; the source goes on behind the newest event", "source", l.source, "error", unseen)
+	}
+	l.end, l.last, l.pos, l.sum = end, newest.seq, newest.pos, newest.sum
 	if !found && start > 0 {
 		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event; to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
 	}
-	l.raise(l.last, 0, 0)
+	l.raise(l.last, 0)
 	// A log that was lost, or its end, goes on behind every offset that a destination has
 	// seen, so that its place skips nothing.
 	if found && seen > l.last {
@@ -133,32 +129,26 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 // newestEvent is the last event of a log that counts.
 type newestEvent struct {
 	seq uint64
-	at  int64 // its offset in the topic
+	at  int64  // its offset in the topic
+	sum uint64 // of its mark
 	pos onewrite.Pos
 }
 
 func (b *Bus) newest(ctx context.Context, l *busLog, start, end int64) (n newestEvent, found bool, err error) {
 	for _, reach := range append(tailReaches, end-start) {
 		from := max(start, end-reach)
-		events, bytes := 0, int64(0)
 		var u unfold // an append that it cuts is not the newest, or read whole the next time
 		err = b.scan(ctx, l.topic, from, end, func(r *kgo.Record) error {
 			whole, m, _ := u.take(r)
 			for _, r := range whole {
-				events, bytes = events+1, bytes+int64(sizeOf(r))
 				if pos, has := posOf(r); has {
-					n, found = newestEvent{m.seq, m.at, pos}, true
+					n, found = newestEvent{m.seq, m.at, m.sum, pos}, true
 				}
 			}
 			return nil
 		})
 		if err != nil {
 			return n, false, err
-		}
-		if events > 0 {
-			l.mu.Lock()
-			l.size = max(1, bytes/int64(events))
-			l.mu.Unlock()
 		}
 		if found || from == start {
 			return n, found, nil
@@ -223,8 +213,9 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	}
 	l.end += int64(len(recs))
 	l.last += uint64(len(recs))
+	l.sum += uint64(bytes)
 	l.pos, l.known = batch.Pos, true
-	l.raise(l.last, len(recs), bytes)
+	l.raise(l.last, bytes)
 	l.mu.Lock()
 	l.looked = l.end
 	l.mu.Unlock()
@@ -257,6 +248,8 @@ func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, byt
 				e.ID, e.Topic, size, limit, onewrite.ErrRejected, l.topic, size+1<<20)
 		}
 		bytes += int64(size)
+		m.sum = l.sum + uint64(bytes)
+		recs[i].Headers[0] = m.header(i)
 	}
 	return recs, bytes, nil
 }
@@ -316,8 +309,7 @@ func (b *Bus) used() (sum int64) {
 	return sum
 }
 
-// measure looks at how much all logs hold. Of a log that another copy writes the size of
-// an event is that of the newest ones.
+// measure looks at how much all logs hold.
 func (b *Bus) measure(ctx context.Context) error {
 	sources, err := b.names(ctx, b.logTopic(""))
 	if err != nil {
@@ -326,26 +318,19 @@ func (b *Bus) measure(ctx context.Context) error {
 	var errs []error
 	for _, source := range sources {
 		l := b.logOf(source)
-		start, end, err := b.bounds(ctx, l.topic)
-		l.mu.Lock()
-		known := l.size > 0
-		l.mu.Unlock()
-		if err == nil && !known {
-			_, _, err = b.newest(ctx, l, start, end)
-		}
+		o, err := b.origin(ctx, l)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		l.holds(end - start)
+		l.holds(o.bytes)
 	}
 	return errors.Join(errs...)
 }
 
-// holds corrects the measure of a log that has so many records.
-func (l *busLog) holds(records int64) int64 {
+// holds corrects the measure of a log.
+func (l *busLog) holds(bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.bytes = records * max(l.size, 1)
-	return l.bytes
+	l.bytes = bytes
 }

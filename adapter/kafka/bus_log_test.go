@@ -410,3 +410,39 @@ func TestBusLost(t *testing.T) {
 		t.Errorf("%d events count as skipped, want 2", got.Skipped)
 	}
 }
+
+// TestBusSizes: large events behind many small ones are no reason to call the bus full.
+func TestBusSizes(t *testing.T) {
+	k := servers.Kafka(t)
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("sizes"), MaxBytes: 50 << 20})
+	defer b.Close()
+	pos, n, bytes := onewrite.Pos(""), 0, 0
+	add := func(size int) error {
+		batch := shop(n+1, 500)
+		for i := range batch.Events {
+			batch.Events[i].Data = make([]byte, size)
+			bytes += batch.Events[i].Size()
+		}
+		_, err := b.Append(t.Context(), "shop", pos, batch)
+		pos, n = batch.Pos, n+500
+		return err
+	}
+	for range 40 {
+		if err := add(10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 4 {
+		if err := add(5000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, err := b.Retain(t.Context(), "shop", 0, retention.Keep{Size: 1 << 40})
+	t.Logf("%d events of %d bytes in all are taken for %d", n, bytes, u.Bytes)
+	if err != nil || u.Bytes > 3*int64(bytes) || u.Bytes < int64(bytes)/3 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if err := add(10); err != nil {
+		t.Errorf("%d bytes in all: %v", bytes, err)
+	}
+}

@@ -216,6 +216,7 @@ type origin struct {
 	first, last uint64 // offsets on the bus
 	start       int64  // of the topic
 	lastAt      int64  // where the last event is in the topic
+	bytes       int64  // of all events
 	// shift is the offset of the first event in the topic less that on the bus. It grows
 	// with every record that is void, so that adding it leads to where an event is, or
 	// to a place before it; unless the log lost its end once, and its numbers jump.
@@ -230,8 +231,10 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 		return o, err
 	}
 	o.start, o.shift = start, start
-	err = b.scanEvents(ctx, l.topic, start, func(_ *kgo.Record, m mark) error {
+	before := uint64(0) // the sum before the first event
+	err = b.scanEvents(ctx, l.topic, start, func(r *kgo.Record, m mark) error {
 		o.there, o.first, o.lastAt, o.shift = true, m.seq, m.at, m.at-int64(m.seq)
+		before = m.sum - min(m.sum, uint64(sizeOf(r)))
 		return errEnough
 	})
 	if err != nil && !errors.Is(err, errEnough) || !o.there {
@@ -242,9 +245,9 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 		return o, err
 	}
 	if o.last = o.first; found {
-		o.last, o.lastAt = n.seq, n.at
+		o.last, o.lastAt, o.bytes = n.seq, n.at, int64(n.sum-min(n.sum, before))
 	}
-	l.raise(o.last, 0, 0)
+	l.raise(o.last, 0)
 	return o, nil
 }
 
@@ -452,7 +455,7 @@ func (b *Bus) tail(ctx context.Context, l *busLog) (uint64, error) {
 	if err != nil || end < looked { // it lost its end
 		return n.seq, err
 	}
-	l.raise(n.seq, 0, 0)
+	l.raise(n.seq, 0)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.looked = end

@@ -30,6 +30,7 @@ type mark struct {
 	first, last int64  // those of the first and the last record of its append
 	seq         uint64 // of an event, its offset on the bus, which has no holes; 0: none
 	nonce       uint64 // tells the append from every other one
+	sum         uint64 // of an event, the bytes of all events of the log up to and with it
 }
 
 // newMark makes the mark of the records of one append that begins at an offset.
@@ -37,17 +38,18 @@ func newMark(first int64, n int) mark {
 	return mark{at: first, first: first, last: first + int64(n) - 1, nonce: rand.Uint64() >> 1}
 }
 
-// header is the mark of record i of the append; seq is the number of its first event.
+// header is the mark of record i of the append; m.seq is the number of its first event,
+// m.sum that of this one.
 func (m mark) header(i int) kgo.RecordHeader {
 	seq := m.seq
 	if seq > 0 {
 		seq += uint64(i)
 	}
-	v := make([]byte, 0, 80)
-	for _, n := range []uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq} {
+	v := make([]byte, 0, 96)
+	for _, n := range []uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq, m.nonce} {
 		v = append(strconv.AppendUint(v, n, 10), ' ')
 	}
-	return kgo.RecordHeader{Key: markHeader, Value: strconv.AppendUint(v, m.nonce, 10)}
+	return kgo.RecordHeader{Key: markHeader, Value: strconv.AppendUint(v, m.sum, 10)}
 }
 
 // markOf reads it; false: the record was not written by a bus.
@@ -55,20 +57,20 @@ func markOf(r *kgo.Record) (m mark, ok bool) {
 	if len(r.Headers) == 0 || r.Headers[0].Key != markHeader {
 		return m, false
 	}
-	var n [5]uint64
+	var n [6]uint64
 	field, digits := 0, 0
 	for _, c := range r.Headers[0].Value {
 		switch {
 		case c >= '0' && c <= '9' && digits < 19:
 			n[field], digits = n[field]*10+uint64(c-'0'), digits+1
-		case c == ' ' && digits > 0 && field < 4:
+		case c == ' ' && digits > 0 && field < 5:
 			field, digits = field+1, 0
 		default:
 			return m, false
 		}
 	}
-	m = mark{int64(n[0]), int64(n[1]), int64(n[2]), n[3], n[4]}
-	return m, field == 4 && digits > 0 && m.first <= m.at && m.at <= m.last
+	m = mark{int64(n[0]), int64(n[1]), int64(n[2]), n[3], n[4], n[5]}
+	return m, field == 5 && digits > 0 && m.first <= m.at && m.at <= m.last
 }
 
 // unfold tells which records of a log count. Those of an append are held back until the
@@ -86,11 +88,11 @@ func (u *unfold) take(r *kgo.Record) (whole []*kgo.Record, m mark, ok bool) {
 	}
 	if m.at == m.first {
 		u.held = nil // what its writer left torn
-	} else if len(u.held) == 0 || u.next != (mark{m.at, m.first, m.last, 0, m.nonce}) {
+	} else if len(u.held) == 0 || u.next != (mark{at: m.at, first: m.first, last: m.last, nonce: m.nonce}) {
 		u.held = nil
 		return nil, m, true
 	}
-	u.held, u.next = append(u.held, r), mark{m.at + 1, m.first, m.last, 0, m.nonce}
+	u.held, u.next = append(u.held, r), mark{at: m.at + 1, first: m.first, last: m.last, nonce: m.nonce}
 	if r.Offset < m.last {
 		return nil, m, true
 	}

@@ -47,8 +47,8 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep ret
 			return retention.Usage{}, err
 		}
 	}
-	u := retention.Usage{First: o.first, Last: o.last, Messages: o.last - o.first + 1}
-	u.Bytes = l.holds(int64(u.Messages))
+	u := retention.Usage{First: o.first, Last: o.last, Messages: o.last - o.first + 1, Bytes: o.bytes}
+	l.holds(o.bytes)
 	u.Oldest, err = b.stored(ctx, l, o)
 	return u, err
 }
@@ -61,9 +61,9 @@ func (b *Bus) firstKept(ctx context.Context, l *busLog, o origin, confirmed uint
 	}
 	first := o.first
 	if keep.Size > 0 {
-		l.mu.Lock()
-		size := max(l.size, 1)
-		l.mu.Unlock()
+		// Within the log events may be of any size: take the average. It is called again
+		// and again, so the error evens out.
+		size := max(o.bytes/int64(o.last-o.first+1), 1)
 		if n := int64(limit - o.first); n*size > keep.Size {
 			first = limit - uint64(keep.Size/size)
 		}
