@@ -23,7 +23,7 @@ func (r *rig) pushing() {
 	r.t.Helper()
 	r.open()
 	b := r.src.(*Both)
-	for b.log.Load() == nil || b.at.done <= b.log.Load().begin.done {
+	for b.log.Load() == nil || b.at == nil || b.at.done <= b.log.Load().begin.done {
 		sql(r.t, r.conn, `SELECT onewrite.publish('mark', 'k', 'mark'::text)`)
 		for _, e := range r.read().Events {
 			if e.Topic != "mark" {
