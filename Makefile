@@ -2,7 +2,7 @@
 # run before a commit. Both need Go; the rest says what it misses.
 
 GO          ?= go
-P           ?= 3
+P           ?= 2
 SEED        ?=
 SEEDS       ?=
 BENCH       ?= .
@@ -39,8 +39,8 @@ build: ## Build bin/onewrite
 # missing they do, and the script has said so. The simulation's 2,000 worlds run
 # without the race detector first, a part of them with it after. FRAMEWORKS is a
 # module of its own: its dependencies are those of applications, not ours. The tests
-# wait for servers more than they compute, so there are more at a time than cores; the
-# package that takes longest goes first.
+# wait for servers more than they compute; more packages at a time than two cores can
+# carry are slower tests, not a faster run. The package that takes longest goes first.
 test: ## Install the servers that the tests need and run everything under the race detector
 	@if scripts/install-servers.sh; then ONEWRITE_REQUIRE_SERVERS=1; \
 	elif [ "$$CI" = true ]; then exit 1; \
