@@ -23,6 +23,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 )
 
 // BusConfig says which cluster is the bus.
@@ -93,18 +94,7 @@ func (c *BusConfig) complete() error {
 }
 
 // validName reports whether s can be part of the names of topics.
-func validName(s string) bool {
-	if s == "" || len(s) > 100 {
-		return false
-	}
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {
-			return false
-		}
-	}
-	return true
-}
+func validName(s string) bool { return places.ValidName(s, 100) }
 
 // Bus is a [onewrite.Bus] on Kafka: a topic of one partition for each source, and one
 // for the place of each destination. Its methods may be called by several goroutines at
@@ -127,7 +117,7 @@ type Bus struct {
 	logs   map[string]*busLog
 	places map[string]*place
 	known  map[string]int // topics that are there: their largest batch
-	claims map[string]claim
+	claims places.Claims
 }
 
 // OpenBus connects to the cluster and makes what every bus has. The errors say what is
@@ -138,7 +128,7 @@ func OpenBus(ctx context.Context, c BusConfig) (*Bus, error) {
 	}
 	b := &Bus{
 		cfg: c, log: c.Logger, owner: rand.Text(), heard: &heard{}, scanning: make(gate, 1),
-		logs: map[string]*busLog{}, places: map[string]*place{}, known: map[string]int{}, claims: map[string]claim{},
+		logs: map[string]*busLog{}, places: map[string]*place{}, known: map[string]int{},
 	}
 	if err := b.connect(); err != nil {
 		return nil, err
@@ -387,7 +377,7 @@ func (b *Bus) identify(ctx context.Context) error {
 	}
 	if end == 0 {
 		mark := &kgo.Record{Topic: topic, Value: []byte(rand.Text()), Headers: []kgo.RecordHeader{newMark(0, 1).header(0)}}
-		if err := b.cl.ProduceSync(ctx, mark).FirstErr(); err != nil {
+		if err := b.store(ctx, []*kgo.Record{mark}); err != nil {
 			return b.worded(b.heard.with(err), "make the identity of the bus", topic)
 		}
 		end = 1

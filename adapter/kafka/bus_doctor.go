@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite/internal/diagnosis"
 )
@@ -17,22 +16,12 @@ import (
 // adds the Subject. It creates and writes nothing. sources are the names of those that
 // have a log there, or will have one.
 func ExamineBus(ctx context.Context, b BusConfig, sources []string) []diagnosis.Finding {
-	e := &examiner{s: &core{c: Config{Brokers: b.Brokers, SASL: b.SASL, TLS: b.TLS, Replication: b.Replicas, Idempotent: true, MaxEvent: b.MaxEvent}, heard: &heard{}}}
 	err := b.complete()
-	var opts []kgo.Opt
-	if err == nil {
-		opts, err = e.s.c.options(e.s.heard)
-	}
-	if err == nil {
-		e.s.cl, err = kgo.NewClient(opts...)
-	}
-	if err != nil {
-		e.Add(diagnosis.Problem, "configuration", "", "%v", err)
+	e := newExaminer(Config{Brokers: b.Brokers, SASL: b.SASL, TLS: b.TLS, Replication: b.Replicas, Idempotent: true, MaxEvent: b.MaxEvent}, err)
+	if e.s.cl == nil {
 		return e.Found
 	}
 	defer e.s.cl.Close()
-	e.s.adm = kadm.NewClient(e.s.cl)
-	e.s.c.MaxEvent = b.MaxEvent
 	if !e.connect(ctx) {
 		return e.Found
 	}

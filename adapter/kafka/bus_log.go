@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 )
 
 // busLog is what the bus knows of one source's log.
@@ -168,11 +169,7 @@ func (b *Bus) seen(ctx context.Context, source string) (uint64, error) {
 	seen := l.tail
 	l.mu.Unlock()
 	for _, r := range all {
-		lc := r.Cursor.Logs[source]
-		seen = max(seen, lc.Floor)
-		for _, d := range lc.Done {
-			seen = max(seen, d.To)
-		}
+		seen = max(seen, places.Seen(r.Cursor.Logs[source]))
 	}
 	return seen, nil
 }

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,71 +61,6 @@ func whole(t *testing.T, msgs []onewrite.Message, n int) {
 	}
 	if len(msgs) != n {
 		t.Fatalf("%d events, want %d", len(msgs), n)
-	}
-}
-
-// TestBusRace: three copies append to one log, each what follows what it knows. What was
-// acknowledged is there, once and in order, and nothing else but what had no answer.
-func TestBusRace(t *testing.T) {
-	k := servers.Kafka(t)
-	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("race")}
-	const goal = 2000
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	acked, fenced := map[int]int{}, 0 // by first event: how many
-	for copy := range 3 {
-		b := openBus(t, c)
-		t.Cleanup(func() { _ = b.Close() })
-		wg.Go(func() {
-			pause := rand.New(rand.NewPCG(1, uint64(copy)))
-			for {
-				pos, last, err := b.Position(t.Context(), "shop")
-				if err != nil {
-					t.Errorf("position: %v", err)
-					return
-				}
-				for range 1 + pause.IntN(4) {
-					if last >= goal {
-						return
-					}
-					n := 1 + pause.IntN(60)
-					batch := shop(int(last)+1, n)
-					got, err := b.Append(t.Context(), "shop", pos, batch)
-					if errors.Is(err, onewrite.ErrFenced) {
-						mu.Lock()
-						fenced++
-						mu.Unlock()
-						break
-					}
-					if err != nil || got != last+uint64(n) {
-						t.Errorf("append: last %d, %v; want %d", got, err, last+uint64(n))
-						return
-					}
-					mu.Lock()
-					acked[int(last)+1] += n
-					mu.Unlock()
-					pos, last = batch.Pos, got
-				}
-			}
-		})
-	}
-	wg.Wait()
-	total := 0
-	for next := 1; acked[next] > 0; next += acked[next] {
-		total += acked[next]
-	}
-	sum := 0
-	for _, n := range acked {
-		sum += n
-	}
-	if total != sum || total < goal || fenced == 0 {
-		t.Fatalf("%d events were acknowledged, %d of them in a row; fenced %d times", sum, total, fenced)
-	}
-	b := openBus(t, c)
-	defer b.Close()
-	whole(t, readAll(t, b, total), total)
-	if pos, last, err := b.Position(t.Context(), "shop"); err != nil || last != uint64(total) || pos != onewrite.Pos(strconv.Itoa(total)) {
-		t.Fatalf("position %q at %d, %v; want %d", pos, last, err, total)
 	}
 }
 

@@ -5,18 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
-	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 )
-
-// maxReason bounds a destination's answer, which may be a page.
-const maxReason = 1 << 10
 
 var errOnlooker = errors.New("kafka: an onlooker has no place on the bus; subscribe with a name")
 
@@ -24,13 +20,7 @@ var errOnlooker = errors.New("kafka: an onlooker has no place on the bus; subscr
 func (s *subscription) Cursor() (onewrite.Cursor, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.rec.Cursor
-	c.Logs = make(map[string]onewrite.LogCursor, len(s.rec.Cursor.Logs))
-	for name, lc := range s.rec.Cursor.Logs {
-		lc.Done = slices.Clone(lc.Done)
-		c.Logs[name] = lc
-	}
-	return c, s.rec.Epoch
+	return places.Clone(s.rec.Cursor), s.rec.Epoch
 }
 
 // own calls f with the place locked and read to a state in which this owner still holds
@@ -73,8 +63,7 @@ func (s *subscription) store(ctx context.Context, c *onewrite.Cursor, release bo
 		next := s.rec
 		s.mu.Unlock()
 		if c != nil {
-			next.Cursor = *c
-			next.Cursor.Logs = maps.Clone(c.Logs)
+			next.Cursor = places.Clone(*c)
 		}
 		next.Released = release
 		r, err := cursorRecord(&next)
@@ -142,7 +131,7 @@ func (s *subscription) Park(ctx context.Context, parked onewrite.Parked) (ref ui
 		}
 		e := parkedMark{
 			Ref: uint64(p.end) + 1, Log: m.Log, Offset: m.Offset, ID: m.ID, Key: m.Key,
-			Reason: shorten(parked.Reason, maxReason), Attempts: parked.Attempts, Holds: parked.Holds, At: parked.At.UTC(),
+			Reason: places.Shorten(parked.Reason, places.MaxReason), Attempts: parked.Attempts, Holds: parked.Holds, At: parked.At.UTC(),
 		}
 		text, err := json.Marshal(e)
 		if err != nil {
@@ -160,17 +149,6 @@ func (s *subscription) Park(ctx context.Context, parked onewrite.Parked) (ref ui
 	return ref, err
 }
 
-// shorten cuts text to n bytes, between characters.
-func shorten(text string, n int) string {
-	if len(text) <= n {
-		return text
-	}
-	for n > 0 && !utf8.RuneStart(text[n]) {
-		n--
-	}
-	return text[:n] + "…"
-}
-
 // Parked lists parked events; see [onewrite.Subscription].
 func (s *subscription) Parked(ctx context.Context, after uint64, limit int, key *onewrite.Lane) ([]onewrite.Parked, error) {
 	if s.place == nil {
@@ -182,13 +160,10 @@ func (s *subscription) Parked(ctx context.Context, after uint64, limit int, key 
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	p := s.place
-	if err := p.enter(ctx); err != nil {
+	if err := p.hold(ctx); err != nil {
 		return nil, err
 	}
 	defer p.busy.leave()
-	if err := p.refresh(ctx); err != nil {
-		return nil, err
-	}
 	var want []entry
 	for _, e := range p.parked {
 		if e.Ref > after && len(want) < limit && (key == nil || e.Log == key.Log && e.Key == key.Key) {
@@ -274,13 +249,10 @@ func (b *Bus) Unparked(ctx context.Context, name, log string, floor uint64) (uin
 	if err != nil || p == nil {
 		return floor, err
 	}
-	if err := p.enter(ctx); err != nil {
+	if err := p.hold(ctx); err != nil {
 		return 0, err
 	}
 	defer p.busy.leave()
-	if err := p.refresh(ctx); err != nil {
-		return 0, err
-	}
 	for _, e := range p.parked {
 		if e.Log == log && e.Offset <= floor {
 			floor = e.Offset - 1

@@ -8,44 +8,22 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 )
 
 // Headers that say what a record of a place is, behind its mark.
 const (
-	cursorHeader  = "onewrite-cursor"  // the value is a busRecord
+	cursorHeader  = "onewrite-cursor"  // the value is a record of its place
 	parkedHeader  = "onewrite-parked"  // a parked event
 	unparkHeader  = "onewrite-unpark"  // the value is a list of refs
 	cleanedHeader = "onewrite-cleaned" // nothing parked from before counts
 )
-
-// busRecord is what is stored for a destination.
-type busRecord struct {
-	Cursor onewrite.Cursor `json:"cursor"`
-	// Epoch grows with every owner and every rewind.
-	Epoch uint64 `json:"epoch"`
-	// Owner names the copy that delivers.
-	Owner string `json:"owner"`
-	// Released: the owner has given up, anyone may take over at once.
-	Released bool `json:"released,omitempty"`
-	// Forgotten: the place is given up.
-	Forgotten bool `json:"forgotten,omitempty"`
-	// Rewinds counts the replays.
-	Rewinds uint64 `json:"rewinds,omitempty"`
-}
-
-// claim is what was seen of a destination that another copy owns. Its lease ends when
-// the record has not moved for so long by our own clock.
-type claim struct {
-	rev   int64
-	since time.Time
-}
 
 // place is the log of one destination, read from its beginning: its newest record, and
 // what is parked. Who writes to it has read all that is there, so a stale owner finds out
@@ -59,7 +37,7 @@ type place struct {
 	end    int64  // of the topic, where the next record is to lie
 	newest []byte // the value of the last record that was read
 	whole  unfold
-	rec    busRecord
+	rec    places.Record
 	rev    int64 // where rec lies; -1: there is none
 	first  int64 // where the append begins that rec is of
 	parked []entry
@@ -113,6 +91,18 @@ func (p *place) enter(ctx context.Context) error {
 	return p.b.worded(p.busy.enter(ctx), "place of destination "+p.dest, p.topic)
 }
 
+// hold enters and reads what was written since; busy is to be left then.
+func (p *place) hold(ctx context.Context) error {
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
+	if err := p.refresh(ctx); err != nil {
+		p.busy.leave()
+		return err
+	}
+	return nil
+}
+
 // refresh reads what was written since; p.busy is held.
 func (p *place) refresh(ctx context.Context) error {
 	start, end, err := p.b.bounds(ctx, p.topic)
@@ -146,7 +136,7 @@ func (p *place) refresh(ctx context.Context) error {
 
 // anew forgets what was read: it begins at an offset.
 func (p *place) anew(start int64) {
-	p.end, p.newest, p.whole, p.rec, p.rev, p.parked = start, nil, unfold{}, busRecord{}, -1, nil
+	p.end, p.newest, p.whole, p.rec, p.rev, p.parked = start, nil, unfold{}, places.Record{}, -1, nil
 }
 
 // errPutBack: the log has another record where the last one was.
@@ -177,8 +167,8 @@ func (p *place) apply(r *kgo.Record, first int64) error {
 	}
 	switch h := r.Headers[1]; h.Key {
 	case cursorHeader:
-		var rec busRecord
-		if err := json.Unmarshal(r.Value, &rec); err != nil {
+		rec, err := places.Parse(r.Value)
+		if err != nil {
 			return err
 		}
 		p.rec, p.rev, p.first = rec, r.Offset, first
@@ -227,7 +217,7 @@ func (p *place) write(ctx context.Context, recs ...*kgo.Record) error {
 	}
 	_, err := p.b.exists(ctx, p.topic) // the client asks for the limit once
 	if err == nil {
-		err = p.b.cl.ProduceSync(ctx, recs...).FirstErr()
+		err = p.b.store(ctx, recs)
 	}
 	if err != nil {
 		p.b.gone(p.topic, err)
@@ -259,7 +249,7 @@ func kind(key string, value []byte) []kgo.RecordHeader {
 	return []kgo.RecordHeader{{Key: key, Value: value}}
 }
 
-func cursorRecord(rec *busRecord) (*kgo.Record, error) {
+func cursorRecord(rec *places.Record) (*kgo.Record, error) {
 	text, err := json.Marshal(rec)
 	if err != nil {
 		return nil, fmt.Errorf("kafka: cursor: %w", err)
@@ -269,7 +259,7 @@ func cursorRecord(rec *busRecord) (*kgo.Record, error) {
 
 // save replaces the record as long as it is the one that change was made for; p.busy is
 // held. change returns the new one, or an error that ends it.
-func (p *place) save(ctx context.Context, change func(now busRecord) (busRecord, error)) error {
+func (p *place) save(ctx context.Context, change func(now places.Record) (places.Record, error)) error {
 	for {
 		next, err := change(p.rec)
 		if err != nil {
@@ -285,37 +275,24 @@ func (p *place) save(ctx context.Context, change func(now busRecord) (busRecord,
 	}
 }
 
-// mayTake watches a record that belongs to another copy.
+// mayTake returns ErrStandby for a place that another copy has; p.busy is held.
 func (b *Bus) mayTake(p *place) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if p.rec.Released || p.rec.Forgotten || p.rec.Owner == b.owner {
-		delete(b.claims, p.dest)
-		return nil
-	}
-	seen, ok := b.claims[p.dest]
-	if !ok || seen.rev != p.rev {
-		b.claims[p.dest] = claim{rev: p.rev, since: time.Now()}
-	} else if time.Since(seen.since) >= b.cfg.lease {
-		delete(b.claims, p.dest)
+	if b.claims.MayTake(p.dest, b.owner, p.rec, uint64(p.rev), b.cfg.lease) {
 		return nil
 	}
 	return fmt.Errorf("kafka: destination %s: %w", p.dest, onewrite.ErrStandby)
 }
 
 // take makes this copy the owner of a destination, or returns ErrStandby.
-func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, busRecord, error) {
+func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, places.Record, error) {
 	p, err := b.placeOf(ctx, in.Name, true)
 	if err != nil {
-		return nil, busRecord{}, err
+		return nil, places.Record{}, err
 	}
-	if err := p.enter(ctx); err != nil {
-		return nil, busRecord{}, err
+	if err := p.hold(ctx); err != nil {
+		return nil, places.Record{}, err
 	}
 	defer p.busy.leave()
-	if err := p.refresh(ctx); err != nil {
-		return nil, busRecord{}, err
-	}
 	was := p.rec.Epoch
 	next := p.rec
 	if p.rev < 0 || next.Forgotten {
@@ -327,7 +304,7 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, busRecord
 		return nil, next, err
 	}
 	next.Epoch, next.Owner, next.Released = was+1, b.owner, false
-	err = p.save(ctx, func(now busRecord) (busRecord, error) {
+	err = p.save(ctx, func(now places.Record) (places.Record, error) {
 		if now.Epoch != was { // it is just as well if only the cursor of a dying owner has moved
 			return now, fmt.Errorf("kafka: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
 		}
@@ -354,14 +331,14 @@ func (b *Bus) Destinations(ctx context.Context) ([]string, error) {
 }
 
 // records returns what is stored for every destination.
-func (b *Bus) records(ctx context.Context) (map[string]busRecord, error) {
+func (b *Bus) records(ctx context.Context) (map[string]places.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	names, err := b.names(ctx, b.placeTopic(""))
 	if err != nil {
 		return nil, err
 	}
-	all := make(map[string]busRecord, len(names))
+	all := make(map[string]places.Record, len(names))
 	for _, name := range names {
 		p, err := b.placeOf(ctx, name, false)
 		if err != nil {
@@ -382,14 +359,11 @@ func (b *Bus) records(ctx context.Context) (map[string]busRecord, error) {
 }
 
 // read returns the newest record; false: the destination has no place.
-func (p *place) read(ctx context.Context) (busRecord, bool, error) {
-	if err := p.enter(ctx); err != nil {
-		return busRecord{}, false, err
+func (p *place) read(ctx context.Context) (places.Record, bool, error) {
+	if err := p.hold(ctx); err != nil {
+		return places.Record{}, false, err
 	}
 	defer p.busy.leave()
-	if err := p.refresh(ctx); err != nil {
-		return busRecord{}, false, err
-	}
 	return p.rec, p.rev >= 0 && !p.rec.Forgotten, nil
 }
 
@@ -429,44 +403,20 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	if err != nil {
 		return err
 	}
-	if err := p.enter(ctx); err != nil {
+	if err := p.hold(ctx); err != nil {
 		return err
 	}
 	defer p.busy.leave()
-	if err := p.refresh(ctx); err != nil {
-		return err
-	}
-	return p.save(ctx, func(now busRecord) (busRecord, error) {
+	return p.save(ctx, func(now places.Record) (places.Record, error) {
 		if p.rev < 0 || now.Forgotten {
 			return now, none
 		}
 		if err := b.mayTake(p); err != nil {
 			return now, fmt.Errorf("%w; run the replay on the copy that delivers", err)
 		}
-		logs := map[string]onewrite.LogCursor{}
-		for source, lc := range now.Cursor.Logs { // never forward: what is pending would be lost
-			logs[source] = rewound(lc, back[source].Floor)
-		}
-		now.Cursor.Logs = logs
-		if at := now.Cursor.Placed; at != "" && !strings.HasPrefix(at, onewrite.PlacedVoid) {
-			now.Cursor.Placed = onewrite.PlacedVoid + at
-		}
-		now.Epoch++
-		now.Rewinds++
-		now.Owner, now.Released = b.owner, true
+		now.Rewind(b.owner, back)
 		return now, nil
 	})
-}
-
-// rewound is a place from which everything behind floor is handed out again.
-func rewound(c onewrite.LogCursor, floor uint64) onewrite.LogCursor {
-	out := onewrite.LogCursor{Floor: min(c.Floor, floor)}
-	for _, d := range c.Done {
-		if d.To = min(d.To, floor); d.From <= d.To {
-			out.Done = append(out.Done, d)
-		}
-	}
-	return out
 }
 
 // Forget drops the place of a destination and its parked events. A copy that still
@@ -478,18 +428,15 @@ func (b *Bus) Forget(ctx context.Context, name string) error {
 	if err != nil || p == nil {
 		return err
 	}
-	if err := p.enter(ctx); err != nil {
+	if err := p.hold(ctx); err != nil {
 		return err
 	}
 	defer p.busy.leave()
-	if err := p.refresh(ctx); err != nil {
-		return err
-	}
 	for {
 		if p.rev < 0 || p.rec.Forgotten {
 			return nil
 		}
-		r, err := cursorRecord(&busRecord{Epoch: p.rec.Epoch + 1, Owner: b.owner, Released: true, Forgotten: true})
+		r, err := cursorRecord(&places.Record{Epoch: p.rec.Epoch + 1, Owner: b.owner, Released: true, Forgotten: true})
 		if err != nil {
 			return err
 		}

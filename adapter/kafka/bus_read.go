@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 	"github.com/onewrite/onewrite/internal/topics"
 )
 
@@ -34,7 +35,7 @@ type subscription struct {
 
 	place *place // nil: an onlooker
 	mu    sync.Mutex
-	rec   busRecord // as this owner stored it last
+	rec   places.Record // as this owner stored it last
 }
 
 // logReader is a subscription's place in one log. Read alone uses it, but for what mu
@@ -108,17 +109,14 @@ func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, 
 	if err != nil {
 		return nil, 0, err
 	}
-	if up, lost, moved := moveUp(lc, o.first); moved && o.there && s.in.Name != "" {
+	if up, lost, moved := places.MoveUp(lc, o.first); moved && o.there && s.in.Name != "" {
 		if lc.Floor > 0 || len(lc.Done) > 0 {
 			s.rec.Cursor.Skipped += lost
 			s.b.vanished(s.in.Name, l.source, lc.Floor+1, up.Floor)
 		}
 		lc = up
 	}
-	had := lc.Floor
-	for _, d := range lc.Done {
-		had = max(had, d.To)
-	}
+	had := places.Seen(lc)
 	if had <= o.last {
 		had = 0
 	} else if o.there {
@@ -249,25 +247,6 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 	}
 	l.raise(o.last, 0)
 	return o, nil
-}
-
-// moveUp moves a place up to a log's first event, and counts the events before it that
-// were not done.
-func moveUp(lc onewrite.LogCursor, first uint64) (up onewrite.LogCursor, lost uint64, moved bool) {
-	if lc.Floor+1 >= first {
-		return lc, 0, false
-	}
-	up = onewrite.LogCursor{Floor: first - 1}
-	lost = up.Floor - lc.Floor
-	for _, d := range lc.Done {
-		if d.From <= up.Floor {
-			lost -= min(d.To, up.Floor) - d.From + 1
-		}
-		if d.To > up.Floor {
-			up.Done = append(up.Done, onewrite.Span{From: max(d.From, first), To: d.To})
-		}
-	}
-	return up, lost, true
 }
 
 // vanished says aloud that events are gone which a destination had not got.

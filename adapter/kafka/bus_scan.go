@@ -85,3 +85,14 @@ func (b *Bus) scan(ctx context.Context, topic string, from, to int64, f func(*kg
 	}
 	return nil
 }
+
+// store writes records to a topic and waits for the answers, no longer than ctx: a broker
+// that is frozen would be waited for without end. What comes after that is void, or there
+// when the log is read the next time.
+func (b *Bus) store(ctx context.Context, recs []*kgo.Record) error {
+	errs, err := start(b.cl, recs).wait(ctx)
+	if i := failed(errs); err == nil && i >= 0 {
+		err = errs[i]
+	}
+	return err
+}

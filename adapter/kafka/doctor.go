@@ -22,21 +22,12 @@ import (
 // caller adds the Subject. It creates nothing, writes nothing and takes nobody's
 // place. wanted are the patterns of the topics that the destination wants.
 func Examine(ctx context.Context, c Config, wanted []string) []diagnosis.Finding {
-	e := &examiner{s: &core{c: c, heard: &heard{}}}
-	if err := e.s.c.complete(); err != nil {
-		e.Add(diagnosis.Problem, "configuration", "", "%v", err)
-		return e.Found
-	}
-	opts, err := e.s.c.options(e.s.heard)
-	if err == nil {
-		e.s.cl, err = kgo.NewClient(opts...)
-	}
-	if err != nil {
-		e.Add(diagnosis.Problem, "configuration", "", "%v", err)
+	err := c.complete()
+	e := newExaminer(c, err)
+	if e.s.cl == nil {
 		return e.Found
 	}
 	defer e.s.cl.Close()
-	e.s.adm = kadm.NewClient(e.s.cl)
 	if !e.connect(ctx) {
 		return e.Found
 	}
@@ -53,6 +44,22 @@ type examiner struct {
 	diagnosis.List
 	s       *core
 	brokers int
+}
+
+// newExaminer makes the client of an examination; there is none if something is wrong with
+// the configuration, which is a finding then.
+func newExaminer(c Config, invalid error) *examiner {
+	e := &examiner{s: &core{c: c, heard: &heard{}}}
+	opts, err := c.options(e.s.heard)
+	if err = errors.Join(invalid, err); err == nil {
+		e.s.cl, err = kgo.NewClient(opts...)
+	}
+	if err != nil {
+		e.Add(diagnosis.Problem, "configuration", "", "%v", err)
+		return e
+	}
+	e.s.adm = kadm.NewClient(e.s.cl)
+	return e
 }
 
 func (e *examiner) connect(ctx context.Context) bool {

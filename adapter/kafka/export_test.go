@@ -94,3 +94,6 @@ func Mark(first int64, n, i int, seq, nonce uint64) kgo.RecordHeader {
 	m.seq, m.nonce = seq, nonce
 	return m.header(i)
 }
+
+// Busy reports whether somebody reads or writes the place of a subscription.
+func Busy(s onewrite.Subscription) bool { return len(s.(*subscription).place.busy) > 0 }

@@ -32,25 +32,36 @@ func (w *sent) result(i int, err error) {
 	}
 }
 
-// send hands records to a client and waits for the answers. An err says that not all came in time: then the records are still under
-// way, until the client is told to give them up.
-func send(ctx context.Context, cl *kgo.Client, recs []*kgo.Record) (errs []error, err error) {
-	if len(recs) == 0 {
-		return nil, nil
-	}
+// start hands records to a client.
+func start(cl *kgo.Client, recs []*kgo.Record) *sent {
 	w := &sent{left: len(recs), errs: make([]error, len(recs)), done: make(chan struct{})}
 	for i, r := range recs {
 		cl.Produce(context.Background(), r, func(_ *kgo.Record, err error) { w.result(i, err) })
 	}
-	if err := cl.Flush(ctx); err != nil {
-		return nil, err
-	}
-	select { // the last answer is told a moment after the flush
+	return w
+}
+
+// wait waits for the answers. An err says that not all came in time: then the records are
+// still under way, until the client is told to give them up.
+func (w *sent) wait(ctx context.Context) (errs []error, err error) {
+	select {
 	case <-w.done:
 		return w.errs, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// send hands records to a client and waits for the answers, as wait does.
+func send(ctx context.Context, cl *kgo.Client, recs []*kgo.Record) (errs []error, err error) {
+	if len(recs) == 0 {
+		return nil, nil
+	}
+	w := start(cl, recs)
+	if err := cl.Flush(ctx); err != nil {
+		return nil, err
+	}
+	return w.wait(ctx) // the last answer is told a moment after the flush
 }
 
 // failed returns the first record with an error that is not just a consequence of

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 )
 
 // Files beside the store that say what it must hold.
@@ -170,7 +171,7 @@ func (b *Bus) sound(ctx context.Context) error {
 			return damaged{"stream " + name + " ends within a batch"}
 		}
 	}
-	records := map[string]record{}
+	records := map[string]places.Record{}
 	if streams[b.stateStream()] != nil {
 		if records, err = b.records(ctx); err != nil {
 			return damaged{err.Error()}
@@ -181,7 +182,7 @@ func (b *Bus) sound(ctx context.Context) error {
 
 // soundPlaces compares the places of the destinations with the logs, with the
 // parking lots and with the list of their names.
-func (b *Bus) soundPlaces(ctx context.Context, records map[string]record, streams map[string]*jetstream.StreamInfo) error {
+func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record, streams map[string]*jetstream.StreamInfo) error {
 	var names []string
 	_, err := os.Stat(filepath.Join(b.cfg.Dir, againFile))
 	if again := err == nil; !again && readChecked(filepath.Join(b.cfg.Dir, placesFile), &names) {
@@ -203,7 +204,7 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]record, stream
 			if info == nil || info.State.LastSeq < ends {
 				return damaged{fmt.Sprintf("the log of source %s ends before event %d, which destination %s had got", log, ends, name)}
 			}
-			if _, lost, _ := moveUp(lc, info.State.FirstSeq); lost > 0 {
+			if _, lost, _ := places.MoveUp(lc, info.State.FirstSeq); lost > 0 {
 				return damaged{fmt.Sprintf("the log of source %s begins with event %d, and destination %s waits for %d before it", log, info.State.FirstSeq, name, lost)}
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
@@ -35,7 +36,7 @@ type Bus struct {
 
 	mu       sync.Mutex
 	logs     map[string]*logState
-	claims   map[string]claim // of destinations that another owner holds
+	claims   places.Claims // of destinations that another owner holds
 	watchers map[chan struct{}]struct{}
 	places   []string // the destinations in the list beside the embedded store
 	state    bool     // the streams of cursors and parked events are there
@@ -74,7 +75,7 @@ func Open(ctx context.Context, c Config) (*Bus, error) {
 	}
 	b := &Bus{
 		cfg: c, log: c.Logger, owner: randomID(), fetches: make(chan struct{}, 4),
-		stop: func() {}, logs: map[string]*logState{}, claims: map[string]claim{}, watchers: map[chan struct{}]struct{}{},
+		stop: func() {}, logs: map[string]*logState{}, watchers: map[chan struct{}]struct{}{},
 	}
 	if err := b.connect(ctx); err != nil {
 		return nil, err
@@ -367,11 +368,7 @@ func (b *Bus) create(ctx context.Context, source string) error {
 	b.mu.Unlock()
 	for _, r := range records {
 		lc := r.Cursor.Logs[source]
-		seen := lc.Floor
-		for _, d := range lc.Done {
-			seen = max(seen, d.To)
-		}
-		if seen > 0 {
+		if seen := places.Seen(lc); seen > 0 {
 			c.FirstSeq = max(c.FirstSeq, seen+1)
 		}
 	}

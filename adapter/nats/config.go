@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/onewrite/onewrite/internal/places"
 )
 
 // Config says which bus to open.
@@ -124,18 +126,7 @@ func (c *Config) say(what string) {
 }
 
 // validName reports whether s can be part of stream names and subjects.
-func validName(s string) bool {
-	if s == "" || len(s) > 128 {
-		return false
-	}
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {
-			return false
-		}
-	}
-	return true
-}
+func validName(s string) bool { return places.ValidName(s, 128) }
 
 // SameServer reports whether two addresses, each maybe a list with commas, have
 // a host and port in common.

@@ -9,12 +9,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	natsgo "github.com/nats-io/nats.go"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/cloudevents"
+	"github.com/onewrite/onewrite/internal/places"
 )
 
 // Headers of a parked event, beside those of the event.
@@ -25,10 +25,6 @@ const (
 	hdrAttempts = private + "Attempts"
 	hdrHolds    = private + "Holds"
 	hdrAt       = private + "At"
-
-	// maxReason keeps a destination's answer, which may be a page, within a
-	// header.
-	maxReason = 1 << 10
 )
 
 func (b *Bus) parkedSubject(dest string) string { return b.parkedStream() + "." + dest + "." }
@@ -118,7 +114,7 @@ func (s *subscription) Park(ctx context.Context, p onewrite.Parked) (uint64, err
 		msg := enc.encode(subject, &m.Event)
 		enc.set(hdrLog, m.Log)
 		enc.set(hdrOffset, strconv.FormatUint(m.Offset, 10))
-		enc.set(hdrReason, cloudevents.Escape(shorten(p.Reason, maxReason)))
+		enc.set(hdrReason, cloudevents.Escape(places.Shorten(p.Reason, places.MaxReason)))
 		enc.set(hdrAttempts, strconv.Itoa(p.Attempts))
 		enc.set(hdrHolds, strconv.FormatBool(p.Holds))
 		enc.set(hdrAt, p.At.UTC().Format(time.RFC3339Nano))
@@ -133,17 +129,6 @@ func (s *subscription) Park(ctx context.Context, p onewrite.Parked) (uint64, err
 		return 0, fmt.Errorf("nats: park an event of destination %s: %w", s.in.Name, err)
 	}
 	return ref, nil
-}
-
-// shorten cuts text to n bytes, between characters.
-func shorten(text string, n int) string {
-	if len(text) <= n {
-		return text
-	}
-	for n > 0 && !utf8.RuneStart(text[n]) {
-		n--
-	}
-	return text[:n] + "…"
 }
 
 // Parked lists parked events; see [onewrite.Subscription].

@@ -14,36 +14,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
-
-// record is what is stored for a destination.
-type record struct {
-	Cursor onewrite.Cursor `json:"cursor"`
-	// Epoch grows with every owner and every rewind.
-	Epoch uint64 `json:"epoch"`
-	// Owner names the copy that delivers.
-	Owner string `json:"owner"`
-	// Released: the owner has given up, anyone may take over at once.
-	Released bool `json:"released,omitempty"`
-	// Forgotten: the place is given up. The record stays and says so: one that the
-	// embedded server removes comes back, as it was before, when the process is killed.
-	Forgotten bool `json:"forgotten,omitempty"`
-	// Rewinds counts the replays.
-	Rewinds uint64 `json:"rewinds,omitempty"`
-}
-
-// claim is what was seen of a destination that another copy owns. Its lease
-// ends when the record has not moved for so long by our own clock.
-type claim struct {
-	rev   uint64
-	since time.Time
-}
 
 var errUnreadable = errors.New("it cannot be read")
 
 // load reads a destination's record; rev 0 means that there is none.
-func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err error) {
+func (b *Bus) load(ctx context.Context, dest string) (r places.Record, rev uint64, err error) {
 	m, err := b.link.get(ctx, b.stateStream(), query{LastFor: b.cursorSubject(dest)})
 	if err != nil {
 		return r, 0, b.stateless("cursor of destination "+dest, err)
@@ -51,17 +29,14 @@ func (b *Bus) load(ctx context.Context, dest string) (r record, rev uint64, err 
 	if m == nil {
 		return r, 0, nil
 	}
-	if err := json.Unmarshal(m.Data, &r); err != nil {
-		return record{}, m.Seq, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, errUnreadable, err, dest)
-	}
-	if r.Cursor.Logs == nil {
-		r.Cursor.Logs = map[string]onewrite.LogCursor{}
+	if r, err = places.Parse(m.Data); err != nil {
+		return r, m.Seq, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, errUnreadable, err, dest)
 	}
 	return r, m.Seq, nil
 }
 
 // save stores a record if the stored one still has revision rev.
-func (b *Bus) save(ctx context.Context, dest string, r *record, rev uint64) (uint64, error) {
+func (b *Bus) save(ctx context.Context, dest string, r *places.Record, rev uint64) (uint64, error) {
 	data, err := json.Marshal(r)
 	if err == nil {
 		err = sabotage.At("bus.save")
@@ -120,12 +95,12 @@ func (b *Bus) Destinations(ctx context.Context) ([]string, error) {
 }
 
 // records returns what is stored for every destination.
-func (b *Bus) records(ctx context.Context) (map[string]record, error) {
+func (b *Bus) records(ctx context.Context) (map[string]places.Record, error) {
 	names, err := b.Destinations(ctx)
 	if err != nil {
 		return nil, err
 	}
-	all := make(map[string]record, len(names))
+	all := make(map[string]places.Record, len(names))
 	for _, name := range names {
 		r, rev, err := b.load(ctx, name)
 		if err != nil {
@@ -155,7 +130,7 @@ func (b *Bus) Floors(ctx context.Context, log string) (map[string]uint64, error)
 
 // take makes this copy the owner of a destination, or returns ErrStandby. rev is
 // that of the record, fence that of the parked events.
-func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r record, rev, fence uint64, err error) {
+func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r places.Record, rev, fence uint64, err error) {
 	if fence, err = b.fenceOf(ctx, in.Name); err != nil {
 		return r, 0, 0, err
 	}
@@ -189,18 +164,8 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r record, rev, fe
 
 // mayTake watches a record that belongs to another copy. The folder of the
 // embedded bus is locked, so there the other owner is dead.
-func (b *Bus) mayTake(dest string, r record, rev uint64) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.emb != nil || r.Released || r.Owner == b.owner {
-		delete(b.claims, dest)
-		return nil
-	}
-	seen, ok := b.claims[dest]
-	if !ok || seen.rev != rev {
-		b.claims[dest] = claim{rev: rev, since: time.Now()}
-	} else if time.Since(seen.since) >= b.cfg.lease {
-		delete(b.claims, dest)
+func (b *Bus) mayTake(dest string, r places.Record, rev uint64) error {
+	if b.emb != nil || b.claims.MayTake(dest, b.owner, r, rev, b.cfg.lease) {
 		return nil
 	}
 	return fmt.Errorf("nats: destination %s: %w", dest, onewrite.ErrStandby)
@@ -283,28 +248,11 @@ func (b *Bus) Rewind(ctx context.Context, name string, from onewrite.From) error
 	if err := b.mayTake(name, r, rev); err != nil {
 		return fmt.Errorf("%w; run the replay on the copy that delivers", err)
 	}
-	sources, err := b.sources(ctx)
+	back, err := b.floors(ctx, slices.Collect(maps.Keys(r.Cursor.Logs)), from)
 	if err != nil {
 		return err
 	}
-	for source := range r.Cursor.Logs {
-		if !slices.Contains(sources, source) {
-			sources = append(sources, source)
-		}
-	}
-	back, err := b.floors(ctx, sources, from)
-	if err != nil {
-		return err
-	}
-	for _, source := range sources { // never forward: what is pending would be lost
-		r.Cursor.Logs[source] = rewound(r.Cursor.Logs[source], back[source].Floor)
-	}
-	if p := r.Cursor.Placed; p != "" && !strings.HasPrefix(p, onewrite.PlacedVoid) {
-		r.Cursor.Placed = onewrite.PlacedVoid + p
-	}
-	r.Epoch++
-	r.Rewinds++
-	r.Owner, r.Released = b.owner, true
+	r.Rewind(b.owner, back)
 	_, err = b.save(ctx, name, &r, rev)
 	return err
 }
@@ -365,7 +313,7 @@ func (b *Bus) disown(ctx context.Context, name string) error {
 			return nil
 		}
 		parked := r.Cursor.Parked
-		r = record{Epoch: r.Epoch + 1, Owner: b.owner, Released: true, Forgotten: true}
+		r = places.Record{Epoch: r.Epoch + 1, Owner: b.owner, Released: true, Forgotten: true}
 		_, err = b.save(ctx, name, &r, rev)
 		switch {
 		case err == nil:
@@ -412,15 +360,4 @@ func (b *Bus) finishForgetting(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// rewound is a place from which everything behind floor is handed out again.
-func rewound(c onewrite.LogCursor, floor uint64) onewrite.LogCursor {
-	out := onewrite.LogCursor{Floor: min(c.Floor, floor)}
-	for _, d := range c.Done {
-		if d.To = min(d.To, floor); d.From <= d.To {
-			out.Done = append(out.Done, d)
-		}
-	}
-	return out
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 	"github.com/onewrite/onewrite/internal/topics"
 )
 
@@ -29,7 +30,7 @@ type subscription struct {
 	inbox inbox
 
 	mu     sync.Mutex
-	record record
+	record places.Record
 	rev    uint64
 	fence  uint64 // see [Bus.fenceOf]
 	lost   bool   // another owner was seen
@@ -91,7 +92,7 @@ func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite
 		return lc, 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
 	}
 	if first := s.CachedInfo().State.FirstSeq; lc.Floor+1 < first && destination != "" {
-		up, n, moved := moveUp(lc, first)
+		up, n, moved := places.MoveUp(lc, first)
 		if lost = n; lost > 0 {
 			b.vanished(destination, source, lc.Floor+1, up.Floor)
 		}
@@ -100,34 +101,11 @@ func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite
 		}
 	}
 	last := s.CachedInfo().State.LastSeq
-	ahead := lc.Floor > last
-	for _, d := range lc.Done {
-		ahead = ahead || d.To > last
-	}
-	if ahead {
+	if places.Seen(lc) > last {
 		b.log.Error("a destination's place is ahead of the log, which was restored from an older copy; it goes on at the log's end", "source", source, "place", lc.Floor, "log", last)
 		return onewrite.LogCursor{Floor: min(lc.Floor, last)}, lost, nil
 	}
 	return lc, lost, nil
-}
-
-// moveUp moves a place up to a log's first event, and counts the events before it that
-// were not done.
-func moveUp(lc onewrite.LogCursor, first uint64) (up onewrite.LogCursor, lost uint64, moved bool) {
-	if lc.Floor+1 >= first {
-		return lc, 0, false
-	}
-	up = onewrite.LogCursor{Floor: first - 1}
-	lost = up.Floor - lc.Floor
-	for _, d := range lc.Done {
-		if d.From <= up.Floor {
-			lost -= min(d.To, up.Floor) - d.From + 1
-		}
-		if d.To > up.Floor {
-			up.Done = append(up.Done, onewrite.Span{From: max(d.From, first), To: d.To})
-		}
-	}
-	return up, lost, true
 }
 
 // vanished says aloud that events are gone which a destination had not got.
@@ -143,13 +121,7 @@ func (b *Bus) vanished(destination, source string, from, to uint64) {
 func (s *subscription) Cursor() (onewrite.Cursor, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.record.Cursor
-	c.Logs = make(map[string]onewrite.LogCursor, len(s.record.Cursor.Logs))
-	for name, lc := range s.record.Cursor.Logs {
-		lc.Done = slices.Clone(lc.Done)
-		c.Logs[name] = lc
-	}
-	return c, s.record.Epoch
+	return places.Clone(s.record.Cursor), s.record.Epoch
 }
 
 var errOnlooker = errors.New("nats: an onlooker has no place on the bus; subscribe with a name")
