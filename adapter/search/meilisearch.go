@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -34,15 +33,11 @@ const (
 // versions: an event that comes again after a newer one is written over it, and stands
 // there until the newer one comes again too.
 type Meilisearch struct {
-	plan    *Sink // what an event does; it never connects
-	http    *client
-	closing context.Context // ends with Close
-	end     context.CancelFunc
-	turn    chan struct{} // holds one token
+	plan *Sink // what an event does; it never connects
+	http *client
+	life life
+	turn chan struct{} // holds one token
 
-	gate   sync.Mutex
-	closed bool           // under gate
-	writes sync.WaitGroup // grows under gate while not closed
 }
 
 // NewMeilisearch looks for the first address that answers. Config's User and Password
@@ -63,7 +58,7 @@ func NewMeilisearch(ctx context.Context, c Config) (*Meilisearch, error) {
 			errs = append(errs, err)
 			continue
 		}
-		m.closing, m.end = context.WithCancel(context.Background())
+		m.life.begin()
 		return m, nil
 	}
 	m.http.close()
@@ -93,28 +88,18 @@ func (m *Meilisearch) healthy(ctx context.Context) error {
 
 // Close ends the writes under way and closes the connections. It may be called again.
 func (m *Meilisearch) Close() error {
-	m.gate.Lock()
-	m.closed = true
-	m.gate.Unlock()
-	m.end()
-	m.writes.Wait()
+	m.life.end()
 	m.http.close()
 	return nil
 }
 
 // Write writes the documents of the events and waits for the tasks; see [onewrite.Sink].
 func (m *Meilisearch) Write(ctx context.Context, events []onewrite.Event) (int, error) {
-	m.gate.Lock()
-	if m.closed {
-		m.gate.Unlock()
-		return 0, errClosed
+	ctx, leave, err := m.life.enter(ctx)
+	if err != nil {
+		return 0, err
 	}
-	m.writes.Add(1)
-	m.gate.Unlock()
-	defer m.writes.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(m.closing, cancel)()
+	defer leave()
 	if ctx.Err() == nil {
 		select {
 		case <-m.turn:

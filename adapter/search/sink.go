@@ -13,19 +13,15 @@ import (
 // Sink writes documents to one cluster. Its methods may be called by several
 // goroutines at once.
 type Sink struct {
-	c       Config
-	http    *client
-	index   template
-	id      template
-	closing context.Context // ends with Close
-	end     context.CancelFunc
+	c     Config
+	http  *client
+	index template
+	id    template
+	life  life
 
 	mu    sync.Mutex
 	state *state // under mu
 
-	gate   sync.Mutex
-	closed bool           // under gate
-	writes sync.WaitGroup // grows under gate while not closed
 }
 
 // New looks for the first address that answers and reads what is known of the
@@ -36,7 +32,7 @@ func New(ctx context.Context, c Config) (*Sink, error) {
 		return nil, err
 	}
 	s := &Sink{c: c, http: newClient(&c, addresses), state: newState(&c), index: parseTemplate(c.Index), id: parseTemplate(c.ID)}
-	s.closing, s.end = context.WithCancel(context.Background())
+	s.life.begin()
 	var errs []error
 	for i := range addresses {
 		s.http.at = i
@@ -45,7 +41,7 @@ func New(ctx context.Context, c Config) (*Sink, error) {
 		}
 		errs = append(errs, err)
 	}
-	s.end()
+	s.life.end()
 	s.http.close()
 	return nil, errors.Join(errs...)
 }
@@ -55,12 +51,7 @@ const closePatience = 2 * time.Second
 
 // Close ends the writes under way and closes the connections. It may be called again.
 func (s *Sink) Close() error {
-	s.gate.Lock()
-	again := s.closed
-	s.closed = true
-	s.gate.Unlock()
-	s.end()
-	s.writes.Wait()
+	again := s.life.end()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !again && s.state.changed {
@@ -79,17 +70,11 @@ func (s *Sink) Close() error {
 // Write writes the documents of the events; see [onewrite.Sink]. It cuts them into
 // requests in which no two are of one key or of one document.
 func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) {
-	s.gate.Lock()
-	if s.closed {
-		s.gate.Unlock()
-		return 0, errClosed
+	ctx, leave, err := s.life.enter(ctx)
+	if err != nil {
+		return 0, err
 	}
-	s.writes.Add(1)
-	s.gate.Unlock()
-	defer s.writes.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.closing, cancel)()
+	defer leave()
 	done := 0
 	for done < len(events) {
 		if err := ctx.Err(); err != nil {
