@@ -51,7 +51,7 @@ func planted(t *testing.T, trials func(bin string) []trial) {
 func TestShortPoints(t *testing.T) {
 	planted(t, func(bin string) (list []trial) {
 		for _, p := range []string{
-			"postgres-18 postgres.truncated:kill@1", "sqlite sqlite.delete:kill@2", "sqlite delivery.parked:kill@1", "postgres-18 bus.batch:stall@1",
+			"postgres-18 postgres.truncated:kill@1", "sqlite sqlite.delete:kill@2", "sqlite delivery.parked:kill@1", "postgres-18 bus.pack:stall@1",
 		} {
 			source, point, _ := strings.Cut(p, " ")
 			c := small(bin, source)

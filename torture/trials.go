@@ -121,6 +121,9 @@ func counts(planted string) []trial {
 		c.Events, c.Rate = 8000, 500
 		list = append(list, trial{Name: "count-" + source, Storm: c})
 	}
+	open := small(planted, "sqlite")
+	open.Point, open.Open = "count", true
+	list = append(list, trial{Name: "brief-open", Storm: open})
 	c := small(planted, "sqlite")
 	c.Point, c.Sinks, c.Olders = "count", []string{"kafka", "kafka-plain", "redis", "rabbitmq", "postgres", "sqlite"}, 1
 	return append(list, trial{Name: "brief-sinks", Storm: c})
@@ -141,6 +144,9 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 		if visits["brief-sinks"][name] > 0 && pointSinks(name) != nil {
 			at = []string{"sinks"}
 		}
+		if len(at) == 0 && visits["brief-open"][name] > 0 {
+			at = []string{"open"}
+		}
 		if len(at) == 0 {
 			missing = append(missing, name)
 			continue
@@ -151,8 +157,8 @@ func points(planted string, visits map[string]map[string]int, seed uint64) (list
 		often := max(1, min(visits["brief-"+source][name]/2, 64))
 		later := func() int { return 1 + rng.IntN(often) }
 		for _, what := range []string{"kill@1", fmt.Sprintf("kill@%d", later()), fmt.Sprintf("error@%d", later()), fmt.Sprintf("stall@%d", later())} {
-			c := small(planted, strings.Replace(source, "sinks", "sqlite", 1))
-			c.Point = name + ":" + what
+			c := small(planted, strings.NewReplacer("sinks", "sqlite", "open", "sqlite").Replace(source))
+			c.Point, c.Open = name+":"+what, source == "open"
 			if source == "sinks" {
 				c.Sinks = pointSinks(name)
 				if strings.HasPrefix(name, "placed.rew") {
@@ -216,7 +222,7 @@ var mutants = []mutant{
 	{"place-later", "I7", "sqlite", func(c *storm.Config) { onSinks(c, "kafka"); c.Point = "kafka.committed:kill@4" }},
 	{"placed-floor", "I1", "sqlite", func(c *storm.Config) { onSinks(c, "postgres"); c.Kills, c.Refuse = 8, true }},
 	{"placed-unread", "I7", "sqlite", func(c *storm.Config) { onSinks(c, "redis"); c.Kills = 6 }},
-	{"pos-early", "I1", "sqlite", func(c *storm.Config) { c.Point = "bus.few:late-kill@5" }},
+	{"pos-early", "I1", "sqlite", func(c *storm.Config) { c.Point, c.Open = "bus.few:late-kill@5", true }},
 	{"reversed", "I3", "postgres-18", nil},
 	{"says-ok", "I11", "sqlite", func(c *storm.Config) { c.Outages, c.Refuse = 1, false }},
 	{"short-write", "I1", "sqlite", nil},

@@ -51,7 +51,8 @@ type logReader struct {
 	at       time.Time // when it was told
 
 	mu    sync.Mutex
-	tally tally
+	tally places.Tally
+	shift int64 // of the event that it knows last: its offset in the topic less that on the bus, or less than that
 }
 
 // skips reports whether offset was confirmed by an earlier owner. Offsets come in order.
@@ -133,7 +134,7 @@ func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, 
 		}
 	}
 	r := &logReader{l: l, had: had, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor}
-	r.tally = tally{base: lc.Floor &^ 63, upto: lc.Floor, shift: from - int64(lc.Floor) - 1}
+	r.tally, r.shift = places.NewTally(lc.Floor), from-int64(lc.Floor)-1
 	from, err = s.b.aligned(ctx, l.topic, from)
 	return r, from, err
 }
@@ -386,7 +387,7 @@ func (s *subscription) hand(r *logReader, rec *kgo.Record, msgs []onewrite.Messa
 	wanted := s.filter.Wants(e.Topic)
 	if len(s.filter) > 0 {
 		r.mu.Lock()
-		r.tally.note(m.seq, rec.Offset, wanted)
+		r.note(m.seq, rec.Offset, wanted)
 		r.mu.Unlock()
 	}
 	if !wanted || r.skips(m.seq) {

@@ -56,7 +56,7 @@ func (b *Bus) locate(ctx context.Context, l *logState) error {
 	if err != nil {
 		return err
 	}
-	l.seq, l.last, l.pos, l.exists = 0, 0, "", false
+	l.seq, l.shift, l.last, l.pos, l.exists = 0, 0, 0, "", false
 	s, err := js.Stream(ctx, b.stream(l.source))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		l.known = true
@@ -86,8 +86,8 @@ func (b *Bus) locate(ctx context.Context, l *logState) error {
 		return fmt.Errorf("nats: message %d of stream %s was not written by onewrite and hides the position of source %s; remove it: nats stream rmm %s %d",
 			n.seq, b.stream(l.source), l.source, b.stream(l.source), n.seq)
 	}
-	l.seq, l.last, l.pos, l.known = max(l.seq, n.seq), n.seq, n.pos, true
-	b.raise(l, n.seq)
+	l.seq, l.shift, l.last, l.pos, l.known = max(l.seq, n.seq), n.last-n.seq, n.last, n.pos, true
+	b.raise(l, n.last)
 	return nil
 }
 
@@ -131,21 +131,30 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 		return 0, fmt.Errorf("nats: append for source %s: %w", source, err)
 	}
 	l.known = false // until the answer is there
-	if err := b.store(ctx, nc, l, &batch); err != nil {
+	messages, err := b.store(ctx, nc, l, &batch)
+	if err != nil {
 		return 0, b.suspect(b.stream(source), err)
 	}
-	l.seq += uint64(len(batch.Events))
-	l.last, l.pos, l.known = l.seq, batch.Pos, true
-	l.recent.add(l.seq-uint64(len(batch.Events))+1, batch.Events, b.recentLimit())
-	b.raise(l, l.seq)
-	b.sendWake(nc, source, l.seq)
-	return l.seq, nil
+	n := uint64(len(batch.Events))
+	l.seq, l.shift = l.seq+messages, l.shift+n-messages
+	l.last, l.pos, l.known = l.seq+l.shift, batch.Pos, true
+	l.recent.add(l.last-n+1, batch.Events, b.recentLimit())
+	if l.shift > 0 {
+		b.notePacked(l)
+	}
+	b.raise(l, l.last)
+	b.sendWake(nc, source, l.last)
+	return l.last, nil
 }
 
-// store sends a batch. A server of a cluster hears of a new stream, and of its
+// store sends a batch and says how many messages it became. A server of a cluster hears of a new stream, and of its
 // new leader, a moment after the others: until then nobody answers, and nothing
 // is stored.
-func (b *Bus) store(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) error {
+func (b *Bus) store(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) (messages uint64, err error) {
+	if b.packs() {
+		return b.appendPacks(ctx, nc, l, batch)
+	}
+	messages = uint64(len(batch.Events))
 	put := b.appendBatch
 	if b.oneByOne(batch) {
 		put = b.appendFew
@@ -153,11 +162,11 @@ func (b *Bus) store(ctx context.Context, nc *natsgo.Conn, l *logState, batch *on
 	for pause := 25 * time.Millisecond; ; pause *= 2 {
 		err := put(ctx, nc, l, batch)
 		if !errors.Is(err, natsgo.ErrNoResponders) || b.emb != nil || pause > time.Second {
-			return err
+			return messages, err
 		}
 		select {
 		case <-ctx.Done():
-			return err
+			return 0, err
 		case <-time.After(pause):
 		}
 		l.calls++ // a late answer is none to the next attempt
@@ -277,7 +286,7 @@ func (b *Bus) appendFew(ctx context.Context, nc *natsgo.Conn, l *logState, batch
 			pos = batch.PosAt(i)
 		}
 		e := &batch.Events[i]
-		m := l.enc.encode(b.subjects(l.source)+subjectOf(e.Topic), e)
+		m := l.single(b, e, i)
 		l.enc.set(hdrPos, cloudevents.Escape(string(pos)))
 		l.enc.set(hdrExpect, strconv.FormatUint(l.seq+uint64(i), 10))
 		m.Reply = l.reply(i)
@@ -312,10 +321,10 @@ func (b *Bus) appendFew(ctx context.Context, nc *natsgo.Conn, l *logState, batch
 // appendBatch stores the events in one atomic step.
 func (b *Bus) appendBatch(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) error {
 	n := len(batch.Events)
-	id := b.owner[:16] + "-" + strconv.FormatUint(l.calls, 10)
+	id := b.batchID(l)
 	for i := range batch.Events {
 		e := &batch.Events[i]
-		m := l.enc.encode(b.subjects(l.source)+subjectOf(e.Topic), e)
+		m := l.single(b, e, i)
 		l.enc.set(hdrBatchID, id)
 		l.enc.set(hdrBatchSeq, strconv.Itoa(i+1))
 		if i == 0 {
@@ -333,6 +342,56 @@ func (b *Bus) appendBatch(ctx context.Context, nc *natsgo.Conn, l *logState, bat
 			return b.failed(l, 0, err)
 		}
 	}
+	return b.whole(ctx, l)
+}
+
+// appendPacks stores the events in packs: one message for most appends, else an atomic
+// batch of them.
+func (b *Bus) appendPacks(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) (messages uint64, err error) {
+	id := b.batchID(l)
+	for at := 0; at < len(batch.Events); messages++ {
+		m, n := l.enc.pack(b.subjects(l.source), batch.Events[at:], l.seq+l.shift+1+uint64(at), l.shift+uint64(at)-messages)
+		last := at+n == len(batch.Events)
+		if messages == 0 {
+			l.enc.set(hdrExpect, strconv.FormatUint(l.seq, 10))
+		}
+		if messages > 0 || !last {
+			l.enc.set(hdrBatchID, id)
+			l.enc.set(hdrBatchSeq, strconv.FormatUint(messages+1, 10))
+		}
+		if last {
+			if messages > 0 {
+				l.enc.set(hdrBatchCommit, "1")
+			}
+			l.enc.set(hdrPos, cloudevents.Escape(string(batch.Pos)))
+			m.Reply = l.reply(0)
+			if err := sabotage.At("bus.pack"); err != nil {
+				return 0, b.failed(l, 0, err)
+			}
+		}
+		if err := nc.PublishMsg(m); err != nil {
+			return 0, b.failed(l, 0, err)
+		}
+		at += n
+	}
+	return messages, b.whole(ctx, l)
+}
+
+func (b *Bus) batchID(l *logState) string {
+	return b.owner[:16] + "-" + strconv.FormatUint(l.calls, 10)
+}
+
+// single is the message of event i of an append that is not packed.
+func (l *logState) single(b *Bus, e *onewrite.Event, i int) *natsgo.Msg {
+	m := l.enc.encode(b.subjects(l.source)+subjectOf(e.Topic), e)
+	if l.shift > 0 { // the log was packed once
+		l.enc.set(hdrFirst, strconv.FormatUint(l.seq+l.shift+1+uint64(i), 10))
+	}
+	return m
+}
+
+// whole waits for the answer to an append that is one step.
+func (b *Bus) whole(ctx context.Context, l *logState) error {
 	_, m, err := l.answer(ctx)
 	if errors.Is(err, natsgo.ErrNoResponders) {
 		return b.failed(l, 0, err)

@@ -201,11 +201,21 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record,
 			if ends == 0 {
 				continue
 			}
-			if info == nil || info.State.LastSeq < ends {
+			first, last := uint64(0), uint64(0)
+			if info != nil {
+				var err error
+				if first, err = b.firstOffset(ctx, b.logOf(log), info.State); err == nil {
+					last, err = b.lastOffset(ctx, b.logOf(log), info.State)
+				}
+				if err != nil {
+					return damaged{err.Error()}
+				}
+			}
+			if last < ends {
 				return damaged{fmt.Sprintf("the log of source %s ends before event %d, which destination %s had got", log, ends, name)}
 			}
-			if _, lost, _ := places.MoveUp(lc, info.State.FirstSeq); lost > 0 {
-				return damaged{fmt.Sprintf("the log of source %s begins with event %d, and destination %s waits for %d before it", log, info.State.FirstSeq, name, lost)}
+			if _, lost, _ := places.MoveUp(lc, first); lost > 0 {
+				return damaged{fmt.Sprintf("the log of source %s begins with event %d, and destination %s waits for %d before it", log, first, name, lost)}
 			}
 		}
 		if r.Cursor.Parked == 0 {

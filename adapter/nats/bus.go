@@ -50,10 +50,11 @@ type logState struct {
 
 	// writing is held by the one append at a time. It guards the fields below.
 	writing sync.Mutex
-	known   bool         // seq, last and pos are what the stream holds
+	known   bool         // seq, shift, last and pos are what the stream holds
 	exists  bool         // the stream is there
 	seq     uint64       // of the stream, what the next append expects
-	last    uint64       // of the newest message; less than seq if one was removed
+	shift   uint64       // what the offset of an event is more than the sequence of its message
+	last    uint64       // offset of the newest event; less than seq+shift if one was removed
 	pos     onewrite.Pos // of the newest message
 	enc     encoder
 	acks    *natsgo.Subscription // answers to appends
@@ -61,7 +62,9 @@ type logState struct {
 	calls   uint64               // tells the answers of one append from another's
 
 	// Guarded by Bus.mu.
-	tail   uint64    // every message up to here is durable
+	tail   uint64    // every event up to here is durable
+	packed bool      // there are packs: offsets are not sequences
+	origin mark      // the first message, as it was looked up last
 	looked time.Time // when the tail was learned last
 	bytes  int64     // stored, by the last look and what was added since
 }
@@ -167,6 +170,9 @@ func (b *Bus) prepare(ctx context.Context) error {
 // ID is the identity of the store, made when it was first opened. A bus with
 // another identity holds nothing of what this one was given.
 func (b *Bus) ID() string { return b.id }
+
+// packs reports whether appends are packed: nobody else can read the messages.
+func (b *Bus) packs() bool { return b.emb != nil && b.cfg.Listen == "" }
 
 // Durable reports whether events on the bus outlive the loss of this machine:
 // true for an external bus, false for the embedded one.

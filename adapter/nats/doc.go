@@ -6,6 +6,8 @@
 // The log of a source is one stream, <name>-<source>, and an event's subject is
 // <name>.<source>.<topic>. A message is a CloudEvent in binary mode: attributes
 // are headers ce-<attribute>, the body is the payload; any NATS client reads it.
+// Where none can, in an embedded bus that does not listen, an append is one
+// message with all its events, a pack. Offsets count events, not messages.
 // The header Onewrite-Pos carries the source's position just after the event,
 // so that events and position are one atomic step and the bus resumes from the
 // newest message of the stream. Inside an atomic batch only the last message

@@ -134,7 +134,7 @@ func TestExamineFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	examine(t, small(bus)).want(t, diagnosis.OK, "owner", "does not run")
-	write(filepath.Join(bus, "format"), "2\n")
+	write(filepath.Join(bus, "format"), "3\n")
 	examine(t, small(bus)).want(t, diagnosis.Problem, "format", "install the newer onewrite")
 	write(filepath.Join(bus, "format"), "x\n")
 	examine(t, small(bus)).want(t, diagnosis.Problem, "format", "mv "+bus+" "+bus+".damaged")

@@ -49,7 +49,7 @@ func TestNewFolderIsPrivate(t *testing.T) {
 
 func TestFormat(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
-		{"2\n", "written by a newer onewrite"},
+		{"3\n", "written by a newer onewrite"},
 		{"soup", "does not hold a version number"},
 	} {
 		dir := t.TempDir()
@@ -301,7 +301,7 @@ func TestTooLarge(t *testing.T) {
 
 func TestRetain(t *testing.T) {
 	dir := t.TempDir()
-	b := open(t, nats.Config{Dir: dir})
+	b := open(t, nats.Config{Dir: dir, Listen: "127.0.0.1:0", User: "reader", Password: "made-up"})
 	if u, err := b.Retain(t.Context(), "shop", 5, retention.Keep{Size: 1}); err != nil || u != (retention.Usage{}) {
 		t.Fatalf("a log that is not there: %+v, %v", u, err)
 	}

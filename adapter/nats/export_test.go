@@ -36,6 +36,21 @@ func Encode(e *onewrite.Event) *natsgo.Msg {
 	return enc.encode("x", e)
 }
 
+// Pack writes events as one message, as many of them as fit.
+func Pack(events []onewrite.Event, first uint64) (*natsgo.Msg, int) {
+	var enc encoder
+	return enc.pack("x.", events, first, 0)
+}
+
+// Unpack reads the events of a message that wants says yes to, by their offsets.
+func Unpack(h natsgo.Header, data []byte, first uint64, wants func(offset uint64, topic string) bool) (map[uint64]onewrite.Event, error) {
+	all := map[uint64]onewrite.Event{}
+	return all, unpack(h, data, first, wants, func(offset uint64, e onewrite.Event) { all[offset] = e })
+}
+
+// PackBytes is about where a pack ends.
+const PackBytes = packBytes
+
 // Canonical is an event as readers in this process get it.
 var Canonical = canonical
 

@@ -31,6 +31,8 @@ type encoder struct {
 	msg   natsgo.Msg
 	attrs []cloudevents.Attr
 	slab  []string
+	body  []byte // of a pack
+	one   []byte // the event that is added to it
 }
 
 // known saves building the header names of the usual attributes.

@@ -5,14 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/places"
 	"github.com/onewrite/onewrite/internal/sabotage"
-	"github.com/onewrite/onewrite/internal/topics"
 )
 
 const (
@@ -31,15 +32,22 @@ type logReader struct {
 	next atomic.Uint64   // the first offset not looked at
 	done []onewrite.Span // confirmed above the floor
 
-	reported uint64    // the offset that the caller knows to be passed
-	at       time.Time // when it was told
-	quiet    time.Time // not looked at before
+	seq      mark               // the message to fetch from, if next is its first
+	held     []onewrite.Message // of packs, beyond what one Read returns
+	heldUpto uint64             // all up to here was looked at for held
+	perMsg   int                // events that a message had, about
+	reported uint64             // the offset that the caller knows to be passed
+	at       time.Time          // when it was told
+	quiet    time.Time          // not looked at before
 	pause    time.Duration
 	behind   time.Time // since when a replica lags
+
+	mu    sync.Mutex
+	tally places.Tally // of a log with packs, whose messages the server cannot count by topic
 }
 
 func newLogReader(b *Bus, source string, lc onewrite.LogCursor) *logReader {
-	r := &logReader{l: b.logOf(source), done: slices.Clone(lc.Done), reported: lc.Floor}
+	r := &logReader{l: b.logOf(source), done: slices.Clone(lc.Done), reported: lc.Floor, perMsg: 1, tally: places.NewTally(lc.Floor)}
 	r.next.Store(lc.Floor + 1)
 	return r
 }
@@ -132,32 +140,42 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	if err := sabotage.At("bus.read"); err != nil {
 		return nil, err
 	}
+	if len(r.held) > 0 {
+		return r.unhold(msgs), nil
+	}
 	next := r.next.Load()
 	if more, ok := s.takeRecent(r, next, tail, msgs); ok {
 		return more, nil
 	}
-	q := query{Seq: next, Batch: readCount - len(msgs)}
-	if s.b.emb != nil && len(s.filter) > 0 {
-		q.NextFor = subjectFor(s.filter, s.b.subjects(r.l.source))
-	} else {
-		q.Batch = int(min(uint64(q.Batch), tail-next+1))
+	packed := s.b.isPacked(r.l)
+	q, err := s.ask(ctx, r, next, tail, packed, readCount-len(msgs))
+	if err != nil {
+		return nil, err
 	}
-	had, seen := len(msgs), next-1
+	room, seen, got := readCount-len(msgs), next-1, []onewrite.Message(nil)
+	wants := func(offset uint64, topic string) bool {
+		wanted := s.filter.Wants(topic)
+		if packed && len(s.filter) > 0 {
+			r.note(offset, wanted)
+		}
+		return offset >= next && offset <= tail && wanted && !r.skips(offset)
+	}
 	f, err := s.b.fetch(ctx, &s.inbox, s.b.stream(r.l.source), q, func(seq uint64, m *natsgo.Msg) error {
-		if q.NextFor == "" && seq > seen+1 && seen+1 >= next && s.in.Name != "" {
-			s.b.vanished(s.in.Name, r.l.source, seen+1, seq-1)
+		first, n, err := place(m.Header, seq)
+		if err != nil {
+			return fmt.Errorf("message %d of stream %s: %w", seq, s.b.stream(r.l.source), err)
 		}
-		seen = max(seen, seq)
-		if seq < next || seq > tail || r.skips(seq) {
-			return nil
+		if q.NextFor == "" && first > seen+1 && seen+1 >= next && s.in.Name != "" {
+			s.b.vanished(s.in.Name, r.l.source, seen+1, first-1)
 		}
-		e, err := decode(m.Header, m.Data)
+		last := first + uint64(n) - 1
+		seen = max(seen, last)
+		r.seq, r.perMsg = mark{seq + 1, last + 1}, n
+		err = unpack(m.Header, m.Data, first, wants, func(offset uint64, e onewrite.Event) {
+			got = append(got, onewrite.Message{Event: e, Log: r.l.source, Offset: offset})
+		})
 		if err != nil {
 			s.b.log.Error("a message on the bus is not an event and is passed over", "stream", s.b.stream(r.l.source), "offset", seq, "error", err)
-			return nil
-		}
-		if s.filter.Wants(e.Topic) {
-			msgs = append(msgs, onewrite.Message{Event: e, Log: r.l.source, Offset: seq})
 		}
 		return nil
 	})
@@ -176,22 +194,77 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 			return nil, err
 		}
 	}
-	r.next.Store(seen + 1)
-	if len(msgs) > had {
-		r.pause = 0
-		r.reported = msgs[len(msgs)-1].Offset
-	} else if f.exhausted {
+	if len(got) == 0 && f.exhausted {
 		r.rest(4 * time.Millisecond)
 	}
-	return msgs, nil
+	return r.hold(got, seen, room, msgs), nil
+}
+
+// ask says what to fetch for the events from next on. A log with packs is asked for
+// messages by their place alone; what is in them is not in their subject.
+func (s *subscription) ask(ctx context.Context, r *logReader, next, tail uint64, packed bool, room int) (query, error) {
+	q := query{Seq: next, Batch: room}
+	switch {
+	case packed:
+		q.Seq = r.seq.seq
+		if r.seq.first != next || q.Seq == 0 {
+			var err error
+			if q.Seq, err = s.b.seqOf(ctx, &s.inbox, r.l, next); err != nil {
+				return q, err
+			}
+		}
+		q.Batch = max(1, min(room/r.perMsg, int(tail-next+1)))
+	case s.b.emb != nil && len(s.filter) > 0:
+		q.NextFor = subjectFor(s.filter, s.b.subjects(r.l.source))
+	default:
+		q.Batch = int(min(uint64(q.Batch), tail-next+1))
+	}
+	return q, nil
+}
+
+// hold adds to msgs as much of what was got as there is room for, and keeps the rest; all
+// up to seen was looked at.
+func (r *logReader) hold(got []onewrite.Message, seen uint64, room int, msgs []onewrite.Message) []onewrite.Message {
+	r.held, r.heldUpto = got, seen
+	if len(got) > 0 {
+		r.pause = 0
+	}
+	if len(got) > room {
+		return r.unhold(msgs)
+	}
+	r.held = nil
+	r.next.Store(seen + 1)
+	if len(got) > 0 {
+		r.reported = got[len(got)-1].Offset
+	}
+	return append(msgs, got...)
+}
+
+// unhold hands out what is kept, as much as there is room for.
+func (r *logReader) unhold(msgs []onewrite.Message) []onewrite.Message {
+	n := min(len(r.held), readCount-len(msgs))
+	msgs = append(msgs, r.held[:n]...)
+	r.reported = r.held[n-1].Offset
+	if r.held = r.held[n:]; len(r.held) > 0 {
+		r.next.Store(r.held[0].Offset)
+	} else {
+		r.held = nil
+		r.next.Store(r.heldUpto + 1)
+	}
+	return msgs
 }
 
 // takeRecent reads one log from memory; false if what is next is not there.
 func (s *subscription) takeRecent(r *logReader, next, tail uint64, msgs []onewrite.Message) ([]onewrite.Message, bool) {
 	had, seen, bytes := len(msgs), next-1, 0
+	noted := len(s.filter) > 0 && s.b.isPacked(r.l)
 	ok := r.l.recent.each(next, tail, func(offset uint64, e *onewrite.Event) bool {
 		seen = offset
-		if !r.skips(offset) && s.filter.Wants(e.Topic) {
+		wanted := s.filter.Wants(e.Topic)
+		if noted {
+			r.note(offset, wanted)
+		}
+		if wanted && !r.skips(offset) {
 			msgs = append(msgs, onewrite.Message{Event: *e, Log: r.l.source, Offset: offset})
 			bytes += e.Size()
 		}
@@ -238,81 +311,4 @@ func (s *subscription) passed(always bool, wait time.Duration) (map[string]uint6
 		r.reported, r.at = p, time.Now()
 	}
 	return upto, wait
-}
-
-// Pending counts events; see [onewrite.Subscription]. With several patterns that
-// overlap in part it may count an event twice, until none is left.
-func (s *subscription) Pending(ctx context.Context, at map[string]onewrite.LogCursor) (uint64, error) {
-	ctx, cancel := bounded(ctx)
-	defer cancel()
-	var in inbox
-	defer in.close()
-	total := uint64(0)
-	for _, r := range s.logs {
-		tail, err := s.b.tail(ctx, r.l)
-		if err != nil {
-			return 0, err
-		}
-		c := at[r.l.source]
-		if c.Floor >= tail {
-			continue
-		}
-		n, err := s.count(ctx, &in, r.l.source, c.Floor+1)
-		for i := 0; i < len(c.Done) && err == nil; i++ {
-			var done uint64
-			done, err = s.countIn(ctx, &in, r.l.source, c.Done[i])
-			n -= min(n, done)
-		}
-		if err != nil {
-			return 0, fmt.Errorf("nats: pending events of source %s: %w", r.l.source, err)
-		}
-		total += n
-	}
-	return total, nil
-}
-
-// countIn counts the matching events of a span.
-func (s *subscription) countIn(ctx context.Context, in *inbox, source string, span onewrite.Span) (uint64, error) {
-	if len(s.filter) == 0 {
-		return span.To - span.From + 1, nil
-	}
-	n, err := s.count(ctx, in, source, span.From)
-	if err != nil || n == 0 {
-		return 0, err
-	}
-	beyond, err := s.count(ctx, in, source, span.To+1)
-	return n - min(n, beyond), err
-}
-
-// countOf counts the messages of a subject in a stream.
-func (s *subscription) countOf(ctx context.Context, stream, subject string) (uint64, error) {
-	var in inbox
-	defer in.close()
-	f, err := s.b.fetch(ctx, &in, stream, query{Seq: 1, NextFor: subject, Batch: 1}, func(uint64, *natsgo.Msg) error { return nil })
-	if err != nil || f.count == 0 {
-		return 0, err
-	}
-	return f.pending + 1, nil
-}
-
-// count counts the matching events from an offset on.
-func (s *subscription) count(ctx context.Context, in *inbox, source string, from uint64) (n uint64, err error) {
-	filters := []topics.Filter{nil}
-	if len(s.filter) > 0 {
-		filters = filters[:0]
-		for _, p := range s.filter {
-			filters = append(filters, topics.Filter{p})
-		}
-	}
-	for _, one := range filters {
-		q := query{Seq: from, NextFor: subjectFor(one, s.b.subjects(source)), Batch: 1}
-		f, err := s.b.fetch(ctx, in, s.b.stream(source), q, func(uint64, *natsgo.Msg) error { return nil })
-		if err != nil {
-			return 0, err
-		}
-		if f.count > 0 {
-			n += f.pending + 1
-		}
-	}
-	return n, nil
 }

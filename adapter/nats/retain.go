@@ -52,16 +52,32 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep ret
 		state = info.State
 	}
 	b.measure(b.logOf(log), state.Bytes)
-	u := retention.Usage{First: state.FirstSeq, Last: state.LastSeq, Bytes: int64(state.Bytes), Messages: state.Msgs}
+	u := retention.Usage{Bytes: int64(state.Bytes), Messages: state.Msgs}
+	l := b.logOf(log)
+	if u.First, err = b.firstOffset(ctx, l, state); err == nil {
+		u.Last, err = b.lastOffset(ctx, l, state)
+	}
+	if err != nil {
+		return retention.Usage{}, fmt.Errorf("nats: size of source %s: %w", log, err)
+	}
+	if b.isPacked(l) && state.Msgs > 0 {
+		u.Messages = u.Last - u.First + 1
+	}
 	if state.Msgs > 0 {
 		u.Oldest = state.FirstTime
 	}
 	return u, nil
 }
 
-// firstKept returns the offset of the first event that stays.
+// firstKept returns the sequence of the first message that stays.
 func (b *Bus) firstKept(ctx context.Context, log string, state jetstream.StreamState, confirmed uint64, keep retention.Keep) (uint64, error) {
-	limit := min(confirmed+1, state.LastSeq) // the newest stays
+	var in inbox
+	defer in.close()
+	limit, err := b.seqOf(ctx, &in, b.logOf(log), confirmed+1)
+	if err != nil {
+		return 0, err
+	}
+	limit = min(limit, state.LastSeq) // the newest stays
 	if state.Msgs == 0 || limit <= state.FirstSeq {
 		return 0, nil
 	}

@@ -22,7 +22,7 @@ import (
 
 // format is the version of the store's layout. A change that an older program
 // would misread raises it and brings the upgrade with it.
-const format = 1
+const format = 2
 
 // embedded is a NATS server in this process that owns a folder.
 type embedded struct {
@@ -255,6 +255,11 @@ func checkFormat(dir string) error {
 	}
 	if v > format {
 		return fmt.Errorf("nats: the bus folder %s was written by a newer onewrite (format %d, this program knows %d); run the newer program", dir, v, format)
+	}
+	if v < format { // what is written from now on an older program would pass over
+		if err := writeWhole(path, []byte(strconv.Itoa(format)+"\n")); err != nil {
+			return fmt.Errorf("nats: bus folder: %w", err)
+		}
 	}
 	return nil
 }

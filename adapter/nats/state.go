@@ -202,21 +202,30 @@ func (b *Bus) floor(ctx context.Context, source string, from onewrite.From) (uin
 	if err != nil {
 		return 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
 	}
-	state := s.CachedInfo().State
+	l, state := b.logOf(source), s.CachedInfo().State
 	switch {
 	case from.Now:
-		return state.LastSeq, nil
+		return b.lastOffset(ctx, l, state)
 	case from.Time.IsZero():
-		return max(state.FirstSeq, 1) - 1, nil
+		first, err := b.firstOffset(ctx, l, state)
+		return max(first, 1) - 1, err
 	}
 	m, err := b.since(ctx, source, from.Time)
 	if err != nil {
 		return 0, err
 	}
 	if m == nil {
-		return state.LastSeq, nil
+		return b.lastOffset(ctx, l, state)
 	}
-	return m.Seq - 1, nil
+	h, err := m.header()
+	if err != nil {
+		return 0, fmt.Errorf("nats: message %d of source %s: %w", m.Seq, source, err)
+	}
+	at, _, err := place(h, m.Seq)
+	if err != nil {
+		return 0, fmt.Errorf("nats: message %d of source %s: %w", m.Seq, source, err)
+	}
+	return at - 1, nil
 }
 
 // since returns the first message that the bus stored at or after t.

@@ -91,7 +91,12 @@ func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite
 	if err != nil {
 		return lc, 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
 	}
-	if first := s.CachedInfo().State.FirstSeq; lc.Floor+1 < first && destination != "" {
+	l, state := b.logOf(source), s.CachedInfo().State
+	first, err := b.firstOffset(ctx, l, state)
+	if err != nil {
+		return lc, 0, fmt.Errorf("nats: first event of source %s: %w", source, err)
+	}
+	if lc.Floor+1 < first && destination != "" {
 		up, n, moved := places.MoveUp(lc, first)
 		if lost = n; lost > 0 {
 			b.vanished(destination, source, lc.Floor+1, up.Floor)
@@ -100,7 +105,10 @@ func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite
 			lc = up
 		}
 	}
-	last := s.CachedInfo().State.LastSeq
+	last, err := b.lastOffset(ctx, l, state)
+	if err != nil {
+		return lc, 0, err
+	}
 	if places.Seen(lc) > last {
 		b.log.Error("a destination's place is ahead of the log, which was restored from an older copy; it goes on at the log's end", "source", source, "place", lc.Floor, "log", last)
 		return onewrite.LogCursor{Floor: min(lc.Floor, last)}, lost, nil

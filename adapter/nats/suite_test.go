@@ -80,6 +80,13 @@ func TestEmbeddedStore(t *testing.T) {
 	})
 }
 
+// TestEmbeddedOpen stores each event for itself, as others may read them.
+func TestEmbeddedOpen(t *testing.T) {
+	onewritetest.TestBus(t, func(t *testing.T, dir string) onewritetest.Bus {
+		return closer{open(t, nats.Config{Dir: dir, Listen: "127.0.0.1:0", User: "reader", Password: "made-up"})}
+	})
+}
+
 func TestExternal(t *testing.T) {
 	var mu sync.Mutex
 	running := map[string]*server.Server{}

@@ -14,20 +14,27 @@ import (
 )
 
 // raise moves a log's tail up and wakes the readers.
-func (b *Bus) raise(l *logState, seq uint64) {
+func (b *Bus) raise(l *logState, offset uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l.looked = time.Now()
-	if seq <= l.tail {
+	if offset <= l.tail {
 		return
 	}
-	l.tail = seq
+	l.tail = offset
 	for w := range b.watchers {
 		select {
 		case w <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// notePacked notes that the offsets of a log are not sequences; before its tail is raised.
+func (b *Bus) notePacked(l *logState) {
+	b.mu.Lock()
+	l.packed = true
+	b.mu.Unlock()
 }
 
 // watch registers a channel that is poked when a tail moves.
@@ -63,11 +70,11 @@ func (b *Bus) learnTail(ctx context.Context, l *logState) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	seq := uint64(0)
+	last := uint64(0)
 	if m != nil && m.whole {
-		seq = m.seq
+		last = m.last
 	}
-	b.raise(l, seq)
+	b.raise(l, last)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return l.tail, nil
@@ -76,6 +83,7 @@ func (b *Bus) learnTail(ctx context.Context, l *logState) (uint64, error) {
 // newest is the newest message of a log.
 type newest struct {
 	seq   uint64
+	last  uint64 // offset of its last event
 	pos   onewrite.Pos
 	whole bool // it carries a position; else it is inside a batch, or not ours
 	batch bool // it is inside a batch
@@ -94,7 +102,14 @@ func (b *Bus) newest(ctx context.Context, source string) (*newest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nats: newest event of source %s: %w", source, err)
 	}
-	n := &newest{seq: m.Seq, batch: first(h, "Nats-Batch-Id") != ""}
+	at, count, err := place(h, m.Seq)
+	if err != nil {
+		return nil, fmt.Errorf("nats: newest event of source %s: %w", source, err)
+	}
+	n := &newest{seq: m.Seq, last: at + uint64(count) - 1, batch: first(h, "Nats-Batch-Id") != ""}
+	if n.last > n.seq {
+		b.notePacked(b.logOf(source))
+	}
 	if v, ok := h[hdrPos]; ok && len(v) > 0 {
 		n.pos, n.whole = onewrite.Pos(cloudevents.Unescape(v[0])), true
 	}

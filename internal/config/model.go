@@ -284,7 +284,7 @@ type Bus struct {
 	TLS      *TLS     `yaml:"tls" doc:"Certificates, with url or Kafka."`
 	Keep     Keep     `yaml:"keep" doc:"How much that is confirmed stays for replay: 1GB / 24h, one of the two, or a mapping. What is not written keeps its default; whichever is met first ends it. Nothing unconfirmed is ever dropped."`
 	MaxSize  Size     `yaml:"max_size" default:"10GB" range:"16MiB..1PiB" doc:"Room for events. When it is full, reading stops and the backlog waits in the database."`
-	Listen   string   `yaml:"listen" for:"nats" example:"127.0.0.1:4222" doc:"Opens the embedded bus to NATS clients at this address; needs user and password. Closed by default."`
+	Listen   string   `yaml:"listen" for:"nats" example:"127.0.0.1:4222" doc:"Opens the embedded bus to NATS clients at this address; needs user and password. Closed by default. An open bus stores each event as a message of its own, which takes it several times as long."`
 }
 
 // Keep bounds what stays on the bus after everyone has confirmed it.

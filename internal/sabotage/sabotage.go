@@ -17,7 +17,7 @@ package sabotage
 // them. A test compares them with the code.
 var Points = []string{
 	"ingest.open", "postgres.lead", "postgres.record", "sqlite.adopt", "postgres.look", "postgres.settle", "postgres.page", "postgres.rest", "postgres.promote",
-	"sqlite.fetch", "ingest.read", "ingest.append", "bus.create", "bus.few", "bus.batch", "ingest.appended",
+	"sqlite.fetch", "ingest.read", "ingest.append", "bus.create", "bus.few", "bus.batch", "bus.pack", "ingest.appended",
 	"ingest.ack", "postgres.rotate", "postgres.truncate", "postgres.truncated", "sqlite.delete", "sqlite.deleted", "sqlite.checkpoint", "sqlite.promote",
 	"bus.identify", "bus.locate", "bus.take", "bus.read", "bus.save", "bus.purge",
 	"delivery.subscribe", "delivery.open", "delivery.write", "delivery.written", "delivery.commit", "delivery.committed", "delivery.drain",

@@ -51,6 +51,9 @@ func (s *storm) writeConfig() error {
 		if s.Point != "" && s.Olders == 0 { // what is to be sent again has to be there
 			keep = ", keep: 1MB"
 		}
+		if s.Open {
+			keep += `, listen: "127.0.0.1:0", user: reader, password: "${env:OW_BUS_PASSWORD}"`
+		}
 		b.WriteString("bus: {dir: " + stateDir + keep + "}\n")
 	}
 	b.WriteString("destinations:\n")

@@ -27,6 +27,7 @@ type Config struct {
 	Events  int         // committed events to write, at least; default 2,000
 	Writers int         // default 8; SQLite has one writer at a time
 	Nodes   int         // servers of an external bus; 0 is the embedded one
+	Open    bool        // the embedded bus listens, so that it stores each event as a message of its own
 	Copies  int         // of onewrite on one configuration; default 1, more need Nodes
 	Backlog int         // events that are written before onewrite starts
 	Rate    int         // transactions a second, about; 0: as many as the database takes

@@ -2,6 +2,7 @@ package storm
 
 import (
 	"bytes"
+	crand "crypto/rand"
 	"errors"
 	"math/rand/v2"
 	"net/url"
@@ -46,6 +47,9 @@ func newWires(s *storm, n int) (_ *wires, err error) {
 	}
 	set := func(name, value string) { w.env = append(w.env, name+"="+value) }
 	set("OW_COPY", strconv.Itoa(n))
+	if s.Open {
+		set("OW_BUS_PASSWORD", crand.Text())
+	}
 	if s.db.postgres() {
 		set("OW_DB", through("postgres", s.db.url))
 	}
