@@ -23,9 +23,10 @@ type Both struct {
 	logOut  chan logResult
 
 	// Of the goroutine that calls Read.
-	at  *logPlace    // nil: nothing of the log was ever read
-	pos onewrite.Pos // in the ring
-	gap *onewrite.Gap
+	at   *logPlace    // nil: nothing of the log was ever read
+	pos  onewrite.Pos // in the ring
+	gap  *onewrite.Gap
+	anew bool // the log is not there, and may never go on where it was left
 
 	pushed *pushed // nil unless the outbox is read from the log too
 }
@@ -38,6 +39,7 @@ type ringResult struct {
 type logResult struct {
 	opened *logReader    // the log can be read from now on
 	gap    *onewrite.Gap // is told before: the log may have to wait
+	anew   bool          // it cannot be opened, or begins elsewhere and may have to wait
 	items  []item
 	err    error
 }
@@ -85,7 +87,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 		case r := <-b.logOut:
 			err = r.err
 			b.opened(r)
-			waiting = r.gap != nil
+			waiting = r.gap != nil || r.anew
 		case <-late:
 			if !b.fallsBack() { // otherwise what is wrong was said
 				b.ring.cfg.trouble("log", slotWaits)
@@ -110,11 +112,15 @@ func (b *Both) fallsBack() bool {
 	return b.ring.cfg.Pushed && len(b.ring.cfg.Tables) == 0 && !b.ring.cfg.Messages
 }
 
+// isNews reports whether it is about the log, and holds nothing that was read from it.
+func (r *logResult) isNews() bool { return r.opened != nil || r.gap != nil || r.anew }
+
 // opened takes over that the log can be read, or will be after a gap.
 func (b *Both) opened(r logResult) {
 	if r.gap != nil {
 		b.gap = r.gap
 	}
+	b.anew = b.anew || r.gap != nil || r.anew
 	if r.opened != nil {
 		b.at = &r.opened.begin
 	}
@@ -147,13 +153,14 @@ func (b *Both) pumpRing() {
 func (b *Both) pumpLog(place *logPlace, broken bool) {
 	tell := func(gap *onewrite.Gap) {
 		select {
-		case b.logOut <- logResult{gap: gap}:
+		case b.logOut <- logResult{gap: gap, anew: gap == nil}:
 		case <-b.alive.Done():
 		}
 	}
 	log, err := openLog(b.alive, b.ring.cfg, b.ring, place, broken, tell)
 	for err != nil && b.fallsBack() {
 		b.ring.cfg.trouble("log", "the outbox is read from its ring alone: "+err.Error())
+		tell(nil)
 		select {
 		case <-b.alive.Done():
 			return
@@ -196,7 +203,7 @@ func (b *Both) Read(ctx context.Context) (onewrite.Batch, error) {
 		case r := <-b.ringOut:
 			return b.fromRing(r)
 		case r := <-b.logOut:
-			if r.opened == nil && r.gap == nil {
+			if !r.isNews() {
 				return b.fromLog(r)
 			}
 			b.opened(r)

@@ -228,8 +228,9 @@ func (s *asked) missed(reason string) *missed {
 }
 
 // openLog begins to read the log. ring has the lock that makes this the only reader;
-// broken says that its history is another one. A gap is told at once: the slot that is
-// made after it waits for all transactions that are open.
+// broken says that its history is another one. A gap is told at once, nil where the ring
+// has what is missing: the slot that is made after it waits for all transactions that are
+// open.
 func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, broken bool, tell func(*onewrite.Gap)) (*logReader, error) {
 	conn, err := connectText(ctx, cfg.URL, "onewrite log")
 	if err != nil {
@@ -284,14 +285,10 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if err != nil {
 		return err
 	}
-	if why != nil && len(r.cfg.Tables) == 0 && !r.cfg.Messages { // the outbox has it all in its ring
-		r.log.Warn("the slot is made anew; the ring of the outbox has what the log lost", "reason", why.reason)
-	} else if why != nil {
-		gap := r.gap(why, list)
-		if gap.Cure != "" {
-			return gap
+	if why != nil {
+		if err := r.announce(why, list, tell); err != nil {
+			return err
 		}
-		tell(gap)
 	}
 	if fresh {
 		if begin, err = r.renew(ctx, state, system, why); err != nil {
@@ -334,6 +331,21 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		return nil
 	}
 	return r.stream(ctx, begin.done)
+}
+
+// announce tells what is missing. A gap that a person is to decide on is an error.
+func (r *logReader) announce(why *missed, list []captured, tell func(*onewrite.Gap)) error {
+	if len(r.cfg.Tables) == 0 && !r.cfg.Messages { // the outbox has it all in its ring
+		r.log.Warn("the slot is made anew; the ring of the outbox has what the log lost", "reason", why.reason)
+		tell(nil)
+		return nil
+	}
+	gap := r.gap(why, list)
+	if gap.Cure != "" {
+		return gap
+	}
+	tell(gap)
+	return nil
 }
 
 // gap says what is missing, and what becomes of it. It has a cure if a person is to

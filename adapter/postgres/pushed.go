@@ -22,6 +22,7 @@ type pushed struct {
 	due   bool // to sweep
 	looks int  // of the ring when the log was opened: what was committed before the slot began is in the ring alone, and comes first
 	swept time.Time
+	late  <-chan time.Time // the log has not been opened for too long
 }
 
 const (
@@ -34,9 +35,28 @@ const (
 	maxBetween = 128
 	// overdue is the age of an event from which on the log should have told it.
 	overdue = 3 * time.Second
+	// tooLong is how long a transaction that the log told in part waits for the log. The
+	// ring would tell it from its beginning.
+	tooLong = 10 * time.Second
 )
 
-func newPushed() *pushed { return &pushed{timer: time.NewTimer(0), due: true} }
+func newPushed() *pushed {
+	return &pushed{timer: time.NewTimer(0), due: true, late: time.After(tooLong)}
+}
+
+// ringFirst reports whether the ring is to be looked at, before anything more of the log.
+//
+// A look that has begun goes on to its end: the log would tell what is left of it once
+// more, and before what came earlier. Inside a transaction of the log none begins: it
+// would tell the first part again. So after a restart there the log is waited for; but
+// not one that cannot be read.
+func (b *Both) ringFirst() bool {
+	if !b.ring.swept() {
+		return true
+	}
+	inside := b.at != nil && b.at.tx != 0
+	return b.pushed.due && (!inside || b.anew && b.log.Load() == nil)
+}
 
 func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 	p := b.pushed
@@ -45,9 +65,7 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 			b.gap = nil
 			return onewrite.Batch{Pos: b.place(b.at, b.pos), Gap: g}, nil
 		}
-		// Inside a transaction of the log the ring would tell its first part again; but the
-		// outbox does not wait for a log that cannot be read.
-		if p.due && (b.at == nil || b.at.tx == 0 || b.log.Load() == nil) {
+		for b.ringFirst() {
 			out, found, err := b.ring.sweep(ctx)
 			if err != nil {
 				return onewrite.Batch{}, err
@@ -69,8 +87,10 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 			return onewrite.Batch{}, ctx.Err()
 		case <-p.timer.C:
 			p.due = true
+		case <-p.late:
+			b.anew = true
 		case r := <-b.logOut:
-			if r.opened != nil || r.gap != nil {
+			if r.isNews() {
 				b.opened(r)
 				p.due, p.looks = true, b.ring.looks
 				continue

@@ -290,11 +290,16 @@ func (s *Source) Read(ctx context.Context) (_ onewrite.Batch, err error) {
 	}
 }
 
-// sweep is Read without the wait: it returns false when nothing is there to be read.
+// sweep is Read without the wait: it returns false when nothing is there to be read. It
+// ends the look that is under way and begins no other in the same call.
 func (s *Source) sweep(ctx context.Context) (_ onewrite.Batch, ok bool, err error) {
 	defer func() { err = withNames(err, s.conn) }()
+	looking := !s.swept()
 	if b, ok, err := s.ready(ctx); ok || err != nil {
 		return b, ok, err
+	}
+	if looking && s.swept() {
+		return onewrite.Batch{}, false, nil
 	}
 	s.session.Lock()
 	defer s.session.Unlock()
