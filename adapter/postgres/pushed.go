@@ -23,6 +23,7 @@ type pushed struct {
 	looks int  // of the ring when the log was opened: what was committed before the slot began is in the ring alone, and comes first
 	swept time.Time
 	late  <-chan time.Time // the log has not been opened for too long
+	rest  []item           // of the log, that come after the look which is owed since it was opened
 }
 
 const (
@@ -82,6 +83,13 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 				return b.fromRing(ringResult{batch: out})
 			}
 		}
+		if r := (logResult{items: p.rest}); len(r.items) > 0 {
+			p.rest = nil
+			if out, ok, err := b.fromPushed(r); ok || err != nil {
+				return out, err
+			}
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return onewrite.Batch{}, ctx.Err()
@@ -131,7 +139,14 @@ func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
 	if r.err != nil {
 		return onewrite.Batch{}, false, r.err
 	}
-	items, total := r.items, len(r.items)
+	items := r.items
+	if b.at.tx != 0 && b.ring.looks <= b.pushed.looks { // no further than to the end of this transaction
+		n := 1 + slices.IndexFunc(items, func(it item) bool { return it.at.tx == 0 })
+		if n > 0 {
+			items, b.pushed.rest = items[:n], items[n:]
+		}
+	}
+	total := len(items)
 	b.at = &items[total-1].at
 	start, at := b.ring.at, &b.ring.at
 	kept := items[:0]

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
@@ -157,4 +159,19 @@ func TestPushedInsideAPage(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What was committed while the outbox was not in the publication comes from the ring, in
+// its place: the log tells no more than the rest of the transaction before.
+func TestPushedInsideUnpublished(t *testing.T) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+		r := newInside(t, pg)
+		publication := pgx.Identifier{publicationOf("shop")}.Sanitize()
+		sql(t, r.conn, `ALTER PUBLICATION `+publication+` DROP TABLE onewrite.outbox`)
+		r.publish(4)
+		sql(t, r.conn, `ALTER PUBLICATION `+publication+` ADD TABLE onewrite.outbox`)
+		r.publish(5, 6)
+		r.open()
+		r.until(6)
+	})
 }
