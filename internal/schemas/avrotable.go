@@ -46,7 +46,8 @@ func optional(name string, typ any) m {
 	return m{"name": name, "type": []any{"null", typ}, "default": nil}
 }
 
-// sourceMembers are those that a source may write, and their types.
+// sourceMembers are those that a source may write, and their types. A new one goes to the
+// end: its place is its number in Protobuf.
 var sourceMembers = []struct{ name, word string }{
 	{"version", text}, {"connector", text}, {"name", text}, {"ts_ms", long}, {"snapshot", text}, {"db", text}, {"schema", text}, {"table", text},
 	{"txId", long}, {"lsn", long}, {"seq", long}, {"unchanged", list}, {"reread", boolean}, {"origin", text},

@@ -1,5 +1,6 @@
 // Package schemas writes payloads in the forms of a schema registry with Confluent's
-// API: a zero byte, the id of a schema in four more, and the payload by that schema.
+// API: a zero byte, the id of a schema in four more, and the payload by that schema; with
+// Protobuf the place of the message in its file stands before that.
 //
 // Row changes have a schema that follows from the events themselves. Nothing but the
 // registry remembers it: what a table's columns were so far is read from the newest

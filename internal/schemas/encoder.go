@@ -19,7 +19,7 @@ import (
 
 // Config says which registry there is, and what to write by it.
 type Config struct {
-	// Format is avro or json-schema.
+	// Format is avro, json-schema or protobuf.
 	Format string
 	// Subject says what names a subject: topic (TOPIC-value), record (the name of the
 	// record) or topic-record (both, with - between). Default topic.
@@ -68,6 +68,7 @@ type codec interface {
 
 // payload is what an event has.
 type payload struct {
+	name  string // the event's type
 	data  []byte
 	value any
 	row   *row // nil: it is no row change
@@ -83,6 +84,11 @@ var forms = map[string]form{
 		kind: sr.TypeJSON, content: "application/vnd.kafka.jsonschema", keepsDropped: true,
 		parse:  func(text string) (codec, error) { return orNil(parseJSON(text)) },
 		derive: func(t *table, _ codec) (string, error) { return deriveJSON(t) },
+	},
+	"protobuf": {
+		kind: sr.TypeProtobuf, content: "application/protobuf",
+		parse:  func(text string) (codec, error) { return orNil(parseProto(text)) },
+		derive: deriveProto,
 	},
 }
 
@@ -121,7 +127,7 @@ type Encoder struct {
 func New(c Config) (*Encoder, error) {
 	f, ok := forms[c.Format]
 	if !ok {
-		return nil, fmt.Errorf("format %q is unknown; write avro or json-schema", c.Format)
+		return nil, fmt.Errorf("format %q is unknown; write avro, json-schema or protobuf", c.Format)
 	}
 	if len(c.URLs) == 0 {
 		return nil, errors.New("format " + c.Format + " needs a schema registry; write registry: {url: http://registry:8081}")
@@ -212,7 +218,7 @@ func read(ev *onewrite.Event) (*payload, error) {
 	if err != nil {
 		return nil, refuse("%w; a transform: in the destination can write it as text", err)
 	}
-	return &payload{data: ev.Data, value: v, row: r}, nil
+	return &payload{name: ev.Type, data: ev.Data, value: v, row: r}, nil
 }
 
 // isJSON reports whether a media type is that of JSON.

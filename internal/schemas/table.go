@@ -24,6 +24,8 @@ const (
 	text    = "string"
 	list    = "array"
 	odd     = "odd" // NaN and the infinities, which JSON has as strings
+	// anything is what the items of arrays are to a form that says it of each.
+	anything = "any"
 )
 
 // unavailable stands for a large value that an update did not touch.
@@ -72,7 +74,7 @@ func kindOf(path string, v any) (kind, error) {
 // both it is v, and the registry has to say whether that may be.
 func (k kind) with(v kind) kind {
 	switch {
-	case v.base == unknown:
+	case v.base == unknown || k.base == anything:
 		return k
 	case v.base == odd:
 		switch k.base {
@@ -126,6 +128,7 @@ type column struct {
 type table struct {
 	space   string // where the names of its schema are: onewrite.SOURCE.SCHEMA.TABLE
 	columns []column
+	sparse  bool // a column of which only null came has no place in the schema
 }
 
 func (t *table) column(name string) (kind, bool) {
@@ -230,7 +233,7 @@ func (r *row) fits(t *table, keepsDropped bool) bool {
 		return false
 	}
 	for _, c := range r.table.columns {
-		if k, has := t.column(c.name); !has || !k.takes(c.kind) {
+		if k, has := t.column(c.name); !has && !(t.sparse && c.kind.base == unknown) || has && !k.takes(c.kind) {
 			return false
 		}
 	}

@@ -1,0 +1,476 @@
+package schemas
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/dynamicpb"
+	"pgregory.net/rapid"
+
+	"github.com/onewrite/onewrite"
+)
+
+// protoCodecOf parses what is made of a table.
+func protoCodecOf(tb rapid.TB, t *table, was *protoCodec) (*protoCodec, string) {
+	tb.Helper()
+	var before codec
+	if was != nil {
+		before = was
+	}
+	text, err := deriveProto(t, before)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c, err := parseProto(text)
+	if err != nil {
+		tb.Fatalf("%v\n%s", err, text)
+	}
+	if c.t == nil {
+		tb.Fatalf("onewrite does not know its own:\n%s", text)
+	}
+	return c, text
+}
+
+// readProto is what a reader gets, as JSON: a row has the fields that are set, and those
+// that are said to be null.
+func readProto(tb rapid.TB, c *protoCodec, b []byte) *object {
+	tb.Helper()
+	if b[0] != 0 {
+		tb.Fatalf("the message is not the first of its file: %v", b[:4])
+	}
+	m := dynamicpb.NewMessage(c.file.Messages().ByName("Envelope"))
+	if err := (proto.UnmarshalOptions{}).Unmarshal(b[1:], m); err != nil {
+		tb.Fatal(err)
+	}
+	out := plainProto(m)
+	nulls, _ := out.get("nulls")
+	delete(out.values, "nulls")
+	for _, name := range []string{"before", "after"} {
+		if _, has := out.get(name); !has {
+			out.values[name] = nil
+		}
+	}
+	if nulls, ok := nulls.([]any); ok {
+		for _, path := range nulls {
+			image, column, _ := strings.Cut(path.(string), ".")
+			row := out.values[image].(*object)
+			if _, has := row.get(column); has {
+				tb.Fatalf("%s is null and has a value", path)
+			}
+			row.set(column, nil)
+		}
+	}
+	out.names = slices.Collect(maps.Keys(out.values))
+	return out
+}
+
+func plainProto(m protoreflect.Message) *object {
+	o := &object{values: map[string]any{}}
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		name := fd.JSONName()
+		if of, isTwin := strings.CutSuffix(name, ".double"); isTwin && m.Descriptor().Fields().ByJSONName(of) != nil {
+			name = of
+		}
+		if _, twice := o.get(name); twice {
+			panic(name + " has two values")
+		}
+		if !fd.IsList() {
+			o.set(name, plainValue(fd, v))
+			return true
+		}
+		list := []any{}
+		for i := range v.List().Len() {
+			list = append(list, plainValue(fd, v.List().Get(i)))
+		}
+		o.set(name, list)
+		return true
+	})
+	return o
+}
+
+func plainValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) any {
+	switch fd.Kind() {
+	case protoreflect.Int64Kind:
+		return json.Number(strconv.FormatInt(v.Int(), 10))
+	case protoreflect.DoubleKind:
+		switch f := v.Float(); {
+		case math.IsNaN(f):
+			return "NaN"
+		case math.IsInf(f, 0):
+			return strings.TrimPrefix(strconv.FormatFloat(f, 'g', -1, 64), "+") + "inity"
+		default:
+			return json.Number(strconv.FormatFloat(f, 'g', -1, 64))
+		}
+	case protoreflect.MessageKind:
+		o := plainProto(v.Message())
+		switch fd.Message().Name() {
+		case "Array":
+			items, _ := o.get("items")
+			if items == nil {
+				items = []any{}
+			}
+			return items
+		case "Item":
+			if len(o.names) == 0 {
+				return nil
+			}
+			return o.values[o.names[0]]
+		}
+		return o
+	}
+	return v.Interface()
+}
+
+// TestProtobufRowsComeBack: what a reader gets is what the JSON says, whatever came to
+// the table before: null apart from absent, integers to the last digit. Through all
+// versions a field's number is of one column, and a column's numbers stay its own.
+func TestProtobufRowsComeBack(t *testing.T) {
+	names1 := rapid.OneOf(words1.Filter(func(s string) bool { return s != "" }), rapid.SampledFrom([]string{"user_id", "userId", "USERID", "user_id_3", "Value", "Array", "nulls", "id_double", `"\`, "null", "message", "a\tb", "weight.double", "total_double"}))
+	rapid.Check(t, func(t *rapid.T) {
+		all := rapid.SliceOfNDistinct(names1, 1, 8, rapid.ID).Draw(t, "columns")
+		kinds := rapid.SliceOfN(rapid.IntRange(0, 11), len(all), len(all)).Draw(t, "kinds")
+		var was *protoCodec
+		owner := map[protoreflect.FieldNumber]string{}
+		for range rapid.IntRange(1, 6).Draw(t, "events") {
+			names := slices.DeleteFunc(slices.Clone(all), func(string) bool { return rapid.IntRange(0, 5).Draw(t, "not a column now") == 0 })
+			image := func(label string) (text string, left []string) {
+				if rapid.IntRange(0, 4).Draw(t, label+" is null") == 0 {
+					return "null", nil
+				}
+				parts := []string{}
+				for _, name := range names {
+					if rapid.IntRange(0, 4).Draw(t, "left out") == 0 {
+						left = append(left, name)
+						continue
+					}
+					q, _ := json.Marshal(name)
+					parts = append(parts, string(q)+":"+value(kinds[slices.Index(all, name)]).Draw(t, name))
+				}
+				return "{" + strings.Join(parts, ",") + "}", left
+			}
+			after, left := image("after")
+			before, _ := image("before")
+			source := ""
+			if len(left) > 0 {
+				q, _ := json.Marshal(left)
+				source = `,"unchanged":` + string(q)
+			}
+			p, err := read(change("update", source, before, after))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := "the version before"
+			if was == nil || !p.row.fits(was.t, false) {
+				var columns *table
+				if was != nil {
+					columns = was.t
+				}
+				was, text = protoCodecOf(t, p.row.evolve(columns, false), was)
+			}
+			if !p.row.fits(was.t, false) {
+				t.Fatalf("%s\ndoes not fit\n%s", p.data, text)
+			}
+			for _, f := range was.fields {
+				if name := fmt.Sprint(f.column, f.twin); owner[f.number] != "" && owner[f.number] != name {
+					t.Fatalf("field %d was %s and is %s:\n%s", f.number, owner[f.number], name, text)
+				} else {
+					owner[f.number] = name
+				}
+			}
+			if len(owner) != len(was.fields) {
+				t.Fatalf("%v were fields, these are left:\n%s", owner, text)
+			}
+			b, err := was.append(nil, p)
+			if err != nil {
+				t.Fatalf("%v\n%s\n%s", err, p.data, text)
+			}
+			if again, err := was.append(nil, p); err != nil || string(again) != string(b) {
+				t.Fatalf("a repeat has other bytes: %v", err)
+			}
+			if got := readProto(t, was, b); !same(p.value, got) {
+				text, _ := got.MarshalJSON()
+				t.Fatalf("%s\nbecame\n%s", p.data, text)
+			}
+		}
+	})
+}
+
+// TestProtobufNumbers: the rows' message through the life of a table.
+func TestProtobufNumbers(t *testing.T) {
+	var was *protoCodec
+	for _, step := range []struct{ after, want string }{
+		{`{"id":1,"created_at":"x","note":null,"größe":1,"tags":null}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at"];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe"];
+`}, // null alone is no type
+		{`{"id":1,"created_at":"x","note":"x","größe":1,"tags":[1]}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at"];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe"];
+  optional string note = 4;
+  optional Array tags = 5;
+`},
+		{`{"id":1,"größe":1,"tags":["x",null],"late":true}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at", deprecated = true];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe"];
+  optional string note = 4 [deprecated = true];
+  optional Array tags = 5;
+  optional bool late = 6;
+`}, // lost, and added
+		{`{"id":1,"größe":1.5,"late":null,"note":"x","createdAt":1}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at", deprecated = true];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe"];
+  optional string note = 4;
+  optional Array tags = 5 [deprecated = true];
+  optional bool late = 6;
+  optional double gr_xc3__xb6__xc3__x9f_e_double = 7 [json_name = "größe.double"];
+  optional int64 createdAt_8 = 8 [json_name = "createdAt"];
+`}, // back again, a fraction, a name that Protobuf takes for another one
+		{`{"id":"one","note":2,"late":false,"createdAt":2}`, `
+  optional string id = 1;
+  optional string created_at = 2 [json_name = "created_at", deprecated = true];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe", deprecated = true];
+  optional int64 note = 4;
+  optional Array tags = 5 [deprecated = true];
+  optional bool late = 6;
+  optional double gr_xc3__xb6__xc3__x9f_e_double = 7 [json_name = "größe.double", deprecated = true];
+  optional int64 createdAt_8 = 8 [json_name = "createdAt"];
+`}, // other types, for the registry to refuse
+	} {
+		p, err := read(change("insert", "", "null", step.after))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var columns *table
+		if was != nil {
+			if columns = was.t; p.row.fits(columns, false) {
+				t.Errorf("%s fits", step.after)
+			}
+		}
+		var text string
+		was, text = protoCodecOf(t, p.row.evolve(columns, false), was)
+		if is, err := parseProto(base64.StdEncoding.EncodeToString(descriptor(t, was))); err != nil || !reflect.DeepEqual(is.t, was.t) || !reflect.DeepEqual(is.fields, was.fields) {
+			t.Errorf("the descriptor of %s is another schema: %v", text, err)
+		}
+		_, rest, _ := strings.Cut(text, "message Value {")
+		if got, _, _ := strings.Cut(rest, "}"); got != step.want {
+			t.Errorf("%s made%swant%s", step.after, got, step.want)
+		}
+	}
+}
+
+func descriptor(t *testing.T, c *protoCodec) []byte {
+	t.Helper()
+	b, err := proto.Marshal(protodesc.ToFileDescriptorProto(c.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestProtobufFarNumbers: numbers that are Protobuf's own are passed over.
+func TestProtobufFarNumbers(t *testing.T) {
+	p, err := read(change("insert", "", "null", `{"id":1,"more":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text := protoCodecOf(t, p.row.evolve(nil, false), nil)
+	was, err := parseProto(strings.Replace(strings.Replace(text, "more = 2", "x = 18999", 1), "id = 1;", "id = 18998;", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, text = protoCodecOf(t, p.row.evolve(was.t, false), was); !strings.Contains(text, "int64 more = 20000;") {
+		t.Error(text)
+	}
+}
+
+// TestProtobufOfOthers: what somebody else wrote is not taken for a table's schema.
+func TestProtobufOfOthers(t *testing.T) {
+	p, err := read(change("insert", "", "null", `{"id":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text := protoCodecOf(t, p.row.evolve(nil, false), nil)
+	for old, new := range map[string]string{
+		"package onewrite.": "package other.", "optional int64 id": "int64 id", "int64 id": "int32 id", "repeated string nulls": "repeated string others",
+		"message Envelope": "message First {}\nmessage Envelope", "message Value": "message Row {}\nmessage Value2",
+	} {
+		changed := strings.Replace(text, old, new, 1)
+		if old == "message Value" {
+			changed = strings.ReplaceAll(strings.ReplaceAll(text, "message Value", "message Row"), "Value ", "Row ")
+		}
+		c, err := parseProto(changed)
+		if err != nil || changed == text {
+			t.Fatalf("%s: %v", new, err)
+		}
+		if c.t != nil {
+			t.Errorf("%s: %+v", new, c.t)
+		}
+	}
+}
+
+// TestProtobufPlaceholder: what stands for a value that was not touched is a text's; any
+// other column is absent then.
+func TestProtobufPlaceholder(t *testing.T) {
+	p, err := read(change("insert", "", "null", `{"id":1,"note":"x","tags":[1],"more":null}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := protoCodecOf(t, p.row.evolve(nil, false), nil)
+	p, err = read(change("update", `,"unchanged":["note","tags","more"]`, "null", `{"id":1,"note":"`+unavailable+`","tags":"`+unavailable+`","more":"`+unavailable+`"}`))
+	if err != nil || !p.row.fits(c.t, false) {
+		t.Fatal(err)
+	}
+	b, err := c.append(nil, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, _ := readProto(t, c, b).get("after")
+	if text := toJSON(t, row); text != `{"id":1,"note":"`+unavailable+`"}` {
+		t.Error(text)
+	}
+}
+
+// TestProtobufMisfits: a row that its schema does not take names the field, whatever a
+// transform made of it.
+func TestProtobufMisfits(t *testing.T) {
+	ev := change("insert", "", "null", `{"id":1,"weight":0.5,"ok":true,"note":"x","tags":[1]}`)
+	p, err := read(ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := protoCodecOf(t, p.row.evolve(nil, false), nil)
+	for _, step := range []struct{ old, new, want string }{
+		{`"id":1`, `"id":"1"`, "field after.id is a string, the schema has int64"},
+		{`"id":1`, `"id":1.5`, "field after.id is the number 1.5, the schema has int64"},
+		{`0.5`, `9007199254740993`, "field after.weight is 9007199254740993, which double does not hold exactly"},
+		{`true`, `1`, "field after.ok is an integer"},
+		{`"x"`, `true`, "field after.note is a boolean"},
+		{`"x"`, `[1]`, "field after.note is an array"},
+		{`[1]`, `"x"`, "field after.tags is a string"},
+		{`"id":1`, `"other":1`, "field after.other is not in the schema"},
+		{`"op"`, `"nulls":["x"],"op"`, "field nulls is not in the schema"},
+		{`"op"`, `"more":{},"op"`, "field more is not in the schema"},
+		{`"op":"c"`, `"op":["c"]`, "field op is an array"},
+		{`"lsn":22869648`, `"lsn":"x"`, "field source.lsn is a string"},
+		{`"lsn":22869648`, `"unchanged":"id"`, "field source.unchanged is a string, the schema has an array"},
+		{`"lsn":22869648`, `"unchanged":[1]`, "field source.unchanged[0] is an integer"},
+		{`"total_order":1,`, `"total_order":{},`, "field transaction.total_order is an object"},
+	} {
+		other := *ev
+		if other.Data = []byte(strings.Replace(string(ev.Data), step.old, step.new, 1)); string(other.Data) == string(ev.Data) {
+			t.Fatal(step.old)
+		}
+		p, err := read(&other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.append(nil, p); err == nil || !strings.Contains(err.Error(), step.want) {
+			t.Errorf("%s: %v", step.new, err)
+		}
+	}
+}
+
+// TestPayloadsByProtobuf: a payload is written by a schema of somebody else's as
+// Protobuf's own mapping of JSON has it, or the field is named that does not fit.
+func TestPayloadsByProtobuf(t *testing.T) {
+	order := func(fields string) string {
+		return "syntax = \"proto3\";\npackage shop;\nimport \"google/protobuf/timestamp.proto\";\nimport \"google/protobuf/wrappers.proto\";\nimport \"google/protobuf/struct.proto\";\nimport \"google/protobuf/any.proto\";\nmessage Order {\n" + fields + "\n}\nmessage Placed { message Deep { string s = 1; } string s = 1; }\n"
+	}
+	for _, c := range []struct{ name, typ, schema, payload, want string }{
+		{"all types", "", order("int32 i = 1; int64 l = 2; float f = 3; double d = 4; bool b = 5; string s = 6; bytes y = 7; enum E { A = 0; B = 1; } E e = 8; map<string, int64> m = 9; repeated string a = 10; google.protobuf.Timestamp t = 11; Order next = 12; google.protobuf.DoubleValue w = 13; google.protobuf.Value v = 14;"),
+			`{"i":-2147483648,"l":9007199254740993,"f":0.1,"d":"0.1","b":true,"s":"ä😀","y":"AAH/","e":"B","m":{"k":1},"a":["x"],"t":"2024-02-29T12:30:59Z","next":{"i":1},"w":1.5,"v":{"a":[1,null,"0.1234567890123456789"]}}`,
+			`{"i":-2147483648,"l":"9007199254740993","f":0.1,"d":0.1,"b":true,"s":"ä😀","y":"AAH/","e":"B","m":{"k":"1"},"a":["x"],"t":"2024-02-29T12:30:59Z","next":{"i":1},"w":1.5,"v":{"a":[1,null,"0.1234567890123456789"]}}`},
+		{"both names of a field", "", order("string first_name = 1; string last_name = 2;"), `{"first_name":"a","lastName":"b"}`, `{"firstName":"a","lastName":"b"}`},
+		{"null where it may be", "", order("optional string a = 1; Order b = 2; google.protobuf.Value c = 3; google.protobuf.NullValue d = 4;"), `{"a":null,"b":null,"c":null,"d":null}`, `{"c":null}`},
+		{"the message of the type", "shop.Placed.Deep", order("string a = 1;"), `{"s":"x"}`, `{"s":"x"}`},
+		{"a field too many", "", order("int32 a = 1;"), `{"a":1,"b":{"c":1}}`, `!message shop.Order: (line 1:8): unknown field "b"`},
+		{"more than an int has", "", order("int32 a = 1;"), `{"a":2147483648}`, `!invalid value for int32`},
+		{"a fraction for a long", "", order("int64 a = 1;"), `{"a":1.5}`, `!invalid value for int64`},
+		{"a text for a number", "", order("int64 a = 1;"), `{"a":"x"}`, `!invalid value for int64`},
+		{"a symbol that is none", "", order("enum E { A = 0; } E a = 1;"), `{"a":"Z"}`, `!invalid value for enum`},
+		{"bytes that are no base64", "", order("bytes a = 1;"), `{"a":"~"}`, `!invalid value for bytes`},
+		{"a time that is none", "", order("google.protobuf.Timestamp a = 1;"), `{"a":"yesterday"}`, `!google.protobuf.Timestamp`},
+		{"more digits than a double has", "", order("double a = 1;"), `{"a":0.1234567890123456789}`, `!field a is 0.1234567890123456789`},
+		{"an integer that no double is", "", order("repeated double a = 1;"), `{"a":[1,9007199254740993]}`, `!field a is 9007199254740993`},
+		{"digits in quotes", "", order("double a = 1;"), `{"a":"0.1234567890123456789"}`, `!field a is 0.1234567890123456789`},
+		{"more digits than a float has", "", order("map<string, float> a = 1;"), `{"a":{"x":0.123456789}}`, `!field a is 0.123456789`},
+		{"deep inside", "", order("repeated Order a = 1; double b = 2;"), `{"a":[{"a":[{"b":9007199254740993}]}]}`, `!field a.a.b is`},
+		{"in a value", "", order("google.protobuf.Struct a = 1;"), `{"a":{"b":[9007199254740993]}}`, `!field a.b is`},
+		{"in a wrapper", "", order("google.protobuf.FloatValue a = 1;"), `{"a":"0.123456789"}`, `!field a is`},
+		{"null for a text", "", order("string a = 1;"), `{"a":null}`, `!field a is null`},
+		{"null for a list", "", order("repeated string a = 1;"), `{"a":null}`, `!field a is null`},
+		{"null for a map", "", order("map<string, int32> a = 1;"), `{"a":null}`, `!field a is null`},
+		{"null in a list", "", order("repeated string a = 1;"), `{"a":[null]}`, `!does not fit`},
+		{"two of one", "", order("oneof x { int32 a = 1; int32 b = 2; }"), `{"a":1,"b":1}`, `!oneof`},
+		{"any", "", order("google.protobuf.Any a = 1;"), `{"a":{"@type":"x/shop.Order"}}`, `!shop.Order`},
+		{"no object", "", order(""), `[1]`, `!does not fit message shop.Order`},
+		{"a required field", "", `syntax = "proto2"; message A { required string a = 1; }`, `{}`, `!required field`},
+		{"no message", "", `syntax = "proto3";`, `{}`, `!the schema has no message`},
+	} {
+		codec, err := parseProto(c.schema)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		p, err := read(&onewrite.Event{Type: c.typ, ContentType: "application/json", Data: []byte(c.payload)})
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		b, err := codec.append(nil, p)
+		if want, refused := strings.CutPrefix(c.want, "!"); refused {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		md, head := codec.file.Messages().Get(0), "\x00"
+		if c.typ != "" {
+			md, head = codec.file.Messages().ByName("Placed").Messages().Get(0), "\x04\x02\x00"
+		}
+		m := dynamicpb.NewMessage(md)
+		body, ok := strings.CutPrefix(string(b), head)
+		if err := proto.Unmarshal([]byte(body), m); err != nil || !ok {
+			t.Errorf("%s: %v: %q", c.name, err, b)
+			continue
+		}
+		out, err := protojson.Marshal(m)
+		var got, want any
+		if err := json.Unmarshal([]byte(c.want), &want); err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			err = json.Unmarshal(out, &got)
+		}
+		if err != nil || toJSON(t, got) != toJSON(t, want) {
+			t.Errorf("%s: %v: %s", c.name, err, out)
+		}
+	}
+}
+
+// TestProtobufIsClosed: a schema of a registry is not let to read files.
+func TestProtobufIsClosed(t *testing.T) {
+	for _, path := range []string{"/etc/passwd", "proto_test.go", "other.proto"} {
+		if _, err := parseProto("syntax = \"proto3\";\nimport \"" + path + "\";\n"); err == nil || !strings.Contains(err.Error(), "it refers to "+path+", which is not read") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
