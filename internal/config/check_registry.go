@@ -15,7 +15,7 @@ func (c *checker) registry(path string, d Destination) {
 	case c.broken(at) || c.broken(path+".registry"):
 		return
 	case d.Format == "jsonl" || d.Format == "parquet":
-		c.bad(at, d.Format+" is for objects and files", "write json, avro or json-schema")
+		c.bad(at, d.Format+" is for objects and files", "write json, avro, json-schema or protobuf")
 		return
 	case d.Schemas() && d.Registry == nil:
 		c.bad(at, d.Format+" needs a schema registry", "write registry: {url: https://registry:8081}")

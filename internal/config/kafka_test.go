@@ -81,6 +81,10 @@ func TestKafka(t *testing.T) {
 	if d := c.Destinations["k"]; len(found) > 0 || !d.Schemas() || !d.Registry.NoRegister || d.Registry.Subject != "topic" {
 		t.Errorf("%+v %v", d, found)
 	}
+	c, found = parseKafka(t, "    brokers: ['localhost:9092']\n    format: protobuf\n    registry: {url: 'https://a'}\n")
+	if d := c.Destinations["k"]; len(found) > 0 || !d.Schemas() || d.Format != "protobuf" {
+		t.Errorf("%+v %v", d, found)
+	}
 	c, found = parseKafka(t, "    brokers: ['localhost:9092']\n    transactions: false\n    create_topics: false\n    partitions: 6\n    tombstones: true\n")
 	if d := c.Destinations["k"]; len(found) > 0 || !d.Idempotent || !d.NoTopics || d.Partitions != 6 || !d.Tombstones {
 		t.Errorf("%+v %v", d, found)

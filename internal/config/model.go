@@ -173,7 +173,7 @@ type Destination struct {
 	Places        string    `yaml:"places" for:"kafka" default:"onewrite-places" doc:"The compacted topic that has the places of destinations. It is created if it is missing."`
 	Repartitioned string    `yaml:"repartitioned" for:"kafka" default:"refuse" enum:"refuse|accept" doc:"What to do when a topic has another number of partitions than before: its keys would move, and their events overtake those that are not consumed yet. refuse waits, aloud; accept goes on."`
 	SASL          *SASL     `yaml:"sasl" for:"kafka" doc:"How to log in. Without it, not at all."`
-	Registry      *Registry `yaml:"registry" for:"kafka" doc:"The schema registry, with Confluent's API, that format: avro and json-schema need."`
+	Registry      *Registry `yaml:"registry" for:"kafka" doc:"The schema registry, with Confluent's API, that format: avro, json-schema and protobuf need."`
 
 	Sender    string `yaml:"sender" for:"email" need:"email" example:"Shop <shop@example.com>" doc:"The address that mails come from."`
 	To        string `yaml:"to" for:"email" need:"email" example:"\"{{.Data.email}}\"" doc:"Who gets the mail: a template of addresses with commas between."`
@@ -193,7 +193,7 @@ type Destination struct {
 	PathStyle bool   `yaml:"path_style" for:"s3" doc:"Whether the bucket stands in the path of requests and not in the host's name."`
 	AccessKey Secret `yaml:"access_key" for:"s3" example:"${env:S3_ACCESS_KEY}" doc:"The access key, with secret_key. Without both, AWS's own chain is asked: environment, profile, role."`
 	SecretKey Secret `yaml:"secret_key" for:"s3" example:"${env:S3_SECRET_KEY}" doc:"The secret of access_key."`
-	Format    string `yaml:"format" for:"s3,kafka,file" default:"jsonl" unless:"brokers" enum:"jsonl|parquet|json|avro|json-schema" example:"avro" doc:"How events are written. Files and objects of S3: jsonl, one CloudEvents JSON object a line, or parquet, a row an event; a file is lines until it is rotated, and becomes Parquet then. Kafka: json, by default, the payload as it is; avro or json-schema, by a schema of the registry."`
+	Format    string `yaml:"format" for:"s3,kafka,file" default:"jsonl" unless:"brokers" enum:"jsonl|parquet|json|avro|json-schema|protobuf" example:"avro" doc:"How events are written. Files and objects of S3: jsonl, one CloudEvents JSON object a line, or parquet, a row an event; a file is lines until it is rotated, and becomes Parquet then. Kafka: json, by default, the payload as it is; avro, json-schema or protobuf, by a schema of the registry."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
 	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch,meilisearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`
