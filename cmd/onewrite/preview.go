@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,7 @@ type preview struct {
 	Event       json.RawMessage `json:"event,omitempty"`
 	Reason      string          `json:"reason,omitempty"`
 	Subject     string          `json:"subject,omitempty"` // of the schema registry
-	Schema      json.RawMessage `json:"schema,omitempty"`  // that follows from a row change
+	Schema      any             `json:"schema,omitempty"`  // that follows from a row change: JSON, or a text
 }
 
 // checkEvents shows what each destination would get of the events in a file.
@@ -84,7 +85,7 @@ func printSchema(w io.Writer, p preview) {
 		fmt.Fprintf(w, "  by the newest schema of subject %s, which is not asked for here\n", p.Subject)
 		return
 	}
-	fmt.Fprintf(w, "  by a schema of subject %s; this one follows from the event alone:\n  %s\n", p.Subject, p.Schema)
+	fmt.Fprintf(w, "  by a schema of subject %s; this one follows from the event alone:\n  %s\n", p.Subject, strings.ReplaceAll(strings.TrimSpace(fmt.Sprintf("%s", p.Schema)), "\n", "\n  "))
 }
 
 // sample reads one event. What a sample need not say is made up: the id, the source,
@@ -161,10 +162,13 @@ func readEvents(cmd *cobra.Command, file string) (events []onewrite.Event, err e
 	return events, nil
 }
 
-// rawSchema keeps an empty text from becoming JSON that is none.
-func rawSchema(text string) json.RawMessage {
-	if text == "" {
+// rawSchema is a schema as it stands in JSON: as it is, or a text where it is no JSON.
+func rawSchema(text string) any {
+	switch {
+	case text == "":
 		return nil
+	case !json.Valid([]byte(text)):
+		return text
 	}
 	return json.RawMessage(text)
 }
