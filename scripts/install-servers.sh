@@ -17,6 +17,7 @@ NODE_PG_VERSION=8.23.1
 KAFKA_VERSION=4.4.0
 KAFKA_LOG_VERSION=2.25.4
 CONFLUENT_KAFKA_VERSION=2.16.1
+GRPCIO_TOOLS_VERSION=1.85.1
 DUCKDB_VERSION=2.0.1
 MAILPIT_VERSION=v1.27.11
 MOTO_VERSION=5.2.5
@@ -89,7 +90,7 @@ have_confluent_kafka() {
 
 # have_confluent_schemas: its deserializers, as ConfluentSchemas of internal/servers looks.
 have_confluent_schemas() {
-  PYTHONPATH=$cache/confluent-schemas python3 -c 'import confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf' >/dev/null 2>&1
+  PYTHONPATH=$cache/confluent-schemas python3 -c 'import confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf, grpc_tools.protoc' >/dev/null 2>&1
 }
 
 have_apicurio() { [ -e "$cache/apicurio-$APICURIO_VERSION/apicurio-registry-app-$APICURIO_VERSION-runner.jar" ]; }
@@ -289,8 +290,9 @@ install_python() {
 # install_confluent_kafka fetches librdkafka's Python client.
 install_confluent_kafka() { install_python confluent-kafka --no-deps "confluent-kafka==$CONFLUENT_KAFKA_VERSION"; }
 
-# install_confluent_schemas fetches it with what reads Avro, JSON Schema and Protobuf.
-install_confluent_schemas() { install_python confluent-schemas "confluent-kafka[avro,json,protobuf]==$CONFLUENT_KAFKA_VERSION"; }
+# install_confluent_schemas fetches it with what reads Avro, JSON Schema and Protobuf, and
+# the compiler of the last.
+install_confluent_schemas() { install_python confluent-schemas "confluent-kafka[avro,json,protobuf]==$CONFLUENT_KAFKA_VERSION" "grpcio-tools==$GRPCIO_TOOLS_VERSION"; }
 
 # install_duckdb fetches a reader of Parquet.
 install_duckdb() { install_python duckdb --no-deps "duckdb==$DUCKDB_VERSION"; }

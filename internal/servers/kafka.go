@@ -308,8 +308,8 @@ func ConfluentKafka(tb testing.TB) Runtime {
 }
 
 // ConfluentSchemas is [ConfluentKafka] with Confluent's own deserializers of Avro, JSON
-// Schema and Protobuf, and the libraries that they use.
+// Schema and Protobuf, the libraries that they use, and protoc.
 func ConfluentSchemas(tb testing.TB) Runtime {
 	tb.Helper()
-	return cachedModule(tb, "confluent-schemas", "confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf")
+	return cachedModule(tb, "confluent-schemas", "confluent_kafka.schema_registry.avro, confluent_kafka.schema_registry.json_schema, confluent_kafka.schema_registry.protobuf, grpc_tools.protoc")
 }

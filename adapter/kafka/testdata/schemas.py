@@ -1,10 +1,16 @@
 """Prints the records of a topic up to its end, one JSON object a line, as Confluent's
 own deserializers read them.
 
-schemas.py BROKER TOPIC REGISTRY avro|json-schema
+schemas.py BROKER TOPIC REGISTRY avro|json-schema|protobuf
+
+Protobuf is read by a class that protoc makes of the first message of the newest version,
+as a consumer that is built today has it.
 """
+import importlib
 import json
+import pathlib
 import sys
+import tempfile
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -18,6 +24,24 @@ if form == "avro":
 elif form == "json-schema":
     from confluent_kafka.schema_registry.json_schema import JSONDeserializer
     read = JSONDeserializer(None, schema_registry_client=client)
+elif form == "protobuf":
+    from confluent_kafka.schema_registry.protobuf import ProtobufDeserializer
+    from google.protobuf.json_format import MessageToDict
+    from grpc_tools import protoc
+
+    with tempfile.TemporaryDirectory() as made:
+        pathlib.Path(made, "rows.proto").write_text(client.get_latest_version(topic + "-value").schema.schema_str, encoding="utf-8")
+        known = pathlib.Path(protoc.__file__).parent / "_proto"  # those that come with protoc
+        if protoc.main(["protoc", f"-I{made}", f"-I{known}", f"--python_out={made}", "rows.proto"]) != 0:
+            sys.exit("protoc does not take the schema")
+        sys.path.insert(0, made)
+        module = importlib.import_module("rows_pb2")
+    first = next(iter(module.DESCRIPTOR.message_types_by_name))
+    parse = ProtobufDeserializer(getattr(module, first), {"use.deprecated.format": False})
+
+    def read(data, ctx):
+        m = parse(data, ctx)
+        return None if m is None else MessageToDict(m)
 
 c = Consumer({
     "bootstrap.servers": broker, "group.id": "schemas", "isolation.level": "read_committed",
