@@ -144,8 +144,8 @@ func (c *protoCodec) fill(m protoreflect.Message, o *object, path string, nulls 
 			continue
 		case isRow && v == unavailable && (fd == nil || fd.Kind() != protoreflect.StringKind):
 			continue // it is named in source.unchanged
-		case fd == nil || at == "nulls":
-			return misfitf(at, "is not in the schema")
+		case at == "nulls":
+			fd = nil // it is what is noted here
 		}
 		if err := c.set(m, fd, v, at, nulls); err != nil {
 			return err
@@ -155,17 +155,21 @@ func (c *protoCodec) fill(m protoreflect.Message, o *object, path string, nulls 
 }
 
 func (c *protoCodec) set(m protoreflect.Message, fd protoreflect.FieldDescriptor, v any, path string, nulls *[]string) error {
-	if fd.IsList() {
+	switch {
+	case fd == nil || fd.IsMap(): // somebody has changed what onewrite made
+		return misfitf(path, "is not in the schema")
+	case fd.IsList():
 		list, ok := v.([]any)
 		if !ok {
 			return misfitf(path, "is %s, the schema has an array", what(v))
 		}
 		for i, one := range list {
-			out, err := c.value(protoreflect.Value{}, fd, one, path+"["+strconv.Itoa(i)+"]", nulls)
+			to := m.Mutable(fd).List()
+			out, err := c.value(to.NewElement(), fd, one, path+"["+strconv.Itoa(i)+"]", nulls)
 			if err != nil {
 				return err
 			}
-			m.Mutable(fd).List().Append(out)
+			to.Append(out)
 		}
 		return nil
 	}
@@ -222,7 +226,11 @@ func (c *protoCodec) array(m protoreflect.Message, list []any, path string) erro
 	if err != nil {
 		return err
 	}
-	items := m.Mutable(m.Descriptor().Fields().ByName("items")).List()
+	fd := m.Descriptor().Fields().ByName("items")
+	if fd == nil || !fd.IsList() || fd.Kind() != protoreflect.MessageKind {
+		return misfitf(path, "is an array, and the schema has no items for it")
+	}
+	items := m.Mutable(fd).List()
 	for i, v := range list {
 		item := items.AppendMutable().Message()
 		word := ""

@@ -197,7 +197,10 @@ func protoOf(k kind) string {
 func protoTable(file protoreflect.FileDescriptor) (*table, []protoField) {
 	space := string(file.Package())
 	envelope, rows := file.Messages().ByName("Envelope"), file.Messages().ByName(rowMessage)
-	if !strings.HasPrefix(space, ours) || envelope == nil || envelope.Index() != 0 || envelope.Fields().ByName("nulls") == nil || rows == nil {
+	if !strings.HasPrefix(space, ours) || envelope == nil || envelope.Index() != 0 || rows == nil {
+		return nil, nil
+	}
+	if nulls := envelope.Fields().ByName("nulls"); nulls == nil || !nulls.IsList() || nulls.Kind() != protoreflect.StringKind {
 		return nil, nil
 	}
 	t := &table{space: space, sparse: true}
