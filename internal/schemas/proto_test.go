@@ -133,14 +133,19 @@ func plainValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) any {
 
 // TestProtobufRowsComeBack: what a reader gets is what the JSON says, whatever came to
 // the table before: null apart from absent, integers to the last digit. Through all
-// versions a field's number is of one column, and a column's numbers stay its own.
+// versions a field's number is of one column, which gets no narrower, and a column's
+// numbers stay its own.
 func TestProtobufRowsComeBack(t *testing.T) {
 	names1 := rapid.OneOf(words1.Filter(func(s string) bool { return s != "" }), rapid.SampledFrom([]string{"user_id", "userId", "USERID", "user_id_3", "Value", "Array", "nulls", "id_double", `"\`, "null", "message", "a\tb", "weight.double", "total_double"}))
 	rapid.Check(t, func(t *rapid.T) {
 		all := rapid.SliceOfNDistinct(names1, 1, 8, rapid.ID).Draw(t, "columns")
 		kinds := rapid.SliceOfN(rapid.IntRange(0, 11), len(all), len(all)).Draw(t, "kinds")
 		var was *protoCodec
-		owner := map[protoreflect.FieldNumber]string{}
+		type field struct {
+			name string
+			kind kind
+		}
+		owner := map[protoreflect.FieldNumber]field{}
 		for range rapid.IntRange(1, 6).Draw(t, "events") {
 			names := slices.DeleteFunc(slices.Clone(all), func(string) bool { return rapid.IntRange(0, 5).Draw(t, "not a column now") == 0 })
 			image := func(label string) (text string, left []string) {
@@ -181,11 +186,11 @@ func TestProtobufRowsComeBack(t *testing.T) {
 				t.Fatalf("%s\ndoes not fit\n%s", p.data, text)
 			}
 			for _, f := range was.fields {
-				if name := fmt.Sprint(f.column, f.twin); owner[f.number] != "" && owner[f.number] != name {
-					t.Fatalf("field %d was %s and is %s:\n%s", f.number, owner[f.number], name, text)
-				} else {
-					owner[f.number] = name
+				name := fmt.Sprint(f.column, f.twin)
+				if was, has := owner[f.number]; has && (was.name != name || !was.kind.with(f.kind).settled().equal(f.kind)) {
+					t.Fatalf("field %d was %+v and is %s of %v:\n%s", f.number, was, name, f.kind, text)
 				}
+				owner[f.number] = field{name, f.kind}
 			}
 			if len(owner) != len(was.fields) {
 				t.Fatalf("%v were fields, these are left:\n%s", owner, text)
@@ -239,6 +244,36 @@ func TestProtobufNumbers(t *testing.T) {
   optional double gr_xc3__xb6__xc3__x9f_e_double = 7 [json_name = "größe.double"];
   optional int64 createdAt_8 = 8 [json_name = "createdAt"];
 `}, // back again, a fraction, a name that Protobuf takes for another one
+		{`{"id":1,"late":true,"note":"x","createdAt":1}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at", deprecated = true];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe", deprecated = true];
+  optional string note = 4;
+  optional Array tags = 5 [deprecated = true];
+  optional bool late = 6;
+  optional double gr_xc3__xb6__xc3__x9f_e_double = 7 [json_name = "größe.double", deprecated = true];
+  optional int64 createdAt_8 = 8 [json_name = "createdAt"];
+`}, // lost with its second field
+		{`{"id":1,"late":true,"note":"x","createdAt":1,"größe":2}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at", deprecated = true];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe"];
+  optional string note = 4;
+  optional Array tags = 5 [deprecated = true];
+  optional bool late = 6;
+  optional double gr_xc3__xb6__xc3__x9f_e_double = 7 [json_name = "größe.double", deprecated = true];
+  optional int64 createdAt_8 = 8 [json_name = "createdAt"];
+`}, // back without it
+		{`{"id":1,"late":true,"note":"x","createdAt":1,"größe":"NaN"}`, `
+  optional int64 id = 1;
+  optional string created_at = 2 [json_name = "created_at", deprecated = true];
+  optional int64 gr_xc3__xb6__xc3__x9f_e = 3 [json_name = "größe"];
+  optional string note = 4;
+  optional Array tags = 5 [deprecated = true];
+  optional bool late = 6;
+  optional double gr_xc3__xb6__xc3__x9f_e_double = 7 [json_name = "größe.double"];
+  optional int64 createdAt_8 = 8 [json_name = "createdAt"];
+`}, // which it needs
 		{`{"id":"one","note":2,"late":false,"createdAt":2}`, `
   optional string id = 1;
   optional string created_at = 2 [json_name = "created_at", deprecated = true];
@@ -297,6 +332,26 @@ func TestProtobufFarNumbers(t *testing.T) {
 	}
 }
 
+// TestProtobufOrder: fields in whatever order are numbered on from the highest.
+func TestProtobufOrder(t *testing.T) {
+	p, err := read(change("insert", "", "null", `{"id":1,"a":1,"b":1,"more":1,"weight":"x","weight.double":0.5}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, text := protoCodecOf(t, p.row.evolve(nil, false), nil)
+	if columns := c.t.columns; len(columns) != 6 || columns[5] != (column{"weight.double", kind{base: double}}) {
+		t.Errorf("a column that is called as a second field is: %+v", columns)
+	}
+	a, b := "  optional int64 a = 2;\n", "  optional int64 b = 3;\n"
+	was, err := parseProto(strings.Replace(strings.Replace(text, a+b, b+a, 1), "  optional int64 more = 4;\n", "", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, text = protoCodecOf(t, p.row.evolve(was.t, false), was); !strings.Contains(text, a+b) || !strings.Contains(text, "int64 more = 7;") {
+		t.Error(text)
+	}
+}
+
 // TestProtobufOfOthers: what somebody else wrote is not taken for a table's schema.
 func TestProtobufOfOthers(t *testing.T) {
 	p, err := read(change("insert", "", "null", `{"id":1}`))
@@ -305,7 +360,7 @@ func TestProtobufOfOthers(t *testing.T) {
 	}
 	_, text := protoCodecOf(t, p.row.evolve(nil, false), nil)
 	for old, new := range map[string]string{
-		"package onewrite.": "package other.", "optional int64 id": "int64 id", "int64 id": "int32 id", "repeated string nulls": "repeated string others", "repeated string nulls ": "string nulls ",
+		"package onewrite.": "package other.", "optional int64 id": "int64 id", "int64 id": "int32 id", "optional int64 id = 1": "Source id = 1", "repeated string nulls": "repeated string others", "repeated string nulls ": "string nulls ",
 		"message Envelope": "message First {}\nmessage Envelope", "message Value": "message Row {}\nmessage Value2",
 	} {
 		changed := strings.Replace(text, old, new, 1)
