@@ -3,6 +3,10 @@ package kafka_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -107,6 +111,49 @@ func TestProtobufFollowsTheTable(t *testing.T) {
 	}
 	if len(bodies) != 2 || bodies[0] != bodies[1] || bodies[0][0] != 0 {
 		t.Errorf("a repeat has other bytes: %q", bodies)
+	}
+}
+
+// TestProtobufNumbersAtOnce: while a destination is about to register a column another
+// one gives its number away. The registry refuses the second, and the next try counts on
+// from there.
+func TestProtobufNumbersAtOnce(t *testing.T) {
+	k := servers.Kafka(t)
+	a, cl := registry(t)
+	topic := unique("at-once")
+	open := func(url string) onewrite.Sink {
+		return newIdempotent(t, kafka.Config{Brokers: []string{k.Addr()}, Destination: unique(topic), Topic: topic, Schemas: &schemas.Config{Format: "protobuf", URLs: []string{url}}})
+	}
+	root, err := url.Parse(strings.TrimSuffix(a.URL(), "/apis/ccompat/v7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var between func()
+	proxy := httputil.NewSingleHostReverseProxy(root)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f := between; r.Method == http.MethodPost && f != nil {
+			between = nil
+			f()
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	slow, quick := open(front.URL+"/apis/ccompat/v7"), open(a.URL())
+	mustWrite(t, slow, insert(topic, "1", "", `{"id":1}`))
+	between = func() {
+		if _, err := persist(t, quick, insert(topic, "2", "", `{"id":2,"total":"1"}`)); err != nil {
+			t.Error(err)
+		}
+	}
+	late := insert(topic, "3", "", `{"id":3,"note":"x"}`)
+	mustRefuse(t, slow, late, "409")
+	mustWrite(t, slow, late)
+	latest, err := cl.SchemaByVersion(t.Context(), topic+"-value", -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := latest.Schema.Schema; !strings.Contains(text, "string total = 2 [deprecated = true];") || !strings.Contains(text, "string note = 3;") {
+		t.Error(text)
 	}
 }
 
