@@ -261,7 +261,7 @@ func (c *protoCodec) column(md protoreflect.MessageDescriptor, name string, v an
 	s, isText := v.(string)
 	fraction := isNumber && !isLong(string(n)) || isText && isOdd(s)
 	for _, f := range c.fields {
-		if f.column == name && (!f.twin || fraction && found != nil && found.Kind() == protoreflect.Int64Kind) {
+		if f.column == name && (!f.twin || fraction) {
 			found = md.Fields().ByNumber(f.number)
 		}
 	}
