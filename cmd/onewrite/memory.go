@@ -11,11 +11,11 @@ import (
 // memoryGoal is the memory of the program, its code aside, above which the collector
 // works harder; by itself it lets the heap grow to twice what is in use, which in a flood
 // of events is mostly buffers that are free again.
-const memoryGoal = 105 << 20
+const memoryGoal = 95 << 20
 
-// memoryLimit is the limit for a heap of which so many bytes are in use. A third of it
-// is left free: with less, nothing but collecting would be done.
-func memoryLimit(live uint64) int64 { return max(memoryGoal, int64(live+live/2)) }
+// memoryLimit is the limit for a heap of which so many bytes are in use. A quarter of it
+// is left free: with less, little but collecting would be done.
+func memoryLimit(live uint64) int64 { return max(memoryGoal, int64(live+live/3)) }
 
 // frugal keeps the memory of a long run near memoryGoal, unless the environment says how
 // (GOMEMLIMIT, GOGC).

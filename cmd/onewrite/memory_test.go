@@ -11,7 +11,7 @@ import (
 // in force while the program runs.
 func TestMemoryLimit(t *testing.T) {
 	for _, live := range []uint64{0, 10 << 20, 60 << 20, 100 << 20, 4 << 30} {
-		if limit := memoryLimit(live); limit < memoryGoal || float64(limit) < 1.4*float64(live) {
+		if limit := memoryLimit(live); limit < memoryGoal || float64(limit) < 1.3*float64(live) {
 			t.Errorf("%d bytes in use, the limit is %d", live, limit)
 		}
 	}
