@@ -196,7 +196,6 @@ type packReader struct {
 	bad   bool
 	flags uint64
 	e     onewrite.Event // what events share with the one before
-	at    int64
 }
 
 func (r *packReader) uvarint() uint64 {
