@@ -171,7 +171,7 @@ func (f *follower) idle() {
 // An idle slot moves beyond what the bus has. That is no gap, unless the bus is one
 // that does not have what was read before.
 func TestIdleSlotMoves(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		sql(t, f.conn, `DELETE FROM a`, `DELETE FROM b`)
 		if err := f.try(); err != nil {
@@ -211,7 +211,7 @@ func TestIdleSlotMoves(t *testing.T) {
 // A slot that is gone can be made anew only when the transactions that are open have
 // ended. The gap is told before, once, and the outbox is read meanwhile.
 func TestGapIsToldBeforeTheSlotIsMade(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		f.begin()
 		f.close()

@@ -116,7 +116,7 @@ func TestBusIsRecognised(t *testing.T) {
 
 // A bus that knows less than it had confirmed has lost what was truncated for it.
 func TestBusThatForgot(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		insertEach(t, url, 10)
@@ -267,6 +267,7 @@ func copyData(t *testing.T, data string) (copied string) {
 func TestBackInTime(t *testing.T) {
 	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("postgres=", version), func(t *testing.T) {
+			t.Parallel()
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			data := one[string](t, dial(t, url), `SHOW data_directory`)
@@ -298,6 +299,7 @@ func TestBackInTime(t *testing.T) {
 func TestFailoverWithoutTheLastMoment(t *testing.T) {
 	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprint("postgres=", version), func(t *testing.T) {
+			t.Parallel()
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			conn := dial(t, url)

@@ -12,7 +12,7 @@ import (
 // A source whose tables were taken out of the file goes on from a position with a place in
 // the log, also in its acknowledgements, and the doctor names the slot that is left.
 func TestTablesTakenOutBeforeMigrate(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "a")
 		r.open()
 		r.snapshots()

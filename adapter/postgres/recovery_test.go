@@ -47,6 +47,7 @@ func TestGapLasts(t *testing.T) {
 func TestDiskSnapshotOfTheLastMoment(t *testing.T) {
 	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
+			t.Parallel()
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			data := one[string](t, dial(t, url), `SHOW data_directory`)
@@ -100,6 +101,7 @@ func TestDiskSnapshotOfTheLastMoment(t *testing.T) {
 func TestRecoveryBeginsALine(t *testing.T) {
 	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
+			t.Parallel()
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			line := func() uint64 {
@@ -125,6 +127,7 @@ func TestRecoveryBeginsALine(t *testing.T) {
 func TestCrashRepeatsLittle(t *testing.T) {
 	for _, version := range servers.Versions() {
 		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
+			t.Parallel()
 			pg := servers.NewPostgres(t, version)
 			url := newOutbox(t, pg, MigrateOptions{})
 			sql(t, dial(t, url), `BEGIN`, `SELECT pg_current_xact_id()`)
