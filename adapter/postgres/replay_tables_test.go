@@ -24,9 +24,9 @@ const loadedRows = 3000
 
 // writeLoaded changes rows of all tables but the last 300, several in a transaction,
 // until ctx ends.
-func writeLoaded(t *testing.T, ctx context.Context, conn *pgx.Conn, seed uint64, count *atomic.Int64) {
+func writeLoaded(t *testing.T, ctx context.Context, conn *pgx.Conn, seed uint64, reins reins, count *atomic.Int64) {
 	rnd := rand.New(rand.NewPCG(seed, 2))
-	for i := 0; ctx.Err() == nil; i++ {
+	for i := 0; reins.hold(ctx); i++ {
 		var b strings.Builder
 		b.WriteString("BEGIN; ")
 		for range rnd.IntN(3) + 1 {
@@ -118,9 +118,10 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		var writers sync.WaitGroup
 		var changes atomic.Int64
+		reins := newReins()
 		for w := range 3 {
 			conn := dial(t, r.url)
-			writers.Go(func() { writeLoaded(t, ctx, conn, uint64(w), &changes) })
+			writers.Go(func() { writeLoaded(t, ctx, conn, uint64(w), reins, &changes) })
 		}
 		state := map[string]replica{}
 		for _, n := range names {
@@ -136,6 +137,7 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 				n := rnd.IntN(len(b.Events))
 				b.Events, r.pos = b.Events[:n+1], b.PosAt(n)
 			}
+			reins.loosen()
 			for _, e := range b.Events {
 				state[e.Topic].apply(t, e)
 				if e.Type == "snapshot" {
