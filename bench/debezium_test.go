@@ -47,7 +47,7 @@ func newDebezium(p *logProgram, dir string) *debezium {
 		"process.roles": "broker,controller", "node.id": "1", "controller.quorum.voters": "1@" + controller,
 		"listeners": "PLAINTEXT://" + d.kafka + ",CONTROLLER://" + controller, "advertised.listeners": "PLAINTEXT://" + d.kafka,
 		"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT", "controller.listener.names": "CONTROLLER",
-		"log.dirs": filepath.Join(data, "kafka"), "offsets.topic.replication.factor": "1",
+		"log.dirs": filepath.Join(data, "kafka"), "offsets.topic.replication.factor": "1", "transaction.state.log.replication.factor": "1", "transaction.state.log.min.isr": "1",
 	})
 	if out, err := d.java(p.b.Context(), "-Xmx256m", "kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk", "-c", server).CombinedOutput(); err != nil {
 		p.b.Fatalf("%v\n%s", err, out)
@@ -272,27 +272,33 @@ func (d *debezium) peaks(got samples) {
 // soon a row of 1,000 transactions a second is at a consumer, of a NATS stream or of
 // Kafka. Debezium runs as it comes and with the settings that suit it best. Its JVM
 // has read a backlog before it is measured. In the runs named kafka that Kafka is the
-// bus of onewrite, and consumers read it.
+// bus of onewrite, and consumers read it; in those named sink it is a destination.
 func BenchmarkDebezium(b *testing.B) {
 	dir := os.Getenv("ONEWRITE_DEBEZIUM")
 	if dir == "" {
 		b.Skip("Kafka and Debezium are not here; run: make bench-debezium")
 	}
 	for _, perTx := range []int{1, 1000} {
-		b.Run("backlog/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, false) })
-		b.Run("kafka/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, true) })
+		b.Run("backlog/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "") })
+		b.Run("kafka/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "bus") })
+		b.Run("sink/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "sink") })
 	}
-	b.Run("live", func(b *testing.B) { besideLive(b, dir, false) })
-	b.Run("livekafka", func(b *testing.B) { besideLive(b, dir, true) })
+	b.Run("live", func(b *testing.B) { besideLive(b, dir, "") })
+	b.Run("livekafka", func(b *testing.B) { besideLive(b, dir, "bus") })
+	b.Run("livesink", func(b *testing.B) { besideLive(b, dir, "sink") })
 }
 
-// beside starts the program beside Debezium, on its own bus or on Debezium's Kafka.
-func beside(b *testing.B, dir string, kafka bool, rest string) (*logProgram, *debezium) {
+// beside starts the program beside Debezium, to which Kafka is nothing, its bus or a sink.
+func beside(b *testing.B, dir, kafka, rest string) (*logProgram, *debezium) {
 	b.Helper()
 	p := &logProgram{logBacklog: newLogTable(b)}
 	d := newDebezium(p, dir)
 	source := fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", p.url)
-	if kafka {
+	if kafka == "sink" {
+		p.to = "kafka"
+		rest += fmt.Sprintf("destinations:\n  kafka: {type: kafka, brokers: [%q], topic: \"onewrite.{topic}\"}\n", d.kafka)
+	}
+	if kafka == "bus" {
 		p.cmd, p.addr = runningOn(b, fmt.Sprintf("{type: kafka, brokers: [%q], max_size: 20GB}", d.kafka), source, rest)
 	} else {
 		p.cmd, p.addr = running(b, source, rest)
@@ -301,7 +307,7 @@ func beside(b *testing.B, dir string, kafka bool, rest string) (*logProgram, *de
 	return p, d
 }
 
-func besideBacklog(b *testing.B, dir string, perTx int, kafka bool) {
+func besideBacklog(b *testing.B, dir string, perTx int, kafka string) {
 	p, d := beside(b, dir, kafka, "")
 	end(p.cmd, os.Interrupt)
 	n, got := short(logRows), samples{}
@@ -313,7 +319,7 @@ func besideBacklog(b *testing.B, dir string, perTx int, kafka bool) {
 		p.load(n, perTx)
 		broker := cpuSeconds(b, d.broker.Process.Pid)
 		p.drain(got, n)
-		if kafka {
+		if kafka != "" {
 			got.add("own-kafka-cpu-s/M", (cpuSeconds(b, d.broker.Process.Pid)-broker)*1e6/float64(n))
 		}
 		asIs.drain(got, "debezium", n)
@@ -325,16 +331,19 @@ func besideBacklog(b *testing.B, dir string, perTx int, kafka bool) {
 	got.report(b)
 }
 
-func besideLive(b *testing.B, dir string, kafka bool) {
+func besideLive(b *testing.B, dir, kafka string) {
 	at, got := &atomic.Pointer[trip]{}, samples{}
 	rest := ""
-	if !kafka {
+	if kafka == "" {
 		consumer := subscriber(b, at)
 		rest = fmt.Sprintf("destinations:\n  consumer: {type: %s, url: %q}\n", consumer.Type, consumer.URL.Reveal())
 	}
 	p, d := beside(b, dir, kafka, rest)
-	if kafka {
+	switch kafka {
+	case "bus":
 		d.watch("onewrite.log.shop", at)
+	case "sink":
+		d.watch("onewrite.public.orders", at)
 	}
 	p.db.SetMaxOpenConns(latencyWriter)
 	p.db.SetMaxIdleConns(latencyWriter)

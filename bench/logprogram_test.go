@@ -15,6 +15,7 @@ type logProgram struct {
 	*logBacklog
 	cmd  *exec.Cmd
 	addr string
+	to   string // the destination that rows have to reach; empty: the bus
 }
 
 // newLogProgram starts the program on an empty table, with what else its
@@ -37,11 +38,14 @@ func (p *logProgram) walsender() (pid int) {
 	return pid
 }
 
-// arrived waits until every row of the table is on the bus.
+// arrived waits until every row of the table is on the bus, or at its destination.
 func (p *logProgram) arrived(limit time.Duration) {
 	p.b.Helper()
 	await(p.b, limit, "every row is on the bus", seldom(func() bool {
 		s, ok := status(p.addr)
+		if p.to != "" {
+			return ok && s.Destinations[p.to].Delivered >= uint64(p.rows)
+		}
 		return ok && s.Sources["shop"].Events >= uint64(p.rows)
 	}))
 }
