@@ -174,7 +174,7 @@ func (a *api) parked(w http.ResponseWriter, r *http.Request) {
 		s := Parked{Ref: p.Ref, ID: p.Message.ID, Source: p.Message.Source, Topic: p.Message.Topic, Type: p.Message.Type,
 			Key: p.Message.Key, Reason: p.Reason, Attempts: p.Attempts, Holds: p.Holds, At: p.At}
 		if ref > 0 {
-			s.Event = cloudevents.AppendJSON(nil, &p.Message.Event)
+			s.Event, s.Payload = cloudevents.AppendJSON(nil, &p.Message.Event), p.Message.Data
 		}
 		shown = append(shown, s)
 	}

@@ -99,6 +99,9 @@ type Parked struct {
 	At       time.Time `json:"parked_at"`
 	// Event is the CloudEvents JSON of the event; only when one is asked for.
 	Event RawJSON `json:"event,omitempty"`
+	// Payload is its data byte for byte, which JSON text is not when it is written again;
+	// only when one is asked for.
+	Payload []byte `json:"payload,omitempty"`
 }
 
 // RawJSON is JSON text that is passed on as it is.

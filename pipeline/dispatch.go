@@ -141,13 +141,13 @@ func (r *deliverer) answer(res result) error {
 	if r.placed.sink != nil && res.n > 0 {
 		r.placed.note(res.batch)
 	}
+	wasDown := r.health.down() // what is delivered proves something of the events that failed
 	for _, e := range res.batch[:res.n] {
 		if err := r.delivered(e, now); err != nil {
 			return err
 		}
 	}
 	if res.n > 0 {
-		wasDown := r.health.down()
 		r.health.success(now)
 		if wasDown {
 			r.recovered()
@@ -232,8 +232,7 @@ func (r *deliverer) failed(rest []*entry, err error, now time.Time) error {
 		r.log.Warn("write failed, will try again", "id", e.msg.ID, "error", err)
 	}
 	if e.ref != 0 && (errors.Is(err, onewrite.ErrRejected) || answered(err)) {
-		r.log.Warn("parked event refused again, it stays parked", "id", e.msg.ID, "ref", e.ref, "error", err)
-		r.giveBack(e.lane)
+		r.refusedAgain(e, err)
 		return nil
 	}
 	r.health.failed(e, err, now)

@@ -128,7 +128,7 @@ func (r *deliverer) poison(e *entry, cause error) error {
 	l := e.lane
 	l.retry = time.Time{}
 	if e.ref != 0 {
-		r.giveBack(l)
+		r.refusedAgain(e, cause)
 		return nil
 	}
 	l.queue = l.queue[1:]
@@ -151,6 +151,12 @@ func (r *deliverer) poison(e *entry, cause error) error {
 	}
 	l.queue = nil
 	return nil
+}
+
+// refusedAgain ends the redelivery of a parked event.
+func (r *deliverer) refusedAgain(e *entry, cause error) {
+	r.log.Warn("parked event refused again, it stays parked", "id", e.msg.ID, "ref", e.ref, "error", cause)
+	r.giveBack(e.lane)
 }
 
 // park sets an event aside, durably, before the cursor passes it.

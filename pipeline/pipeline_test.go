@@ -3,7 +3,9 @@ package pipeline_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -129,6 +131,8 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 			}
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
+				var said strings.Builder
+				w.d.Log = slog.New(slog.NewTextHandler(&said, nil))
 				var down atomic.Bool
 				w.sink.Before = func(context.Context, onewrite.Event) error {
 					if down.Load() && rejected {
@@ -160,6 +164,9 @@ func TestOutageCostsNoAttempt(t *testing.T) {
 				}
 				checkOrder(t, w.sink.Received())
 				w.stop()
+				if n := strings.Count(said.String(), "destination takes events again"); n != 1 {
+					t.Errorf("lanes %d: its end is said %d times", lanes, n)
+				}
 			})
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/onewrite/onewrite/dashboard"
-	"github.com/onewrite/onewrite/internal/cloudevents"
 )
 
 func (a *app) parked() *cobra.Command {
@@ -143,13 +142,10 @@ func (a *app) parkedShow(cmd *cobra.Command, args []string, payload bool) error 
 		return fmt.Errorf("destination %s has no parked event %s; see onewrite parked list %s", args[0], args[1], args[0])
 	}
 	if payload {
-		e, err := cloudevents.ParseJSON(list[0].Event)
-		if err != nil {
-			return err
-		}
-		_, err = cmd.OutOrStdout().Write(e.Data)
+		_, err = cmd.OutOrStdout().Write(list[0].Payload)
 		return err
 	}
+	list[0].Payload = nil // it is in the event
 	return printJSON(cmd.OutOrStdout(), list[0])
 }
 
