@@ -121,3 +121,25 @@ func TestTexts(t *testing.T) {
 		}
 	}
 }
+
+// TestTallyBehindItsPlace: a place may be ahead of what is known, after a count that had no
+// time to end; and what is confirmed is not kept, wanted or not.
+func TestTallyBehindItsPlace(t *testing.T) {
+	tally := NewTally(0)
+	for o := uint64(1); o <= 1024*64+1; o++ {
+		tally.Note(o, true)
+	}
+	if n := tally.Pending(onewrite.LogCursor{Floor: 1025 * 64}, 1026*64); n != 64 {
+		t.Fatalf("%d pending, want 64", n)
+	}
+	tally.Note(1024*64+2, true)
+	if n := tally.Pending(onewrite.LogCursor{Floor: 1024 * 64}, 1024*64+2); n != 2 {
+		t.Fatalf("%d pending, want 2", n)
+	}
+	tally.Note(1<<40, false)
+	tally.Pending(onewrite.LogCursor{Floor: 1 << 40}, 1<<40)
+	tally.Note(1<<40+1, true)
+	if n := tally.Pending(onewrite.LogCursor{Floor: 1 << 40}, 1<<40+1); n != 1 || len(tally.bits) > 2000 {
+		t.Fatalf("%d pending, want 1; %d words", n, len(tally.bits))
+	}
+}

@@ -75,10 +75,11 @@ func (t *Tally) count(from, to uint64) (n uint64) {
 }
 
 func (t *Tally) trim(floor uint64) {
+	floor = min(floor, t.upto) // what comes next is behind the base
 	words := (floor - min(floor, t.base)) / 64
-	if words < 1024 || words > uint64(len(t.bits)) {
+	if words < 1024 {
 		return
 	}
-	t.bits = append([]uint64(nil), t.bits[words:]...)
+	t.bits = append([]uint64(nil), t.bits[min(words, uint64(len(t.bits))):]...)
 	t.base += 64 * words
 }
