@@ -349,8 +349,9 @@ func (b *Bus) appendBatch(ctx context.Context, nc *natsgo.Conn, l *logState, bat
 // batch of them.
 func (b *Bus) appendPacks(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) (messages uint64, err error) {
 	id := b.batchID(l)
+	limit := min(packBytes, int(nc.MaxPayload())/2) // where events are small, a message is too; the rest is for headers
 	for at := 0; at < len(batch.Events); messages++ {
-		m, n := l.enc.pack(b.subjects(l.source), batch.Events[at:], l.seq+l.shift+1+uint64(at), l.shift+uint64(at)-messages)
+		m, n := l.enc.pack(b.subjects(l.source), batch.Events[at:], l.seq+l.shift+1+uint64(at), l.shift+uint64(at)-messages, limit)
 		last := at+n == len(batch.Events)
 		if messages == 0 {
 			l.enc.set(hdrExpect, strconv.FormatUint(l.seq, 10))

@@ -39,7 +39,7 @@ func Encode(e *onewrite.Event) *natsgo.Msg {
 // Pack writes events as one message, as many of them as fit.
 func Pack(events []onewrite.Event, first uint64) (*natsgo.Msg, int) {
 	var enc encoder
-	return enc.pack("x.", events, first, 0)
+	return enc.pack("x.", events, first, 0, packBytes)
 }
 
 // Unpack reads the events of a message that wants says yes to, by their offsets.

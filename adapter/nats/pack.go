@@ -99,12 +99,12 @@ func appendText(dst []byte, s string) []byte {
 }
 
 // pack writes the leading events as one message whose first has offset first, at most
-// about packBytes of them, and says how many. One event is a message as others read it.
-func (c *encoder) pack(subjects string, events []onewrite.Event, first, shift uint64) (m *natsgo.Msg, n int) {
+// about limit bytes of them, and says how many. One event is a message as others read it.
+func (c *encoder) pack(subjects string, events []onewrite.Event, first, shift uint64, limit int) (m *natsgo.Msg, n int) {
 	c.body = c.body[:0]
 	for n < len(events) {
 		c.one = appendPacked(c.one[:0], &events[n], previous(events, n))
-		if n > 0 && len(c.body)+len(c.one) > packBytes {
+		if n > 0 && len(c.body)+len(c.one) > limit {
 			break
 		}
 		c.body = append(binary.AppendUvarint(c.body, uint64(len(c.one))), c.one...)

@@ -262,3 +262,22 @@ func TestFirstPack(t *testing.T) {
 		}
 	}
 }
+
+// TestPacksOfSmallEvents: a bus that takes small events only takes a full batch of them.
+func TestPacksOfSmallEvents(t *testing.T) {
+	for _, most := range []int{1 << 10, 64 << 10} {
+		b := open(t, nats.Config{Dir: t.TempDir(), MaxEvent: most})
+		x := batch(1, 1000)
+		for i := range x.Events {
+			x.Events[i].Data = bytes.Repeat([]byte("x"), 1000)
+		}
+		if last := appendAll(t, b, "", x); last != 1000 {
+			t.Fatalf("max_event %d: appended up to %d", most, last)
+		}
+		sub := subscribe(t, b, onewrite.Interest{})
+		if got := read(t, sub, 1000); len(got) != 1000 || got[999].Offset != 1000 {
+			t.Fatalf("max_event %d: read %d", most, len(got))
+		}
+		_ = sub.Close()
+	}
+}
