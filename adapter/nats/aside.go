@@ -173,8 +173,12 @@ func (b *Bus) sound(ctx context.Context) error {
 	}
 	records := map[string]places.Record{}
 	if streams[b.stateStream()] != nil {
-		if records, err = b.records(ctx); err != nil {
+		records, err = b.records(ctx)
+		if errors.Is(err, errUnreadable) {
 			return damaged{err.Error()}
+		}
+		if err != nil { // it was not answered, or given up: that says nothing of the store
+			return err
 		}
 	}
 	return b.soundPlaces(ctx, records, streams)
@@ -208,7 +212,7 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record,
 					last, err = b.lastOffset(ctx, b.logOf(log), info.State)
 				}
 				if err != nil {
-					return damaged{err.Error()}
+					return err
 				}
 			}
 			if last < ends {

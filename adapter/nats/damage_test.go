@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -300,5 +301,51 @@ func TestDamageOfOnlyCopy(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "only-copy-shop")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it still is the only copy: %v", err)
+	}
+}
+
+// endsAt is a context that ends when it was asked for so often.
+type endsAt struct {
+	context.Context
+	cancel context.CancelFunc
+	left   atomic.Int64
+}
+
+func (e *endsAt) ask() {
+	if e.left.Add(-1) == 0 {
+		e.cancel()
+	}
+}
+
+func (e *endsAt) Done() <-chan struct{} { e.ask(); return e.Context.Done() }
+
+func (e *endsAt) Err() error { e.ask(); return e.Context.Err() }
+
+// TestSoundGivenUp: a look at the store that is given up, wherever it is, says nothing of
+// the store.
+func TestSoundGivenUp(t *testing.T) {
+	b := open(t, nats.Config{Dir: t.TempDir()})
+	appendAll(t, b, "", batch(1, 100), batch(101, 100))
+	sub := subscribe(t, b, onewrite.Interest{Name: "d"})
+	defer sub.Close()
+	if err := sub.Commit(t.Context(), onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {Floor: 150}}}); err != nil {
+		t.Fatal(err)
+	}
+	for n := int64(1); ; n++ {
+		inner, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx := &endsAt{Context: inner, cancel: cancel}
+		ctx.left.Store(n)
+		damaged, err := nats.Sound(ctx, b)
+		left := ctx.left.Load()
+		cancel()
+		if damaged {
+			t.Errorf("given up when the context was asked for the %d. time, the store is said to be damaged: %v", n, err)
+		}
+		if left > 0 {
+			if err != nil || n < 5 {
+				t.Fatalf("nothing ended it, and %v", err)
+			}
+			return
+		}
 	}
 }

@@ -2,6 +2,7 @@ package nats
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -88,4 +89,11 @@ func ForgetUntil(ctx context.Context, b *Bus, name string, steps int) (all bool,
 		}
 	}
 	return steps == len(list), nil
+}
+
+// Sound looks whether the store holds what it must, and tells whether an error says that
+// it does not.
+func Sound(ctx context.Context, b *Bus) (isDamaged bool, err error) {
+	err = b.sound(ctx)
+	return errors.As(err, &damaged{}), err
 }
