@@ -168,9 +168,7 @@ func (r *Relay) capped(name string, s *source, u retention.Usage, floor uint64, 
 	if u.Messages > 0 {
 		bytes = u.Bytes / int64(u.Messages) * int64(min(waiting, u.Messages))
 	}
-	// The bus keeps what is confirmed as long as keep says; when it let go of
-	// what came after the first unconfirmed event, that one is older than that.
-	old := waiting > 0 && (floor+1 < u.First || floor < u.First && time.Since(u.Oldest) > keep.Age)
+	old := waiting > 0 && u.Outlived(floor, keep.Age)
 	over := u.Messages > 0 && (waiting > 0 && bytes > keep.Size || old) // an empty log holds no copy
 	text := ""
 	if over {

@@ -47,7 +47,7 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep ret
 			return retention.Usage{}, err
 		}
 	}
-	u := retention.Usage{First: o.first, Last: o.last, Messages: o.last - o.first + 1, Bytes: o.bytes}
+	u := retention.Usage{First: o.first, Last: o.last, Messages: o.last - o.first + 1, Bytes: o.bytes, Through: o.first}
 	l.holds(o.bytes)
 	u.Oldest, err = b.stored(ctx, l, o)
 	return u, err

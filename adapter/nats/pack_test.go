@@ -224,8 +224,11 @@ func TestPackIsOneMessage(t *testing.T) {
 	b := open(t, c)
 	appendAll(t, b, "", batch(1, 400))
 	packed, err := b.Retain(t.Context(), "shop", 400, retention.Keep{Size: 1, Age: time.Nanosecond})
-	if err != nil || packed.First != 1 || packed.Messages != 400 {
+	if err != nil || packed.First != 1 || packed.Messages != 400 || packed.Through != 400 {
 		t.Fatalf("the newest message has all 400 events: %+v, %v", packed, err)
+	}
+	if !packed.Outlived(200, time.Nanosecond) || packed.Outlived(200, time.Hour) || packed.Outlived(400, time.Nanosecond) {
+		t.Fatalf("a destination that waits in the middle of a message waits since it was stored: %+v", packed)
 	}
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
@@ -234,7 +237,7 @@ func TestPackIsOneMessage(t *testing.T) {
 	b = open(t, c)
 	appendAll(t, b, "400", batch(401, 400))
 	single, err := b.Retain(t.Context(), "shop", 800, retention.Keep{Size: 1, Age: time.Nanosecond})
-	if err != nil || single.First != 800 || single.Messages != 1 {
+	if err != nil || single.First != 800 || single.Messages != 1 || single.Through != 800 {
 		t.Fatalf("the newest message has one event: %+v, %v", single, err)
 	}
 }

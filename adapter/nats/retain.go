@@ -60,11 +60,19 @@ func (b *Bus) Retain(ctx context.Context, log string, confirmed uint64, keep ret
 	if err != nil {
 		return retention.Usage{}, fmt.Errorf("nats: size of source %s: %w", log, err)
 	}
-	if b.isPacked(l) && state.Msgs > 0 {
-		u.Messages = u.Last - u.First + 1
+	if state.Msgs == 0 {
+		return u, nil
 	}
-	if state.Msgs > 0 {
-		u.Oldest = state.FirstTime
+	u.Oldest, u.Through = state.FirstTime, u.First
+	if b.isPacked(l) {
+		u.Messages = u.Last - u.First + 1
+		var in inbox
+		defer in.close()
+		if _, last, ok, err := b.at(ctx, &in, l, state.FirstSeq); err != nil {
+			return retention.Usage{}, fmt.Errorf("nats: size of source %s: %w", log, err)
+		} else if ok {
+			u.Through = last
+		}
 	}
 	return u, nil
 }

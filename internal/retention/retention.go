@@ -19,8 +19,17 @@ type Usage struct {
 	First, Last uint64
 	// Bytes is the room taken in the store.
 	Bytes int64
-	// Oldest is when the oldest event was stored; zero if there is none.
-	Oldest time.Time
+	// Oldest is when the oldest event was stored, and with it all up to Through; zero if
+	// there is none.
+	Oldest  time.Time
+	Through uint64
 	// Messages counts the events.
 	Messages uint64
+}
+
+// Outlived reports whether the first event behind floor, which is there, has waited for
+// longer than age. The bus keeps what is confirmed as long as Keep says; when it let go
+// of what came after that event, it has.
+func (u Usage) Outlived(floor uint64, age time.Duration) bool {
+	return floor+1 < u.First || floor < max(u.First, u.Through) && time.Since(u.Oldest) > age
 }
