@@ -97,3 +97,11 @@ func Sound(ctx context.Context, b *Bus) (isDamaged bool, err error) {
 	err = b.sound(ctx)
 	return errors.As(err, &damaged{}), err
 }
+
+// Held is how many events a subscription keeps beyond what Read returned.
+func Held(s onewrite.Subscription) (n int) {
+	for _, r := range s.(*subscription).logs {
+		n += len(r.held)
+	}
+	return n
+}

@@ -284,3 +284,29 @@ func TestPacksOfSmallEvents(t *testing.T) {
 		_ = sub.Close()
 	}
 }
+
+// TestHeld: a reader keeps no more than about a pack, though small events fit by the ten
+// thousand into what is fetched at once.
+func TestHeld(t *testing.T) {
+	c := nats.Config{Dir: t.TempDir()}
+	nats.StoreOnly(&c)
+	b := open(t, c)
+	prev, all := onewrite.Pos(""), 0
+	for _, n := range []int{1000, 1000, 1000, 1000, 1000, 1, 1, 1, 1000, 1000, 1000, 1000, 1000} {
+		x := batch(all+1, n)
+		appendAll(t, b, prev, x)
+		prev, all = x.Pos, all+n
+	}
+	sub := subscribe(t, b, onewrite.Interest{})
+	defer sub.Close()
+	for at := 0; at < all; {
+		for _, m := range read(t, sub, 1) {
+			if at++; m.Offset != uint64(at) {
+				t.Fatalf("event %d is at %d", at, m.Offset)
+			}
+		}
+		if n := nats.Held(sub); n > onewrite.MaxBatch {
+			t.Fatalf("after %d it holds %d events", at, n)
+		}
+	}
+}

@@ -152,7 +152,7 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	if err != nil {
 		return nil, err
 	}
-	room, seen, got := readCount-len(msgs), next-1, []onewrite.Message(nil)
+	room, seen, got, full := readCount-len(msgs), next-1, []onewrite.Message(nil), false
 	wants := func(offset uint64, topic string) bool {
 		wanted := s.filter.Wants(topic)
 		if packed && len(s.filter) > 0 {
@@ -161,6 +161,9 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 		return offset >= next && offset <= tail && wanted && !r.skips(offset)
 	}
 	f, err := s.b.fetch(ctx, &s.inbox, s.b.stream(r.l.source), q, func(seq uint64, m *natsgo.Msg) error {
+		if full = len(got) >= room; full { // the packs were larger than those before: fetched again
+			return nil
+		}
 		first, n, err := place(m.Header, seq)
 		if err != nil {
 			return fmt.Errorf("message %d of stream %s: %w", seq, s.b.stream(r.l.source), err)
@@ -186,6 +189,7 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	// behind the leader that told the tail, and shows that it does not by giving
 	// the tail itself or what is beyond.
 	switch {
+	case full:
 	case seen >= tail, f.exhausted && s.b.emb != nil:
 		seen = tail
 		r.behind = time.Time{}
