@@ -371,6 +371,7 @@ func (b *Bus) create(ctx context.Context, source string) error {
 	if l.tail > 0 {
 		c.FirstSeq = l.tail + 1
 	}
+	l.origin = mark{}
 	b.mu.Unlock()
 	for _, r := range records {
 		lc := r.Cursor.Logs[source]
