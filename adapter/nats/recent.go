@@ -12,7 +12,7 @@ import (
 // together. A reader that keeps up is served from there: the store is not read,
 // which is the larger part of the work, and does not hold blocks in memory for
 // it.
-const recentBytes = 12 << 20
+const recentBytes = 8 << 20
 
 // recent are the newest events of a log that this process appended, in the form
 // in which the store would give them back.

@@ -11,7 +11,7 @@ import (
 // memoryGoal is the memory of the program, its code aside, above which the collector
 // works harder; by itself it lets the heap grow to twice what is in use, which in a flood
 // of events is mostly buffers that are free again.
-const memoryGoal = 95 << 20
+const memoryGoal = 85 << 20
 
 // memoryLimit is the limit for a heap of which so many bytes are in use. A quarter of it
 // is left free: with less, little but collecting would be done.
