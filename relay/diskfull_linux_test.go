@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -25,14 +26,24 @@ func TestDiskFull(t *testing.T) {
 // back.
 func fill(t *testing.T, dir string, leave uint64) (empty func()) {
 	t.Helper()
-	var s syscall.Statfs_t
-	if err := syscall.Statfs(dir, &s); err != nil {
-		t.Fatal(err)
-	}
 	ballast := filepath.Join(dir, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, s.Bavail*uint64(s.Bsize)-leave), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	until(t, "the disk to be filled", func() bool { // the bus may write in between
+		var s syscall.Statfs_t
+		if err := syscall.Statfs(dir, &s); err != nil {
+			t.Fatal(err)
+		}
+		err := os.WriteFile(ballast, make([]byte, s.Bavail*uint64(s.Bsize)-leave), 0o600)
+		if errors.Is(err, syscall.ENOSPC) {
+			err = os.Remove(ballast)
+			if err == nil {
+				return false
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return true
+	})
 	return func() {
 		if err := os.Remove(ballast); err != nil {
 			t.Error(err)

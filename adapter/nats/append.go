@@ -137,7 +137,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	}
 	n := uint64(len(batch.Events))
 	l.seq, l.shift = l.seq+messages, l.shift+n-messages
-	l.last, l.pos, l.known = l.seq+l.shift, batch.Pos, true
+	l.last, l.pos, l.known, l.exists = l.seq+l.shift, batch.Pos, true, true // a server may not have heard of a new stream yet
 	l.recent.add(l.last-n+1, batch.Events, b.recentLimit())
 	if l.shift > 0 {
 		b.notePacked(l)

@@ -149,7 +149,6 @@ func (r *rig) snapshotUnderLoad(reopen func(n int)) {
 	}
 	got := replica{}
 	snapshots, live := 0, 0
-	rnd := rand.New(rand.NewPCG(7, 7))
 	take := func(b onewrite.Batch) {
 		for _, e := range b.Events {
 			got.apply(t, e)
@@ -169,7 +168,7 @@ func (r *rig) snapshotUnderLoad(reopen func(n int)) {
 		b := r.read()
 		reins.loosen()
 		take(b)
-		if rnd.IntN(2) == 0 && opens < 15 && snapshots >= opens*300 { // all along the way
+		if opens < 15 && snapshots >= opens*300 { // all along the way
 			reopen(opens)
 			r.open()
 			opens++
