@@ -280,7 +280,12 @@ func (l *serverLog) Warnf(f string, v ...any) {
 	if strings.HasPrefix(f, "Maximum payloads over") {
 		return // the size of events is the operator's choice
 	}
-	l.log.Warn("embedded bus: " + fmt.Sprintf(f, v...))
+	text := "embedded bus: " + fmt.Sprintf(f, v...)
+	if strings.Contains(f, "state outdated") { // after each kill: its index is made anew from the messages
+		l.log.Info(text)
+		return
+	}
+	l.log.Warn(text)
 }
 func (l *serverLog) Errorf(f string, v ...any) { l.error(f, v) }
 func (l *serverLog) Fatalf(f string, v ...any) { l.error(f, v) }

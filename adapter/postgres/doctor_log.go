@@ -302,7 +302,7 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	if len(e.found) == found {
-		e.ok("tables", "%d tables are captured", len(list))
+		e.ok("tables", "captured tables: %d", len(list))
 	}
 	return nil
 }

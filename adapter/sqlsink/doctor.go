@@ -36,6 +36,8 @@ type inspector interface {
 	// lacks returns which of the rights the user does not have on a table, or nil if
 	// that cannot be told; of an empty name, whether tables can be made.
 	lacks(ctx context.Context, t *table) ([]string, error)
+	// mayMake is the statement that lets the user make tables.
+	mayMake(ctx context.Context) (string, error)
 	// holder returns when the destination was last written; "": never.
 	holder(ctx context.Context, destination string) (string, error)
 }
@@ -157,7 +159,14 @@ func (e *examiner) places(ctx context.Context) {
 		e.failed("places", err)
 		return
 	case t == nil:
-		e.Add(diagnosis.OK, "places", "", "%s is not there yet; onewrite run makes it", placesTable)
+		lacks, err := e.db.lacks(ctx, nil)
+		if err != nil {
+			e.failed("places", err)
+		} else if slices.Contains(lacks, "CREATE") {
+			e.Add(diagnosis.Problem, "places", e.grant(ctx), "%s is not there, and the user may not make it: nothing would be delivered", placesTable)
+		} else {
+			e.Add(diagnosis.OK, "places", "", "%s is not there yet; onewrite run makes it", placesTable)
+		}
 		return
 	}
 	for _, c := range []string{"destination", "owner", "record", "written"} {
@@ -190,8 +199,17 @@ func (e *examiner) making(ctx context.Context) {
 	if err != nil {
 		e.failed("create", err)
 	} else if len(lacks) > 0 {
-		e.Add(diagnosis.Warning, "create", "GRANT CREATE to the user of url, or make the tables yourself and write create: false", "the user may not make tables; one that is missing would hold its events back")
+		e.Add(diagnosis.Warning, "create", e.grant(ctx)+" -- or make the tables yourself and write create: false", "the user may not make tables; one that is missing would hold its events back")
 	}
+}
+
+// grant is the statement that lets the user make tables.
+func (e *examiner) grant(ctx context.Context) string {
+	text, err := e.db.mayMake(ctx)
+	if err != nil {
+		return "GRANT CREATE to the user of url"
+	}
+	return text
 }
 
 func (e *examiner) table(ctx context.Context, n name, topic string) {

@@ -33,6 +33,11 @@ func (p *pgDB) lacks(ctx context.Context, t *table) (list []string, err error) {
 	return list, err
 }
 
+func (p *pgDB) mayMake(ctx context.Context) (text string, err error) {
+	err = p.conn.QueryRow(ctx, "SELECT format('GRANT CREATE ON SCHEMA %I TO %I;', coalesce(current_schema(), 'public'), current_user)").Scan(&text)
+	return text, err
+}
+
 func (p *pgDB) holder(ctx context.Context, destination string) (at string, err error) {
 	err = p.conn.QueryRow(ctx, "SELECT coalesce(max(written)::text, '') FROM onewrite_places WHERE destination = $1", destination).Scan(&at)
 	return at, err
@@ -85,10 +90,17 @@ func (m *mysqlDB) lacks(ctx context.Context, t *table) (list []string, err error
 	return slices.DeleteFunc(need, func(r string) bool { return slices.Contains(have, r) }), rows.Err()
 }
 
+func (m *mysqlDB) mayMake(ctx context.Context) (text string, err error) {
+	err = m.conn.QueryRowContext(ctx, "SELECT concat('GRANT CREATE, ALTER ON `', replace(database(), '`', '``'), '`.* TO ''', replace(current_user(), '@', '''@'''), ''';')").Scan(&text)
+	return text, err
+}
+
 func (m *mysqlDB) holder(ctx context.Context, destination string) (at string, err error) {
 	err = m.conn.QueryRowContext(ctx, "SELECT coalesce(max(written), '') FROM onewrite_places WHERE destination = ?", destination).Scan(&at)
 	return at, err
 }
+
+func (s *sqliteDB) mayMake(context.Context) (string, error) { return "", nil }
 
 func (s *sqliteDB) server(ctx context.Context) (v string, err error) {
 	err = s.conn.QueryRowContext(ctx, "SELECT 'SQLite ' || sqlite_version()").Scan(&v)

@@ -82,7 +82,10 @@ func TestDoctor(t *testing.T) {
 		case sqlsink.Postgres:
 			role := servers.Postgres(t, 15).NewRole(t)
 			x.exec(t, "REVOKE CREATE ON SCHEMA public FROM PUBLIC", "GRANT SELECT, INSERT ON t TO "+role.Name)
+			x.exec(t, "ALTER TABLE onewrite_places RENAME TO theirs")
 			x.cfg.URL = role.URL(x.cfg.URL)
+			finds(t, look(), "problem places GRANT CREATE ON SCHEMA public TO "+role.Name+";", "warning create GRANT CREATE ON SCHEMA public TO "+role.Name+";", "problem table may not UPDATE")
+			x.exec(t, "ALTER TABLE theirs RENAME TO onewrite_places")
 			finds(t, look(), "problem places GRANT SELECT, INSERT, UPDATE", "warning create may not make tables", "problem table may not UPDATE, DELETE, TRUNCATE the table t")
 			finds(t, look(func(c *sqlsink.Config) { c.URL += "&default_transaction_read_only=on" }), "problem writable read only", "problem places GRANT", "warning create may not", "problem table may not")
 		case sqlsink.MySQL:

@@ -54,13 +54,25 @@ func (f *filter) wants(v *view) (bool, error) {
 		return false, fmt.Errorf("the expression took longer than %v", timeLimit)
 	}
 	if err != nil {
-		return false, err
+		return false, cured(err)
 	}
 	yes, ok := out.Value().(bool)
 	if !ok {
 		return false, fmt.Errorf("the expression is not true or false for this event, but of type %s", out.Type().TypeName())
 	}
 	return yes, nil
+}
+
+// cured adds to CEL's commonest words what to write instead.
+func cured(err error) error {
+	text := err.Error()
+	if key, ok := strings.CutPrefix(text, "no such key: "); ok {
+		return fmt.Errorf("%w; if it may be missing, ask for it first: has(… .%s) && …", err, key)
+	}
+	if strings.HasPrefix(text, "no such overload") {
+		return fmt.Errorf("%w; a value is of another type than the expression compares it with: look at the event, and ask for the type first: type(…) == string && …", err)
+	}
+	return err
 }
 
 // celView gives CEL the variables.

@@ -136,9 +136,9 @@ func TestRefused(t *testing.T) {
 		e    onewrite.Event
 		want string
 	}{
-		{Config{Filter: `data.missing > 1`}, order, "filter: no such key: missing"},
+		{Config{Filter: `data.missing > 1`}, order, "filter: no such key: missing; if it may be missing, ask for it first: has(… .missing) && …"},
 		{Config{Filter: `data.order`}, order, "filter: the expression is not true or false for this event, but of type string"},
-		{Config{Filter: `data.lines.exists(a, data.lines.exists(b, a.sku < b.n))`}, order, "filter: no such overload"},
+		{Config{Filter: `data.lines.exists(a, data.lines.exists(b, a.sku < b.n))`}, order, "filter: no such overload; a value is of another type"},
 		{Config{Transform: `error("bad order")`}, order, "transform: error: bad order"},
 		{Config{Transform: `.order + 1`}, order, "transform: cannot add"},
 		{Config{Transform: `1, 2`}, order, "more than one result"},
