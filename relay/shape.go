@@ -2,11 +2,13 @@ package relay
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/rediscmd"
 	"github.com/onewrite/onewrite/internal/schemas"
 	"github.com/onewrite/onewrite/internal/shape"
 	"github.com/onewrite/onewrite/internal/topics"
@@ -77,6 +79,8 @@ type Preview struct {
 	// Subject is where the registry has the schema that the event is written by, and
 	// Schema the one that follows from it where it is a row change; see Kafka's format.
 	Subject, Schema string
+	// Commands are what a cache in Redis is told.
+	Commands []string
 	// Parked is true if the event would be refused, and so parked.
 	Parked bool
 }
@@ -89,6 +93,31 @@ func (p *Preview) bySchema(d config.Destination) {
 		return
 	}
 	p.Subject, p.Schema = s.Subject, s.Schema
+}
+
+// byCommands adds the commands that the event becomes; one that lacks what they name is
+// parked.
+func (p *Preview) byCommands(d config.Destination) {
+	fill := rediscmd.For(p.Event)
+	for _, text := range d.Commands {
+		c, err := rediscmd.ParseCommand(text)
+		if err == nil && !c.For(p.Event.Type) {
+			continue
+		}
+		var args []any
+		if err == nil {
+			args, _, err = fill.Fill(c)
+		}
+		if err != nil {
+			*p = Preview{Destination: p.Destination, Reason: err.Error(), Parked: true}
+			return
+		}
+		line := c.Name()
+		for _, a := range args[1:] {
+			line += fmt.Sprintf(" %q", a)
+		}
+		p.Commands = append(p.Commands, line)
+	}
 }
 
 // Look says what each destination would get of an event, in the order of their names.
@@ -116,6 +145,9 @@ func Look(cfg *Config, e onewrite.Event) (list []Preview) {
 		}
 		if p.Event != nil && d.Schemas() {
 			p.bySchema(d)
+		}
+		if p.Event != nil && len(d.Commands) > 0 {
+			p.byCommands(d)
 		}
 		list = append(list, p)
 	}

@@ -23,8 +23,9 @@ type preview struct {
 	Outcome     string          `json:"outcome"` // delivered, filtered or parked
 	Event       json.RawMessage `json:"event,omitempty"`
 	Reason      string          `json:"reason,omitempty"`
-	Subject     string          `json:"subject,omitempty"` // of the schema registry
-	Schema      any             `json:"schema,omitempty"`  // that follows from a row change: JSON, or a text
+	Subject     string          `json:"subject,omitempty"`  // of the schema registry
+	Schema      any             `json:"schema,omitempty"`   // that follows from a row change: JSON, or a text
+	Commands    []string        `json:"commands,omitempty"` // that a cache in Redis is told
 }
 
 // checkEvents shows what each destination would get of the events in a file.
@@ -44,6 +45,7 @@ func (a *app) checkEvents(cmd *cobra.Command, file string) error {
 			switch {
 			case l.Event != nil:
 				p.Outcome, p.Event, p.Subject, p.Schema = "delivered", cloudevents.AppendJSON(nil, l.Event), l.Subject, rawSchema(l.Schema)
+				p.Commands = l.Commands
 			case l.Parked:
 				p.Outcome, refused = "parked", true
 			}
@@ -71,6 +73,9 @@ func printPreviews(w io.Writer, list []preview) {
 			if p.Subject != "" {
 				printSchema(w, p)
 			}
+			for _, c := range p.Commands {
+				fmt.Fprintf(w, "  as %s\n", c)
+			}
 		case "parked":
 			fmt.Fprintf(w, "%s -> %s: is parked: %s\n", p.ID, p.Destination, p.Reason)
 		default:
@@ -89,7 +94,9 @@ func printSchema(w io.Writer, p preview) {
 }
 
 // sample reads one event. What a sample need not say is made up: the id, the source,
-// the type or the topic, whichever of the two is missing, and that its data is JSON.
+// the type or the topic, whichever of the two is missing, and that its data is JSON. The
+// key is partitionkey in CloudEvents; key is taken for it where it was not written by a
+// program.
 func sample(raw json.RawMessage, n int) (onewrite.Event, error) {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &object); err != nil {
@@ -105,6 +112,10 @@ func sample(raw json.RawMessage, n int) (onewrite.Event, error) {
 	}
 	if object["data"] != nil {
 		made["datacontenttype"] = []byte(`"application/json"`)
+	}
+	if object["specversion"] == nil && object["partitionkey"] == nil { // written by hand
+		made["partitionkey"] = object["key"]
+		delete(object, "key")
 	}
 	for name, value := range made {
 		if object[name] == nil && value != nil {
