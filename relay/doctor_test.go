@@ -1,7 +1,6 @@
 package relay_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/onewrite/onewrite/internal/config"
@@ -359,18 +357,7 @@ func TestDoctorManySubjects(t *testing.T) {
 // TestDoctorBesideAGap examines a relay that runs and whose source has stopped: it is not
 // said that nobody runs.
 func TestDoctorBesideAGap(t *testing.T) {
-	url := servers.Postgres(t, 18).NewDatabase(t)
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	exec := func(sql string) {
-		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	url, exec := newPostgres(t)
 	exec(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`)
 	g := newRig(t, "", file("archive", "archive.jsonl"))
 	g.text("listen: 127.0.0.1:0\nbus: {dir: bus}\nsources:\n  shop:\n    type: postgres\n    url: " + url + "\n    tables: [a, b]\ndestinations:\n  archive: {type: file, path: archive.jsonl}\n")

@@ -7,28 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/onewrite/onewrite/internal/config"
-	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/relay"
 )
 
 // What waits in the table of an import shows in the status, with the row that it
 // waits for.
 func TestStatusCountsWhatIsToBeImported(t *testing.T) {
-	url := servers.Postgres(t, 18).NewDatabase(t)
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	exec := func(sql string) {
-		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	url, exec := newPostgres(t)
 	exec(`CREATE TABLE old (id bigserial PRIMARY KEY, topic text); INSERT INTO old (topic) VALUES ('a'), ('no good'), ('b'), ('c')`)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "onewrite.yaml")

@@ -1,12 +1,10 @@
 package relay_test
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/sr"
 
 	"github.com/onewrite/onewrite/internal/servers"
@@ -29,18 +27,7 @@ func TestRowsByProtobuf(t *testing.T) {
 		}
 	}
 	level(sr.CompatBackward)
-	pg := servers.Postgres(t, 18).NewDatabase(t)
-	conn, err := pgx.Connect(t.Context(), pg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	exec := func(sql string) {
-		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	pg, exec := newPostgres(t)
 	exec(`CREATE TABLE proto_orders (id bigint PRIMARY KEY, total numeric, note text, weight float8, tags int[], ok boolean);
 		INSERT INTO proto_orders VALUES (9007199254740993, 12345678901234567890.10, NULL, 1, '{1,NULL}', true)`)
 	g := newRig(t, "")

@@ -20,9 +20,12 @@ import (
 
 	_ "modernc.org/sqlite"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/cloudevents"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/servers"
 	"github.com/onewrite/onewrite/pipeline"
 	"github.com/onewrite/onewrite/relay"
 )
@@ -363,3 +366,20 @@ func dead(t *testing.T, name string) string {
 
 // file is the line of a file destination.
 func file(name, path string) string { return name + ": {type: file, path: " + path + "}" }
+
+// newPostgres makes a database and returns its address and what runs statements in it.
+func newPostgres(t *testing.T) (url string, exec func(sql string)) {
+	t.Helper()
+	url = servers.Postgres(t, 18).NewDatabase(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return url, func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

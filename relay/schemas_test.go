@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/avro"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sr"
@@ -69,18 +68,7 @@ func TestRowsByRegistry(t *testing.T) {
 	if r := cl.SetCompatibility(t.Context(), sr.SetCompatibility{Level: sr.CompatBackward}); r[0].Err != nil {
 		t.Fatal(r[0].Err)
 	}
-	pg := servers.Postgres(t, 18).NewDatabase(t)
-	conn, err := pgx.Connect(t.Context(), pg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	exec := func(sql string) {
-		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	pg, exec := newPostgres(t)
 	exec(`CREATE TABLE orders (id bigint PRIMARY KEY, total numeric, note text, weight float8, tags int[], doc jsonb, raw bytea, at timestamptz, ok boolean, u uuid, price real);
 		INSERT INTO orders VALUES (9007199254740993, 12345678901234567890.10, NULL, 1, '{1,NULL}', '{"a": 1}', '\x00ff', now(), true, '00000000-0000-4000-8000-000000000001', 0.1)`)
 	g := newRig(t, "")

@@ -137,7 +137,8 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	}
 	n := uint64(len(batch.Events))
 	l.seq, l.shift = l.seq+messages, l.shift+n-messages
-	l.last, l.pos, l.known, l.exists = l.seq+l.shift, batch.Pos, true, true // a server may not have heard of a new stream yet
+	l.last, l.pos, l.known = l.seq+l.shift, batch.Pos, true
+	l.exists = true // even if a server of a cluster had not heard of a new stream yet
 	l.recent.add(l.last-n+1, batch.Events, b.recentLimit())
 	if l.shift > 0 {
 		b.notePacked(l)
@@ -147,9 +148,9 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	return l.last, nil
 }
 
-// store sends a batch and says how many messages it became. A server of a cluster hears of a new stream, and of its
-// new leader, a moment after the others: until then nobody answers, and nothing
-// is stored.
+// store sends a batch and says how many messages it became. A server of a cluster
+// hears of a new stream, and of its new leader, a moment after the others: until then
+// nobody answers, and nothing is stored.
 func (b *Bus) store(ctx context.Context, nc *natsgo.Conn, l *logState, batch *onewrite.Batch) (messages uint64, err error) {
 	if b.packs() {
 		return b.appendPacks(ctx, nc, l, batch)

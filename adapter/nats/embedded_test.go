@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -468,5 +469,16 @@ func TestSourceNames(t *testing.T) {
 		if _, err := b.Append(t.Context(), name, "", batch(1, 1)); err == nil {
 			t.Errorf("source name %q was taken", name)
 		}
+	}
+}
+
+// What the server says after each kill is nothing to act on.
+func TestRebuiltIndexIsNoWarning(t *testing.T) {
+	var said strings.Builder
+	log := slog.New(slog.NewTextHandler(&said, nil))
+	nats.ServerWarns(log, "Filestore [%s] Stream state outdated, last block has additional entries, will rebuild", "onewrite-shop")
+	nats.ServerWarns(log, "%s", "something else")
+	if text := said.String(); strings.Count(text, "level=WARN") != 1 || !strings.Contains(text, `level=INFO msg="embedded bus: Filestore [onewrite-shop] Stream state outdated`) {
+		t.Errorf("it says %s", text)
 	}
 }

@@ -3,6 +3,7 @@ package nats
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -47,6 +48,11 @@ func Pack(events []onewrite.Event, first uint64) (*natsgo.Msg, int) {
 func Unpack(h natsgo.Header, data []byte, first uint64, wants func(offset uint64, topic string) bool) (map[uint64]onewrite.Event, error) {
 	all := map[uint64]onewrite.Event{}
 	return all, unpack(h, data, first, wants, func(offset uint64, e onewrite.Event) { all[offset] = e })
+}
+
+// ServerWarns is a warning of the embedded server on its way to a log.
+func ServerWarns(log *slog.Logger, format string, args ...any) {
+	(&serverLog{log: log}).Warnf(format, args...)
 }
 
 // PackBytes is about where a pack ends.

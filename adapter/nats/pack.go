@@ -198,18 +198,11 @@ type packReader struct {
 	e     onewrite.Event // what events share with the one before
 }
 
-func (r *packReader) uvarint() uint64 {
-	v, w := binary.Uvarint(r.rest)
-	if w <= 0 {
-		r.bad, r.rest = true, nil
-		return 0
-	}
-	r.rest = r.rest[w:]
-	return v
-}
+func (r *packReader) uvarint() uint64 { return readNumber(r, binary.Uvarint) }
+func (r *packReader) varint() int64   { return readNumber(r, binary.Varint) }
 
-func (r *packReader) varint() int64 {
-	v, w := binary.Varint(r.rest)
+func readNumber[T int64 | uint64](r *packReader, read func([]byte) (T, int)) T {
+	v, w := read(r.rest)
 	if w <= 0 {
 		r.bad, r.rest = true, nil
 		return 0
