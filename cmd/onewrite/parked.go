@@ -26,7 +26,7 @@ func (a *app) parked() *cobra.Command {
 		Use: "list [destination]", Short: "List parked events", Args: cobra.MaximumNArgs(1),
 		Long: `ATTEMPTS counts the failures that were held against the event, as retry.attempts
 does: what failed in an outage is not among them. It is 0 for an event that waits
-behind another one of its key. REASON is the destination's last answer, at most
+behind another one of its key. REASON is the answer that had it parked, at most
 1,024 bytes; *** stands for what it repeats of the payload, of headers and of
 secrets. show prints the payload.`,
 		Example: "  onewrite parked list\n  onewrite parked list warehouse --json",
