@@ -33,16 +33,16 @@ func shop(first, n int) onewrite.Batch {
 // readAll reads the whole log of shop as an onlooker does.
 func readAll(t *testing.T, b *kafka.Bus, n int) []onewrite.Message {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	sub, err := b.Subscribe(ctx, onewrite.Interest{Sources: []string{"shop"}})
+	sub, err := b.Subscribe(t.Context(), onewrite.Interest{Sources: []string{"shop"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sub.Close()
 	var all []onewrite.Message
 	for len(all) < n {
+		ctx, cancel := context.WithTimeout(t.Context(), patience) // for each: writers may be slow, not stuck
 		msgs, _, err := sub.Read(ctx)
+		cancel()
 		if err != nil {
 			t.Fatalf("after %d of %d: %v", len(all), n, err)
 		}

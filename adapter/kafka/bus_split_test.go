@@ -25,7 +25,7 @@ func TestBusSplit(t *testing.T) {
 	k := servers.Kafka(t)
 	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("split")}
 	topic(t, k, c.Name+".log.shop", 1, "max.message.bytes", "1500", "retention.ms", "-1", "retention.bytes", "-1", "cleanup.policy", "delete")
-	const goal = 3000
+	const goal = 1500
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	want, fenced := map[uint64]string{}, 0
