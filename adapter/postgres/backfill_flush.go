@@ -109,7 +109,7 @@ func (r *logReader) place(snaps *snapPlaces) logPlace {
 // out makes the event of a row, at a mark.
 func (f *backfill) out(r *logReader, ch *chunk, lsn pgoutput.LSN, at time.Time, n uint32, row pgoutput.Tuple, snaps *snapPlaces) bool {
 	c := change{table: ch.table, kind: "snapshot", op: 'r', after: row, lsn: lsn, at: at, index: n}
-	r.push(&item{event: r.env.event(&c), at: r.place(snaps)})
+	r.push(&item{row: r.kept.keep(&c), at: r.place(snaps)})
 	return len(r.run) < 256 && r.size < 1<<20 || r.flush()
 }
 

@@ -43,7 +43,7 @@ func (f *backfill) saw(r *logReader, c *change) bool {
 	w.mixed = w.mixed || w.shape != nil && !w.shape.sameColumns(c.table)
 	w.shape = c.table
 	if len(c.table.key) == 0 {
-		w.held = append(w.held, heldChange{xid: c.xid, item: item{event: r.env.event(c)}})
+		w.held = append(w.held, heldChange{xid: c.xid, item: item{row: r.kept.keep(c)}})
 		return true
 	}
 	w.note(c)

@@ -34,7 +34,10 @@ type envelope struct {
 	hasher *masking.Hasher
 	masked columnFunc // column, made once
 	buf    []byte
-	keybuf []byte
+	named  []byte // what the newest id is made of
+	worded []byte // id, sequence and key of the newest event
+	xid    uint32
+	tx     string // xid, in digits
 }
 
 func newEnvelope(cfg Config, system uint64) *envelope {
@@ -63,6 +66,9 @@ type change struct {
 	index uint32 // of the change in its transaction, or of the row in its chunk
 	sub   uint8
 	order int // of the event in its transaction, from 0
+	count int // of the table's events in it, until this one
+
+	size int // about how large the event will be
 }
 
 // event renders a change.
@@ -71,15 +77,14 @@ func (v *envelope) event(c *change) onewrite.Event {
 	if row == nil {
 		row = c.before
 	}
-	words := v.words(c)
-	words = v.key(words, c.table, row)
-	all := string(words)
+	v.worded = v.key(v.words(c), c.table, row)
+	all := string(v.worded)
 	e := onewrite.Event{
 		ID: all[:36], Seq: all[36 : 36+seqLen], Key: all[36+seqLen:],
 		Source: v.name, Topic: c.table.topic, Type: c.kind, Time: c.at, ContentType: "application/json",
 	}
 	if c.xid != 0 {
-		e.Tx = onewrite.Tx{ID: strconv.FormatUint(uint64(c.xid), 10), Index: c.order}
+		e.Tx = onewrite.Tx{ID: v.digits(c.xid), Index: c.order}
 	}
 	b := append(v.buf[:0], `{"before":`...)
 	b = v.row(b, c.table, c.before, !c.whole)
@@ -135,16 +140,17 @@ func (v *envelope) transaction(b []byte, c *change) []byte {
 	b = append(b, `","total_order":`...)
 	b = strconv.AppendInt(b, int64(c.order)+1, 10)
 	b = append(b, `,"data_collection_order":`...)
-	b = strconv.AppendInt(b, int64(c.table.count), 10)
+	b = strconv.AppendInt(b, int64(c.count), 10)
 	return append(b, "}}"...)
 }
 
-// tally counts a transaction's events of a table.
-func (t *table) tally(xid uint32) {
+// tally counts a transaction's events of a table, until this one.
+func (t *table) tally(xid uint32) int {
 	if t.seen != xid {
 		t.seen, t.count = xid, 0
 	}
 	t.count++
+	return t.count
 }
 
 // row appends a row; of one that is not whole, the columns of the key.
@@ -253,7 +259,15 @@ func (t *table) keyBy(b []byte, row pgoutput.Tuple, column columnFunc) []byte {
 // in the transaction, and the event's within the change.
 const seqLen = 16 + 1 + 8 + 2
 
-// words returns the id and the sequence of a change. The time of the commit is in the
+// digits writes the number of a transaction, which many events have in common.
+func (v *envelope) digits(xid uint32) string {
+	if v.tx == "" || v.xid != xid {
+		v.xid, v.tx = xid, strconv.FormatUint(uint64(xid), 10)
+	}
+	return v.tx
+}
+
+// words returns the id and the sequence of a change, until it is called again. The time of the commit is in the
 // id too: after a backup was put back, other transactions end at the same places, and a
 // consumer that remembers ids would take them for those that it has.
 func (v *envelope) words(c *change) []byte {
@@ -265,11 +279,12 @@ func (v *envelope) words(c *change) []byte {
 		where[13] = 1
 	}
 	binary.BigEndian.PutUint64(where[14:], uint64(c.at.UnixMicro()))
-	v.keybuf = append(append(v.keybuf[:0], v.seed...), where[:]...)
-	sum := sha1.Sum(v.keybuf) // RFC 9562 version 5: a name's hash, no secret
+	v.named = append(append(v.named[:0], v.seed...), where[:]...)
+	sum := sha1.Sum(v.named) // RFC 9562 version 5: a name's hash, no secret
 	sum[6] = sum[6]&0x0f | 0x50
 	sum[8] = sum[8]&0x3f | 0x80
-	words := make([]byte, 36+seqLen, 36+seqLen+64)
+	v.worded = slices.Grow(v.worded[:0], 36+seqLen)
+	words := v.worded[:36+seqLen]
 	hex.Encode(words[0:8], sum[0:4])
 	hex.Encode(words[9:13], sum[4:6])
 	hex.Encode(words[14:18], sum[6:8])

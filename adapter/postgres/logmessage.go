@@ -1,8 +1,6 @@
 package postgres
 
 import (
-	"strconv"
-
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 	"github.com/onewrite/onewrite/outbox"
@@ -54,7 +52,7 @@ func (r *logReader) emitted(m *pgoutput.Message) {
 			e.Type = e.Topic
 		}
 	}
-	r.hold(&c, true, e)
+	r.hold(&c, true, item{event: e})
 }
 
 // invalid makes an event of a message that cannot be the one that was meant.
@@ -69,6 +67,6 @@ func (v *envelope) bare(c *change) onewrite.Event {
 	all := string(v.words(c))
 	return onewrite.Event{
 		ID: all[:36], Seq: all[36:], Source: v.name, Time: c.at,
-		Tx: onewrite.Tx{ID: strconv.FormatUint(uint64(c.xid), 10), Index: c.order},
+		Tx: onewrite.Tx{ID: v.digits(c.xid), Index: c.order},
 	}
 }

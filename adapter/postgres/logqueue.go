@@ -17,10 +17,19 @@ const (
 
 // item is an event with the place just after it.
 type item struct {
-	event onewrite.Event
+	event onewrite.Event // of a row, until it is made: whether it is the last of its transaction
+	row   *change        // of which the event is made when it is taken; nil: it is made
 	at    logPlace
 	xid   uint64 // of a transaction that has written the outbox until here; 0: it has not
 	seq   int64  // of an event of the outbox; 0: it is a row change
+}
+
+// size is about how many bytes the event has or will have.
+func (i *item) size() int {
+	if i.row != nil {
+		return i.row.size
+	}
+	return i.event.Size()
 }
 
 // logQueue is between the goroutine that receives the log and the one that calls
@@ -57,7 +66,7 @@ func (q *logQueue) put(run []item) bool {
 	}
 	for i := range run {
 		q.items = append(q.items, run[i])
-		q.bytes += run[i].event.Size()
+		q.bytes += run[i].size()
 	}
 	q.pushed += uint64(len(run))
 	q.moved.Broadcast()
@@ -90,7 +99,7 @@ func (q *logQueue) take(ctx context.Context, limit int) (items []item, err error
 			q.items = q.items[n:]
 			q.taken += uint64(n)
 			for i := range items {
-				q.bytes -= items[i].event.Size()
+				q.bytes -= items[i].size()
 			}
 			q.moved.Broadcast()
 			return items, nil
@@ -110,7 +119,7 @@ func (q *logQueue) take(ctx context.Context, limit int) (items []item, err error
 func (q *logQueue) ready(limit int) int {
 	n, bytes, end := 0, 0, 0
 	for n < len(q.items) && n < onewrite.MaxBatch && (n == 0 || bytes < limit) {
-		bytes += q.items[n].event.Size()
+		bytes += q.items[n].size()
 		n++
 		if q.items[n-1].at.tx == 0 {
 			end = n

@@ -19,7 +19,7 @@ import (
 // ownPrefix marks the messages in the log that are onewrite's own.
 const ownPrefix = "onewrite"
 
-// logReader reads row changes and messages from the log. One goroutine receives and makes events,
+// logReader reads row changes and messages from the log. One goroutine receives changes,
 // which wait in queue for Read.
 type logReader struct {
 	cfg      Config
@@ -31,7 +31,8 @@ type logReader struct {
 	version  int  // of the server that has the slot
 	late     bool // a backlog is read in slices before the log is streamed
 	queue    *logQueue
-	env      *envelope
+	env      *envelope // of the goroutine that receives
+	made     *envelope // of the one that calls Read, which makes the events of rows
 	fill     *backfill
 	tell     func(*onewrite.Gap) // of a gap that is healed
 	alive    context.Context
@@ -57,6 +58,7 @@ type logReader struct {
 	at       logPlace // after the last whole transaction; its snaps are the newest
 	begin    logPlace // where reading began
 	tx       transaction
+	kept     keeper
 	held     *item  // the newest event of tx that is not of the outbox: is it the last?
 	newest   item   // where held is
 	visible  uint32 // a transaction that other sessions see
@@ -164,7 +166,7 @@ func (r *logReader) flush() bool {
 
 func (r *logReader) push(i *item) {
 	r.run = append(r.run, *i)
-	r.size += i.event.Size()
+	r.size += i.size()
 }
 
 func (r *logReader) decode(data []byte) error {
@@ -337,11 +339,11 @@ func (r *logReader) skipped(sub uint8) bool {
 
 // emit makes the event of a change; last: it is the change's last.
 func (r *logReader) emit(c *change, last bool) {
-	c.table.tally(r.tx.xid)
+	c.count = c.table.tally(r.tx.xid)
 	if !r.stamp(c) || r.fill != nil && r.fill.saw(r, c) {
 		return
 	}
-	r.hold(c, last, r.env.event(c))
+	r.hold(c, last, item{row: r.kept.keep(c)})
 }
 
 // stamp says where in the log a change is, and whether its event is still to be handed
@@ -354,19 +356,23 @@ func (r *logReader) stamp(c *change) bool {
 
 // hold keeps the event of a change until it is known whether it is the transaction's
 // last.
-func (r *logReader) hold(c *change, last bool, e onewrite.Event) {
+func (r *logReader) hold(c *change, last bool, i item) {
 	p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, index: c.index, sub: c.sub + 1, snaps: r.at.snaps}
 	if last {
 		p.index, p.sub = c.index+1, 0
 	}
 	r.pushHeld()
-	r.newest = item{event: e, at: p, xid: r.tx.outbox}
+	i.at, i.xid = p, r.tx.outbox
+	r.newest = i
 	r.held = &r.newest
 }
 
-// Read returns the next items.
+// Read returns the next items. The events of rows are made here, while more of the log
+// is received: that is most of the work.
 func (r *logReader) Read(ctx context.Context) ([]item, error) {
-	return r.queue.take(ctx, r.cfg.MaxBatchBytes)
+	items, err := r.queue.take(ctx, r.cfg.MaxBatchBytes)
+	r.made.makeEvents(items)
+	return items, err
 }
 
 // hand notes a batch that is about to be stored, which ends at done. With it go n items,

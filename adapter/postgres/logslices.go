@@ -27,8 +27,27 @@ type sliceSizes struct {
 var sliceDefaults = sliceSizes{worth: 96 << 20, least: 512 << 20, most: 1 << 30}
 
 // decodedAgain is how many times as large a slice is, at least, as what the server has
-// to decode again for it.
+// to decode again for it. The last one only has to be half as large as that: nothing
+// grows after it.
 const decodedAgain = 3
+
+// extent is how much of the log that is left the next slice takes; 0: it is streamed.
+// A backlog for one slice alone is cut in two halves, for two sessions work at once:
+// the server sends one while it makes the other.
+func (z sliceSizes) extent(again, rest int64, halves bool) int64 {
+	size := min(max(z.least, decodedAgain*again), z.most)
+	switch {
+	case rest < z.worth:
+		return 0
+	case rest >= size+z.worth && size >= decodedAgain*again:
+		return size
+	case rest >= size+z.worth || 2*rest < again:
+		return 0
+	case halves && rest >= 2*max(z.worth, decodedAgain*again):
+		return rest / 2
+	}
+	return rest
+}
 
 // slicer reads a backlog. Its sessions take turns: while the rows of one slice are
 // handled the server makes the next. Each has a temporary copy of the slot, so that the
@@ -39,6 +58,7 @@ type slicer struct {
 	stop     context.CancelFunc
 	sizes    sliceSizes
 	sessions []*sliceSession
+	began    pgoutput.LSN // where the first slice begins
 	released pgoutput.LSN // up to which the server was told that the log may go
 	handled  chan bool    // of the newest slice: whether it was handled whole
 }
@@ -73,7 +93,7 @@ func (r *logReader) sliceSizes() sliceSizes {
 // catchUp reads what lies behind from in slices and returns where streaming has to
 // begin. What the server refuses, for want of a slot or of room, is left to streaming.
 func (r *logReader) catchUp(from pgoutput.LSN) (pgoutput.LSN, error) {
-	s := &slicer{r: r, sizes: r.sliceSizes(), released: from, handled: make(chan bool, 1)}
+	s := &slicer{r: r, sizes: r.sliceSizes(), began: from, released: from, handled: make(chan bool, 1)}
 	s.handled <- true
 	s.alive, s.stop = context.WithCancel(r.alive)
 	defer s.close()
@@ -190,11 +210,8 @@ func (s *slicer) plan(one *sliceSession, from pgoutput.LSN) (to pgoutput.LSN, er
 	if err != nil {
 		return 0, err
 	}
-	size := min(max(s.sizes.least, decodedAgain*again), s.sizes.most)
-	if rest < size+s.sizes.worth {
-		size = rest
-	}
-	if rest < s.sizes.worth || size < decodedAgain*again {
+	size := s.sizes.extent(again, rest, from == s.began && len(s.sessions) > 1)
+	if size == 0 {
 		return 0, nil
 	}
 	s.r.log.Info("a backlog is read in slices", "from", from.String(), "mb", size>>20, "left_mb", (rest-size)>>20)

@@ -208,6 +208,35 @@ func TestSlicesForgetNothing(t *testing.T) {
 	})
 }
 
+// How much of a backlog a slice takes. Of one of the usual size nothing is decoded more
+// than one and a half times.
+func TestSliceExtent(t *testing.T) {
+	const mb = 1 << 20
+	for _, c := range []struct {
+		again, rest int64
+		halves      bool
+		want        int64
+	}{
+		{rest: 95 * mb, halves: true, want: 0},         // is streamed
+		{rest: 96 * mb, halves: true, want: 96 * mb},   // half of it would not be worth it
+		{rest: 300 * mb, halves: true, want: 150 * mb}, // two sessions
+		{rest: 300 * mb, want: 300 * mb},               // one, or not the first slice
+		{again: 150 * mb, rest: 150 * mb, want: 150 * mb},
+		{again: 150 * mb, rest: 96 * mb, want: 96 * mb},
+		{again: 193 * mb, rest: 96 * mb, want: 0}, // decoding it again takes longer than streaming
+		{again: 60 * mb, rest: 300 * mb, halves: true, want: 300 * mb},
+		{rest: 607 * mb, halves: true, want: 607 * mb / 2},
+		{rest: 608 * mb, halves: true, want: 512 * mb},
+		{again: 300 * mb, rest: 3000 * mb, want: 900 * mb},
+		{again: 350 * mb, rest: 3000 * mb, want: 0}, // pinned: slices would decode more and more
+		{again: 350 * mb, rest: 1000 * mb, want: 1000 * mb},
+	} {
+		if got := sliceDefaults.extent(c.again, c.rest, c.halves); got != c.want {
+			t.Errorf("%d MB left, %d MB again, halves %v: %d MB, want %d", c.rest/mb, c.again/mb, c.halves, got/mb, c.want/mb)
+		}
+	}
+}
+
 // Where slots are scarce one session reads the slices, or the log is streamed; so it is
 // where an old transaction makes every slice begin at it.
 func TestSlicesWithoutRoom(t *testing.T) {

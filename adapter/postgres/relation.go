@@ -26,6 +26,7 @@ type table struct {
 	partitioned  bool    // it is the root of partitions, which have replica identities of their own
 	stray        string  // why its key is not the one that was registered
 	look         *lookup // nil: no row was read again
+	frame        int     // about how large an event is without its values and their names
 	source       []byte  // `,"db":…,"schema":…,"table":…` of the envelope
 	seen         uint32  // the transaction that count is of
 	count        int     // changes of the table in it
@@ -56,6 +57,7 @@ func newTable(rel uint32, database, schema, name string, columns []tableColumn, 
 		t.key = t.old
 	}
 	t.source = tableOrigin(database, schema, name)
+	t.frame = 600 + 2*len(t.topic) + len(t.source)
 	return t
 }
 

@@ -92,7 +92,7 @@ func (w *rower) run(ctx context.Context, label, query string) error {
 	}
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) {
-		if slices.Contains([]string{"40P01", "23505", "55P03"}, pe.Code) {
+		if slices.Contains([]string{"40P01", "40001", "23505", "55P03"}, pe.Code) {
 			return nil
 		}
 		if !strings.HasPrefix(pe.Code, "57P") { // the server goes down, or is starting
