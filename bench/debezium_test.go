@@ -272,7 +272,8 @@ func (d *debezium) peaks(got samples) {
 // soon a row of 1,000 transactions a second is at a consumer, of a NATS stream or of
 // Kafka. Debezium runs as it comes and with the settings that suit it best. Its JVM
 // has read a backlog before it is measured. In the runs named kafka that Kafka is the
-// bus of onewrite, and consumers read it; in those named sink it is a destination.
+// bus of onewrite, and consumers read it; in those named sink it is a destination that is
+// written in transactions, in those named idempotent one without, as Debezium writes.
 func BenchmarkDebezium(b *testing.B) {
 	dir := os.Getenv("ONEWRITE_DEBEZIUM")
 	if dir == "" {
@@ -282,21 +283,24 @@ func BenchmarkDebezium(b *testing.B) {
 		b.Run("backlog/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "") })
 		b.Run("kafka/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "bus") })
 		b.Run("sink/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "sink") })
+		b.Run("idempotent/"+strconv.Itoa(perTx), func(b *testing.B) { besideBacklog(b, dir, perTx, "idempotent") })
 	}
 	b.Run("live", func(b *testing.B) { besideLive(b, dir, "") })
 	b.Run("livekafka", func(b *testing.B) { besideLive(b, dir, "bus") })
 	b.Run("livesink", func(b *testing.B) { besideLive(b, dir, "sink") })
+	b.Run("liveidempotent", func(b *testing.B) { besideLive(b, dir, "idempotent") })
 }
 
-// beside starts the program beside Debezium, to which Kafka is nothing, its bus or a sink.
+// beside starts the program beside Debezium, to which Kafka is nothing, its bus or a
+// sink, which may be idempotent.
 func beside(b *testing.B, dir, kafka, rest string) (*logProgram, *debezium) {
 	b.Helper()
 	p := &logProgram{logBacklog: newLogTable(b)}
 	d := newDebezium(p, dir)
 	source := fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", p.url)
-	if kafka == "sink" {
+	if kafka == "sink" || kafka == "idempotent" {
 		p.to = "kafka"
-		rest += fmt.Sprintf("destinations:\n  kafka: {type: kafka, brokers: [%q], topic: \"onewrite.{topic}\"}\n", d.kafka)
+		rest += fmt.Sprintf("destinations:\n  kafka: {type: kafka, brokers: [%q], topic: \"onewrite.{topic}\", transactions: %v}\n", d.kafka, kafka == "sink")
 	}
 	if kafka == "bus" {
 		p.cmd, p.addr = runningOn(b, fmt.Sprintf("{type: kafka, brokers: [%q], max_size: 20GB}", d.kafka), source, rest)
@@ -342,7 +346,7 @@ func besideLive(b *testing.B, dir, kafka string) {
 	switch kafka {
 	case "bus":
 		d.watch("onewrite.log.shop", at)
-	case "sink":
+	case "sink", "idempotent":
 		d.watch("onewrite.public.orders", at)
 	}
 	p.db.SetMaxOpenConns(latencyWriter)

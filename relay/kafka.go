@@ -16,11 +16,12 @@ import (
 )
 
 // deliverKafka gives a delivery its sink: one transaction at a time, or as many writes
-// as an idempotent producer has under way.
+// as an idempotent producer has under way. A transaction costs milliseconds however
+// large it is: where much waits, it takes as many events as four writes.
 func deliverKafka(d *pipeline.Delivery, name string, c config.Destination, log *slog.Logger) {
-	d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
+	d.Concurrency, d.BatchCount = 1, 4*onewrite.MaxBatch
 	if c.Idempotent {
-		d.Concurrency = 4
+		d.Concurrency, d.BatchCount = 4, onewrite.MaxBatch
 	}
 	d.Open = func(ctx context.Context) (onewrite.Sink, error) {
 		t, err := c.TLS.Build()

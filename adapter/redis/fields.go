@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/onewrite/onewrite"
@@ -64,6 +65,68 @@ func appendFields(dst []any, e *onewrite.Event) []any {
 		dst = append(dst, fieldData, e.Data)
 	}
 	return dst
+}
+
+// forms collects the arguments of a script: the names of the fields of entries, each
+// set of them once, and the events with the values alone.
+type forms struct {
+	count  int
+	names  []any
+	events []any
+	number map[string]int // of a form, by its names
+	last   []any          // fields and values of the newest event, whose form is form
+	form   int
+}
+
+// newForms returns an empty collection with room for n events.
+func newForms(n int) *forms {
+	return &forms{events: make([]any, 0, n*18), number: map[string]int{}}
+}
+
+// add adds an event of a stream and returns how many fields it has.
+func (f *forms) add(stream int, offset uint64, e *onewrite.Event) int {
+	var room [40]any
+	fields := appendFields(room[:0], e)
+	if !sameNames(f.last, fields) {
+		f.form = f.of(fields)
+	}
+	f.last = append(f.last[:0], fields...)
+	f.events = append(f.events, stream, strconv.FormatUint(offset, 10), f.form)
+	for i := 1; i < len(fields); i += 2 {
+		f.events = append(f.events, fields[i])
+	}
+	return len(fields) / 2
+}
+
+// of returns the number of a form, from 1, and adds it if it is new.
+func (f *forms) of(fields []any) int {
+	var all strings.Builder
+	for i := 0; i < len(fields); i += 2 {
+		name, _ := fields[i].(string)
+		fmt.Fprintf(&all, "%d:%s", len(name), name)
+	}
+	if number, ok := f.number[all.String()]; ok {
+		return number
+	}
+	f.count++
+	f.number[all.String()] = f.count
+	f.names = append(f.names, len(fields)/2)
+	for i := 0; i < len(fields); i += 2 {
+		f.names = append(f.names, fields[i])
+	}
+	return f.count
+}
+
+func sameNames(a, b []any) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := 0; i < len(a); i += 2 {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // own reports whether a header can be a field without being taken for another.

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -142,11 +143,11 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 	if ctx.Err() != nil {
 		return 0, unsent{fmt.Errorf("redis: %w", context.Cause(ctx))}
 	}
-	args := make([]any, 6, 6+n*32)
-	args[1], args[2], args[3], args[4], args[5] = "", "", "", "", ""
+	head := []any{0, "", "", "", "", "", 0}
 	if s.set.maxLen > 0 {
-		args[1] = strconv.FormatInt(s.set.maxLen, 10)
+		head[1] = strconv.FormatInt(s.set.maxLen, 10)
 	}
+	forms := newForms(n)
 	var keys []string
 	first := map[string]int{} // the number of a stream, from 0
 	users := []int{}          // the first event of each stream
@@ -165,20 +166,16 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 			first[string(key)] = number
 			keys, users = append(keys, string(key)), append(users, i)
 		}
-		head := len(args)
-		args = append(args, number+1, strconv.FormatUint(offset, 10), nil)
-		args = appendFields(args, e)
-		if count := len(args) - head - 3; count > 2*maxFields {
+		if count := forms.add(number+1, offset, e); count > maxFields {
 			return i, refuse("event "+e.ID, fmt.Errorf("it has %d headers, %d go into an entry; publish it with fewer", len(e.Header), maxFields))
-		} else {
-			args[head+2] = count
 		}
 	}
-	args[0] = len(keys)
+	head[0], head[6] = len(keys), forms.count
 	if p != nil {
-		args[2], args[3], args[4], args[5] = p.owner, p.writes, p.next, p.record
+		head[2], head[3], head[4], head[5] = p.owner, p.writes, p.next, p.record
 		keys = append(keys, s.set.placeKey())
 	}
+	args := slices.Concat(head, forms.names, forms.events)
 	if err := sabotage.At("redis.write"); err != nil {
 		return 0, unsent{err}
 	}

@@ -1,8 +1,10 @@
 -- Appends events to streams and stores the record of the place, all or nothing.
 -- KEYS: the streams, and then the place if there is one.
 -- ARGV: how many streams, MAXLEN or '', then of a placed write owner, writes so far,
--- writes after, record ('' of an unplaced one); and for each event: the number of its
--- stream, its offset, how many arguments follow, fields and values.
+-- writes after, record ('' of an unplaced one); how many forms of entries, and of each
+-- how many fields and their names; and for each event: the number of its stream, its
+-- offset, the number of its form, the values. Names that each event brought along would
+-- be half of all arguments, each of which the server hands to the script one by one.
 local streams, maxlen, placed = tonumber(ARGV[1]), ARGV[2], #KEYS > tonumber(ARGV[1])
 local place = KEYS[#KEYS]
 if placed then
@@ -19,10 +21,16 @@ for i = 1, streams do
   if not redis.acl_check_cmd('XINFO', 'STREAM', KEYS[i]) then return {'denied', i, 'XINFO'} end
 end
 
-local call, unpack, tonumber, type = redis.pcall, unpack, tonumber, type
-local add = function(stream, ms, from, to) return call('XADD', stream, ms .. '-*', unpack(ARGV, from, to)) end
+local call, unpack, tonumber, type, argv = redis.pcall, unpack, tonumber, type, ARGV
+local at, forms = 8, {} -- forms: names where XADD has them, room for values between
+for i = 1, tonumber(argv[7]) do
+  local form = {fields = {}, n = tonumber(argv[at])}
+  for j = 1, form.n do form.fields[2 * j - 1] = argv[at + j] end
+  forms[i], at = form, at + form.n + 1
+end
+local add = function(stream, ms, form) return call('XADD', stream, ms .. '-*', unpack(form.fields, 1, 2 * form.n)) end
 if maxlen ~= '' then
-  add = function(stream, ms, from, to) return call('XADD', stream, 'MAXLEN', '~', maxlen, ms .. '-*', unpack(ARGV, from, to)) end
+  add = function(stream, ms, form) return call('XADD', stream, 'MAXLEN', '~', maxlen, ms .. '-*', unpack(form.fields, 1, 2 * form.n)) end
 end
 
 -- newest is the first part of the last id that a stream gave, kept by the server
@@ -35,25 +43,25 @@ local function newest(stream)
 end
 
 local late, where, ids = {}, {}, {} -- late: of streams whose ids are beyond our offsets
-local argv = ARGV
-local at, last, event = 7, #argv, 0
+local last, event = #argv, 0
 while at < last do
   event = event + 1
-  local i = tonumber(argv[at])
-  local stream, ms, from, to = KEYS[i], argv[at + 1], at + 3, at + 2 + tonumber(argv[at + 2])
+  local i, form = tonumber(argv[at]), forms[tonumber(argv[at + 2])]
+  local stream, ms, fields = KEYS[i], argv[at + 1], form.fields
+  for j = 1, form.n do fields[2 * j] = argv[at + 2 + j] end
   local ahead = late[i]
   if ahead and (#ms < #ahead or #ms == #ahead and ms <= ahead) then ms = ahead end
-  local id = add(stream, ms, from, to)
+  local id = add(stream, ms, form)
   if type(id) == 'table' and string.find(id.err, 'equal or smaller', 1, true) then
     late[i] = newest(stream)
-    id = add(stream, late[i], from, to)
+    id = add(stream, late[i], form)
   end
   if type(id) == 'table' then -- as if nothing had been
     for n = event - 1, 1, -1 do redis.call('XDEL', where[n], ids[n]) end
     return {'failed', event, id.err}
   end
   where[event], ids[event] = stream, id
-  at = to + 1
+  at = at + 3 + form.n
 end
 if placed then redis.call('HSET', place, 'record', ARGV[6], 'writes', ARGV[5]) end
 return {'ok'}

@@ -26,7 +26,7 @@ public class Probe {
         admin.createTopics(List.of(new NewTopic(topic.topic(), 1, (short) 1))).all().get();
       }
     }
-    Map<String, Object> config = Map.of("bootstrap.servers", args[1], "auto.offset.reset", "earliest", "enable.auto.commit", "false", "max.poll.records", "5000");
+    Map<String, Object> config = Map.of("bootstrap.servers", args[1], "auto.offset.reset", "earliest", "enable.auto.commit", "false", "isolation.level", "read_committed", "max.poll.records", "5000");
     try (KafkaConsumer<String, String> consumer = new KafkaConsumer<>(config, new StringDeserializer(), new StringDeserializer())) {
       consumer.assign(List.of(topic));
       consumer.position(topic);
