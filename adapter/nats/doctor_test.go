@@ -374,7 +374,7 @@ func TestExamineSinkPermission(t *testing.T) {
 	}
 }
 
-// TestExamineSinkLeastRights: with what docs/consumers.md gives the user all is well, and
+// TestExamineSinkLeastRights: with what docs/destinations/nats.md gives the user all is well, and
 // at once; who cannot hear the streams' answers has a problem.
 func TestExamineSinkLeastRights(t *testing.T) {
 	user := func(name string, hears ...string) *server.User {
