@@ -37,20 +37,23 @@ func TestREADMEIsShort(t *testing.T) {
 	}
 }
 
-// TestREADMECompiles builds every Go block of README.md and of the pages in docs. A
-// block is a whole file, or declarations, or statements of a function that has
-// ctx, db and tx at hand; see CONTRIBUTING.md.
+// TestREADMECompiles builds every Go block of README.md and of the pages in docs
+// and docs/destinations. A block is a whole file, or declarations, or statements of
+// a function that has ctx, db and tx at hand; see CONTRIBUTING.md.
 func TestREADMECompiles(t *testing.T) {
 	var blocks []string
 	pages := []string{"README.md"}
-	docs, err := filepath.Glob("docs/*.md")
-	if err != nil {
-		t.Fatal(err)
+	for folder, least := range map[string]int{"docs": 10, "docs/destinations": 5} {
+		docs, err := filepath.Glob(folder + "/*.md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(docs) < least {
+			t.Errorf("only %d pages found in %s", len(docs), folder)
+		}
+		pages = append(pages, docs...)
 	}
-	if len(docs) < 10 {
-		t.Errorf("only %d pages found in docs", len(docs))
-	}
-	for _, page := range append(pages, docs...) {
+	for _, page := range pages {
 		text, _ := readIfThere(t, page)
 		found := goBlocks(text)
 		if page == "README.md" && text != "" && len(found) == 0 {
