@@ -171,7 +171,9 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 	silent := slog.New(slog.DiscardHandler)
 	switch d.Type {
 	case config.NATS:
-		return nats.ExamineSink(ctx, natsSink(name, d, cfg.Bus, t, silent), d.Topics)
+		n := natsSink(name, d, cfg.Bus, t, silent)
+		n.MaxEvent = int(cfg.MaxEvent)
+		return nats.ExamineSink(ctx, n, shapedTopics(d.Topic, d.Topics))
 	case config.Postgres, config.MySQL, config.SQLite:
 		return sqlsink.Examine(ctx, sqlConfig(name, d, t, silent), captured(cfg), d.Topics)
 	case config.RabbitMQ:
@@ -204,4 +206,29 @@ func examineDestination(ctx context.Context, name string, d config.Destination, 
 // unreadable is about the files of certificates.
 func unreadable(err error) Finding {
 	return Finding{Severity: diagnosis.Problem, Check: "tls", Text: err.Error(), Cure: "give the path of PEM files that can be read"}
+}
+
+// shapedTopics are patterns of what a template makes of topics. Where that cannot be told
+// exactly, they cover more.
+func shapedTopics(template string, topics []string) []string {
+	if template == "" {
+		return topics
+	}
+	if len(topics) == 0 {
+		topics = []string{">"}
+	}
+	var shaped []string
+	for _, t := range topics {
+		words := strings.Split(strings.ReplaceAll(template, "{topic}", t), ".")
+		for i, w := range words {
+			if w != "*" && strings.ContainsAny(w, "{*>") { // a value, or a pattern in a word
+				words = append(words[:i], ">")
+				break
+			}
+		}
+		if t = strings.Join(words, "."); !slices.Contains(shaped, t) {
+			shaped = append(shaped, t)
+		}
+	}
+	return shaped
 }

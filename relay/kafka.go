@@ -16,12 +16,11 @@ import (
 )
 
 // deliverKafka gives a delivery its sink: one transaction at a time, or as many writes
-// as an idempotent producer has under way. A transaction costs milliseconds however
-// large it is: where much waits, it takes as many events as four writes.
+// as an idempotent producer has under way.
 func deliverKafka(d *pipeline.Delivery, name string, c config.Destination, log *slog.Logger) {
-	d.Concurrency, d.BatchCount = 1, 4*onewrite.MaxBatch
+	d.Concurrency, d.BatchCount = 1, onewrite.MaxBatch
 	if c.Idempotent {
-		d.Concurrency, d.BatchCount = 4, onewrite.MaxBatch
+		d.Concurrency = 4
 	}
 	d.Open = func(ctx context.Context) (onewrite.Sink, error) {
 		t, err := c.TLS.Build()

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/internal/disk"
 	"github.com/onewrite/onewrite/internal/topics"
 )
 
@@ -32,6 +33,10 @@ func ExamineSink(ctx context.Context, c SinkConfig, topics []string) []diagnosis
 	w := e.denied.watch(ctx)
 	defer e.denied.forget(w)
 	e.OK("version", "nats-server %s", e.nc.ConnectedServerVersion())
+	if room := int(e.nc.MaxPayload()); c.MaxEvent > 0 && room < c.MaxEvent+maxHeader {
+		e.Add(diagnosis.Warning, "max_payload", fmt.Sprintf("max_payload: %d # in the server's configuration, then: nats-server --signal reload", c.MaxEvent+maxHeader),
+			"the server takes messages of %s, and max_event is %s, with up to %s of attributes: larger ones are parked", disk.Bytes(int64(room)), disk.Bytes(int64(c.MaxEvent)), disk.Bytes(int64(maxHeader)))
+	}
 	wants, exact := subjectsOf(c.Subject, topics)
 	if e.reserved(c.Reserved, wants) {
 		return e.Found

@@ -299,6 +299,10 @@ func TestExamineAccount(t *testing.T) {
 	examine(t, nats.Config{URL: none.ClientURL()}).want(t, diagnosis.Problem, "jetstream", "jetstream {}")
 	examineSink(t, nats.SinkConfig{URL: none.ClientURL()}).want(t, diagnosis.Problem, "jetstream", "jetstream {}")
 	examineSink(t, nats.SinkConfig{URL: none.ClientURL(), Core: true}).want(t, diagnosis.OK, "streams", "what nobody listens to is lost")
+	examineSink(t, nats.SinkConfig{URL: none.ClientURL(), Core: true, MaxEvent: 16 << 20}).want(t, diagnosis.Warning, "max_payload", "max_payload: ")
+	if found := examineSink(t, nats.SinkConfig{URL: none.ClientURL(), Core: true, MaxEvent: 1 << 20}); len(found.bad()) > 0 {
+		t.Errorf("%v where the largest event fits", found)
+	}
 
 	account := server.NewAccount("shop")
 	users := natsServer(t, t.TempDir(), func(o *server.Options) {

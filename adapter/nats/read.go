@@ -36,6 +36,7 @@ type logReader struct {
 	held     []onewrite.Message // of packs, beyond what one Read returns
 	heldUpto uint64             // all up to here was looked at for held
 	perMsg   int                // events that a message had, about
+	took     int                // events of the newest fetch
 	reported uint64             // the offset that the caller knows to be passed
 	at       time.Time          // when it was told
 	quiet    time.Time          // not looked at before
@@ -174,6 +175,9 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 		last := first + uint64(n) - 1
 		seen = max(seen, last)
 		r.seq, r.perMsg = mark{seq + 1, last + 1}, n
+		if got == nil {
+			got = make([]onewrite.Message, 0, r.took)
+		}
 		err = unpack(m.Header, m.Data, first, wants, func(offset uint64, e onewrite.Event) {
 			got = append(got, onewrite.Message{Event: e, Log: r.l.source, Offset: offset})
 		})
@@ -185,6 +189,7 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	if err != nil {
 		return nil, err
 	}
+	r.took = len(got)
 	// The embedded server has all up to the tail. A replica of a cluster may lag
 	// behind the leader that told the tail, and shows that it does not by giving
 	// the tail itself or what is beyond.

@@ -20,6 +20,7 @@ type recent struct {
 	mu     sync.Mutex
 	first  uint64 // offset of events[0]
 	events []onewrite.Event
+	room   []onewrite.Event // what events are a part of: they move in it, and rarely to another
 	bytes  int
 }
 
@@ -31,6 +32,13 @@ func (r *recent) add(first uint64, events []onewrite.Event, limit int) {
 	if first != r.first+uint64(len(r.events)) { // another copy wrote between
 		clear(r.events)
 		r.first, r.events, r.bytes = first, r.events[:0], 0
+	}
+	if n := len(r.events) + len(events); n > cap(r.events) {
+		if n+n/2 > cap(r.room) {
+			r.room = make([]onewrite.Event, 0, 2*n)
+		}
+		r.events = append(r.room[:0], r.events...)
+		clear(r.room[len(r.events):cap(r.room)]) // from where they were moved
 	}
 	for i := range events {
 		r.events = append(r.events, canonical(&events[i]))
@@ -50,7 +58,7 @@ func (r *recent) add(first uint64, events []onewrite.Event, limit int) {
 func (r *recent) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.first, r.events, r.bytes = 0, nil, 0
+	r.first, r.events, r.room, r.bytes = 0, nil, nil, 0
 }
 
 // each hands over the events from offset next on, at most up to tail, while take

@@ -41,6 +41,9 @@ type SinkConfig struct {
 	// Reserved is the name of the bus, where it is on the same server: its subjects
 	// are not published to. Empty reserves none.
 	Reserved string
+	// MaxEvent is the largest event that may come, in bytes; only [ExamineSink] looks at
+	// it. 0 is not known.
+	MaxEvent int
 	// Core publishes without a stream's acknowledgement: the events are known to
 	// have reached the server, and what no one listens to is lost.
 	Core bool
@@ -103,17 +106,19 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 	defer cancel()
 	w := s.denied.watch(ctx)
 	defer s.denied.forget(w)
-	if s.c.Core {
-		return s.writeCore(ctx, nc, w, events)
-	}
 	var in inbox
-	if err := in.open(nc); err != nil {
-		return 0, fmt.Errorf("nats: %w", err)
+	write := func(events []onewrite.Event) (int, error) { return s.writeWindow(ctx, nc, &in, w, events) }
+	if s.c.Core {
+		write = func(events []onewrite.Event) (int, error) { return s.writeCore(ctx, nc, w, events) }
+	} else {
+		if err := in.open(nc); err != nil {
+			return 0, fmt.Errorf("nats: %w", err)
+		}
+		defer in.close()
 	}
-	defer in.close()
 	done := 0
 	for done < len(events) {
-		n, err := s.writeWindow(ctx, nc, &in, w, events[done:])
+		n, err := write(events[done:])
 		done += n
 		if err != nil {
 			return done, err
@@ -244,7 +249,27 @@ func (s *Sink) silent(in *inbox, w *watch, e *onewrite.Event, err error) error {
 	return fmt.Errorf("nats: no answer for event %s: %w", e.ID, err)
 }
 
+// subjectWindow returns how many leading events have no key twice with different
+// subjects: one may be denied, and another not.
+func (s *Sink) subjectWindow(events []onewrite.Event) int {
+	subjects := make(map[[2]string]string, len(events))
+	for i := range events {
+		if events[i].Key == "" {
+			continue
+		}
+		k, subject := [2]string{events[i].Source, events[i].Key}, s.subject(&events[i])
+		if was, twice := subjects[k]; twice && was != subject {
+			return i
+		}
+		subjects[k] = subject
+	}
+	return len(events)
+}
+
+// writeCore publishes as many leading events as may be under way and asks the server
+// whether it has them.
 func (s *Sink) writeCore(ctx context.Context, nc *natsgo.Conn, w *watch, events []onewrite.Event) (int, error) {
+	events = events[:s.subjectWindow(events)]
 	var enc encoder
 	before := nc.LastError()
 	sent := 0

@@ -341,3 +341,38 @@ func TestSinkDenied(t *testing.T) {
 		}
 	}
 }
+
+// TestSinkDeniedOrder: without a stream too nothing of a key is published behind an event
+// of it that the server denies, and the events of other keys are.
+func TestSinkDeniedOrder(t *testing.T) {
+	srv := natsServer(t, t.TempDir(), func(o *server.Options) {
+		o.Users = []*server.User{{Username: "all", Password: "all"},
+			{Username: "some", Password: "some", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"order.>"}}}}}
+	})
+	url := func(name string) string { return "nats://" + name + ":" + name + "@" + srv.Addr().String() }
+	nc := connect(t, url("all"))
+	sub, err := nc.SubscribeSync(">")
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := batch(1, 4).Events
+	for i, e := range []struct{ key, topic string }{{"a", "order.placed"}, {"b", "order.placed"}, {"a", "stock.low"}, {"a", "order.paid"}} {
+		events[i].Key, events[i].Topic, events[i].Type = e.key, e.topic, e.topic
+	}
+	s := newSink(t, nats.SinkConfig{URL: url("some"), Core: true})
+	if n, err := s.Write(t.Context(), events); n != 2 || err == nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if err := nc.Publish("end", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"order.placed", "order.placed", "end"} {
+		m, err := sub.NextMsg(patience)
+		if err != nil || m.Subject != want {
+			t.Fatalf("%v, %v; want %s", m, err, want)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -28,6 +29,8 @@ SIGHUP, where there is one, reloads the destinations.`,
 			if err != nil {
 				return err
 			}
+			// Whoever reads standard output may end: that is an error of a destination.
+			signal.Ignore(syscall.SIGPIPE)
 			log := newLog(cfg)
 			r := relay.New(cfg, relay.Options{ConfigPath: a.file, Listen: a.listen, Version: versionText(), Log: log})
 			go reloadOnHangup(cmd.Context(), r, log.Error)

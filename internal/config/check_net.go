@@ -235,12 +235,20 @@ func inside(host string) bool {
 	}
 	ip = ip.Unmap()
 	return ip.IsPrivate() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() ||
-		netip.MustParsePrefix("100.64.0.0/10").Contains(ip)
+		slices.ContainsFunc(notPublic, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// notPublic is what the IANA registry of IPv4 addresses does not call globally reachable,
+// beside what net/netip knows.
+var notPublic = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.88.99.0/24"),
+	netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"),
 }
 
 var (
 	headerName     = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
-	headerReserved = regexp.MustCompile(`(?i)^(ce-.*|webhook-(id|timestamp|signature)|content-(type|length|encoding)|host|connection|transfer-encoding|te|trailer|upgrade|keep-alive|proxy-.*)$`)
+	headerReserved = regexp.MustCompile(`(?i)^(ce-.*|webhook-(id|timestamp|signature)|content-(type|length|encoding)|host|connection|transfer-encoding|te|trailer|upgrade|expect|keep-alive|proxy-.*)$`)
+	headerValue    = regexp.MustCompile(`^([!-~]([ -~]*[!-~])?)?$`)
 )
 
 // shortestSecret is what Standard Webhooks asks for, in bytes.
@@ -277,6 +285,8 @@ func (c *checker) webhook(path string, d Destination) {
 			c.bad(at, "is a header that onewrite sets itself", "remove it")
 		case strings.ContainsAny(value, "\r\n\x00"):
 			c.bad(at, "has a value of several lines", "write it on one line")
+		case !headerValue.MatchString(value):
+			c.bad(at, "has a value with characters other than those of ASCII, or blanks at an end", "remove them, or encode the value, as percent-encoding does")
 		}
 	}
 }
