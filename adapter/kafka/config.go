@@ -114,19 +114,19 @@ func (c *Config) complete() error {
 
 func (c *Config) transactionalID() string { return "onewrite-" + c.Destination }
 
-// codec is the compression, and the next best of brokers that do not know it.
-func (c *Config) codec() ([]kgo.CompressionCodec, error) {
+// compression is what batches are compressed with.
+func (c *Config) compression() (kgo.ProducerOpt, error) {
 	switch c.Compression {
 	case "none":
-		return []kgo.CompressionCodec{kgo.NoCompression()}, nil
+		return kgo.ProducerBatchCompression(kgo.NoCompression()), nil
 	case "gzip":
-		return []kgo.CompressionCodec{kgo.GzipCompression()}, nil
+		return kgo.ProducerBatchCompression(kgo.GzipCompression()), nil
 	case "snappy":
-		return []kgo.CompressionCodec{kgo.SnappyCompression()}, nil
+		return kgo.ProducerBatchCompression(kgo.SnappyCompression()), nil
 	case "", "lz4":
-		return []kgo.CompressionCodec{kgo.Lz4Compression()}, nil
-	case "zstd":
-		return []kgo.CompressionCodec{kgo.ZstdCompression(), kgo.Lz4Compression()}, nil
+		return kgo.WithCompressor(&blocks{}), nil
+	case "zstd": // and the next best of brokers that do not know it
+		return kgo.ProducerBatchCompression(kgo.ZstdCompression(), kgo.Lz4Compression()), nil
 	}
 	return nil, fmt.Errorf("kafka: compression %q is unknown; write none, gzip, snappy, lz4 or zstd", c.Compression)
 }
@@ -230,7 +230,7 @@ func open(ctx context.Context, c Config, more ...kgo.Opt) (*core, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	codec, err := c.codec()
+	compression, err := c.compression()
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +245,7 @@ func open(ctx context.Context, c Config, more ...kgo.Opt) (*core, error) {
 		return nil, err
 	}
 	s.opts = append(opts,
-		kgo.RequiredAcks(kgo.AllISRAcks()), kgo.ProducerBatchCompression(codec...), kgo.RecordPartitioner(partitioner{s}),
+		kgo.RequiredAcks(kgo.AllISRAcks()), compression, kgo.RecordPartitioner(partitioner{s}),
 		kgo.ProducerBatchMaxBytesFn(s.limit), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1<<20),
 		kgo.ProduceRequestTimeout(5*time.Second), kgo.RecordRetries(8), kgo.UnknownTopicRetries(3))
 	if s.cl, err = kgo.NewClient(append(s.opts, more...)...); err != nil {

@@ -153,7 +153,7 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 	if err != nil {
 		return nil, err
 	}
-	room, seen, got, full := readCount-len(msgs), next-1, []onewrite.Message(nil), false
+	room, seen, got, full := readCount-len(msgs), next-1, make([]onewrite.Message, 0, r.took), false
 	wants := func(offset uint64, topic string) bool {
 		wanted := s.filter.Wants(topic)
 		if packed && len(s.filter) > 0 {
@@ -175,9 +175,6 @@ func (s *subscription) take(ctx context.Context, r *logReader, tail uint64, msgs
 		last := first + uint64(n) - 1
 		seen = max(seen, last)
 		r.seq, r.perMsg = mark{seq + 1, last + 1}, n
-		if got == nil {
-			got = make([]onewrite.Message, 0, r.took)
-		}
 		err = unpack(m.Header, m.Data, first, wants, func(offset uint64, e onewrite.Event) {
 			got = append(got, onewrite.Message{Event: e, Log: r.l.source, Offset: offset})
 		})

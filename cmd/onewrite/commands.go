@@ -34,7 +34,7 @@ SIGHUP, where there is one, reloads the destinations.`,
 			log := newLog(cfg)
 			r := relay.New(cfg, relay.Options{ConfigPath: a.file, Listen: a.listen, Version: versionText(), Log: log})
 			go reloadOnHangup(cmd.Context(), r, log.Error)
-			go frugal(cmd.Context())
+			go frugal(cmd.Context(), len(cfg.Destinations) > 0)
 			return r.Run(cmd.Context())
 		},
 	}

@@ -10,8 +10,8 @@ import (
 
 // The memory of the program, its code aside, above which the collector works harder; by
 // itself it lets the heap grow to twice what is in use, which in a flood of events is
-// mostly buffers that are free again. It begins with the least, and takes more where
-// collecting is most of what is done.
+// mostly buffers that are free again. It begins with the least, and, if there are
+// destinations, which hold events too, takes more where collecting is much of what is done.
 const (
 	memoryLeast = 85 << 20
 	memoryMost  = 150 << 20
@@ -19,7 +19,7 @@ const (
 
 // memory decides how much the program may take.
 type memory struct {
-	goal             int64
+	goal, most       int64
 	busy, collecting float64 // CPU seconds until now
 }
 
@@ -33,18 +33,18 @@ func (m *memory) limit(live uint64, busy, collecting float64) int64 {
 	}
 	m.busy, m.collecting = busy, collecting
 	switch {
-	case share > 0.4:
-		m.goal = min(m.goal+m.goal/5, memoryMost)
-	case share < 0.1:
+	case share > 0.25:
+		m.goal = min(m.goal+m.goal/5, m.most)
+	case share < 0.08:
 		m.goal -= m.goal / 20
 	}
 	m.goal = max(m.goal, memoryLeast)
 	return max(m.goal, int64(live+live/3))
 }
 
-// frugal keeps the memory of a long run small, unless the environment says how
-// (GOMEMLIMIT, GOGC).
-func frugal(ctx context.Context) {
+// frugal keeps the memory of a long run small, that of one that delivers not quite as
+// small, unless the environment says how (GOMEMLIMIT, GOGC).
+func frugal(ctx context.Context, delivers bool) {
 	if os.Getenv("GOMEMLIMIT") != "" || os.Getenv("GOGC") != "" {
 		return
 	}
@@ -54,7 +54,11 @@ func frugal(ctx context.Context) {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for m := (memory{}); ; {
+	m := memory{most: memoryLeast}
+	if delivers {
+		m.most = memoryMost
+	}
+	for {
 		metrics.Read(s)
 		collecting := s[2].Value.Float64() - s[3].Value.Float64() // what would have been idle is no loss
 		debug.SetMemoryLimit(m.limit(s[0].Value.Uint64(), s[1].Value.Float64()+collecting, collecting))
