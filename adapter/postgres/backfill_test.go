@@ -18,7 +18,7 @@ type desk struct {
 }
 
 func newDesk(t *testing.T, tables ...uint32) *desk {
-	r := &logReader{queue: newLogQueue(), env: newEnvelope(Config{Name: "shop"}, 1), changed: make(chan struct{}, 1)}
+	r := &logReader{queue: newLogQueue(), made: newEnvelope(Config{Name: "shop"}, 1), changed: make(chan struct{}, 1)}
 	var list []captured
 	for _, rel := range tables {
 		list = append(list, captured{rel: rel, name: fmt.Sprint("public.t", rel), wanted: 1})
@@ -66,6 +66,7 @@ func (d *desk) update(rel, xid uint32, id string) {
 // out returns the keys of what went out since, and where the snapshots are.
 func (d *desk) out() string {
 	d.r.flush()
+	d.r.made.makeEvents(d.r.queue.items)
 	var b strings.Builder
 	for _, i := range d.r.queue.items {
 		fmt.Fprint(&b, strings.TrimPrefix(i.event.Topic, "public."), i.event.Key, " ")
