@@ -18,6 +18,9 @@ func TestKeeper(t *testing.T) {
 	}
 	tab := newTable(1, "db", "public", "t", columns, nil)
 	var k keeper
+	if first := k.data([]byte{}); first == nil || k.data(nil) != nil {
+		t.Errorf("an empty value is %#v, none is %#v", first, k.data(nil))
+	}
 	var buf []byte
 	dice := rand.New(rand.NewPCG(1, 2))
 	tuple := func(n int) (t, want pgoutput.Tuple) {
