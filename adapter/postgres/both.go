@@ -41,6 +41,7 @@ type logResult struct {
 	gap    *onewrite.Gap // is told before: the log may have to wait
 	anew   bool          // it cannot be opened, or begins elsewhere and may have to wait
 	items  []item
+	events []onewrite.Event // of items
 	err    error
 }
 
@@ -183,7 +184,7 @@ func (b *Both) pumpLog(place *logPlace, broken bool) {
 			return
 		}
 		r = logResult{}
-		r.items, r.err = log.Read(b.alive)
+		r.items, r.events, r.err = log.Read(b.alive)
 	}
 }
 
@@ -236,10 +237,7 @@ func (b *Both) fromLog(r logResult) (onewrite.Batch, error) {
 	}
 	b.at = &r.items[len(r.items)-1].at
 	ring, items := b.pos, r.items
-	out := onewrite.Batch{Pos: joinPlaces(*b.at, ring), Events: make([]onewrite.Event, len(items))}
-	for i := range items {
-		out.Events[i] = items[i].event
-	}
+	out := onewrite.Batch{Pos: joinPlaces(*b.at, ring), Events: r.events}
 	out.PosAt = func(i int) onewrite.Pos { return joinPlaces(items[i].at, ring) }
 	b.log.Load().hand(out.Pos, b.at.done, len(items))
 	return out, nil

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
@@ -59,18 +60,23 @@ func (k *keeper) data(v []byte) []byte {
 	return k.bytes[first:len(k.bytes):len(k.bytes)]
 }
 
-// makeEvents makes the events of the rows among items.
-func (v *envelope) makeEvents(items []item) {
+// makeEvents makes the events of the rows among items, and returns all events.
+func (v *envelope) makeEvents(items []item) []onewrite.Event {
+	events := make([]onewrite.Event, len(items))
 	for i := range items {
-		c := items[i].row
+		it := &items[i]
+		c := it.row
 		if c == nil {
+			events[i] = *it.event
+			it.event = &events[i]
 			continue
 		}
-		last := items[i].event.Tx.Last
-		items[i].event, items[i].row = v.event(c), nil
-		items[i].event.Tx.Last = last
+		events[i] = v.event(c)
+		events[i].Tx.Last = it.last
+		it.event, it.row = &events[i], nil
 		clear(c.before) // its slab may be there for longer
 		clear(c.after)
 		*c = change{}
 	}
+	return events
 }

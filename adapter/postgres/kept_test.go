@@ -95,7 +95,9 @@ func TestMakeEvents(t *testing.T) {
 		e.Tx.Last = i%7 == 6
 		want = append(want, fmt.Sprintf("%+v", e))
 		it := item{row: k.keep(&c)}
-		it.event.Tx.Last = i%7 == 6
+		if i%7 == 6 {
+			it.isLast()
+		}
 		if size := e.Size(); it.size() < size*3/4 || it.size() > size*5/4+300 {
 			t.Errorf("an event of %d bytes is taken for one of %d", size, it.size())
 		}
@@ -105,9 +107,9 @@ func TestMakeEvents(t *testing.T) {
 	for i := range items {
 		rows[i] = items[i].row
 	}
-	v.makeEvents(items)
+	events := v.makeEvents(items)
 	for i := range items {
-		if got := fmt.Sprintf("%+v", items[i].event); got != want[i] || items[i].row != nil {
+		if got := fmt.Sprintf("%+v", events[i]); got != want[i] || items[i].event != &events[i] || items[i].row != nil {
 			t.Fatalf("event %d is\n%s, want\n%s", i, got, want[i])
 		}
 		if rows[i].after != nil || rows[i].table != nil {

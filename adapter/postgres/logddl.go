@@ -29,7 +29,7 @@ func (r *logReader) ddl(m *pgoutput.Message) {
 		e.Topic, e.Type, e.Key, e.ContentType = ddlPrefix, "ddl", d.Captured, "application/json"
 		e.Data = r.env.ddl(&c, &d, r.database)
 	}
-	r.hold(&c, true, item{event: e})
+	r.hold(&c, true, item{event: &e})
 }
 
 func (v *envelope) ddl(c *change, d *toldDDL, database string) []byte {

@@ -52,7 +52,7 @@ func (r *logReader) emitted(m *pgoutput.Message) {
 			e.Type = e.Topic
 		}
 	}
-	r.hold(&c, true, item{event: e})
+	r.hold(&c, true, item{event: &e})
 }
 
 // invalid makes an event of a message that cannot be the one that was meant.

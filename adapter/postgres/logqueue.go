@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"slices"
 	"sync"
 
 	"github.com/onewrite/onewrite"
@@ -17,11 +16,19 @@ const (
 
 // item is an event with the place just after it.
 type item struct {
-	event onewrite.Event // of a row, until it is made: whether it is the last of its transaction
-	row   *change        // of which the event is made when it is taken; nil: it is made
+	event *onewrite.Event
+	row   *change // of which the event is made when it is taken; nil: it is made
+	last  bool    // of a row: it is the last of its transaction
 	at    logPlace
 	xid   uint64 // of a transaction that has written the outbox until here; 0: it has not
 	seq   int64  // of an event of the outbox; 0: it is a row change
+}
+
+// isLast notes that it is the last of its transaction.
+func (i *item) isLast() {
+	if i.last = true; i.row == nil {
+		i.event.Tx.Last = true
+	}
 }
 
 // size is about how many bytes the event has or will have.
@@ -94,9 +101,7 @@ func (q *logQueue) take(ctx context.Context, limit int) (items []item, err error
 	defer q.mu.Unlock()
 	for {
 		if n := q.ready(limit); n > 0 {
-			items = slices.Clone(q.items[:n])
-			clear(q.items[:n]) // what is behind them would keep them
-			q.items = q.items[n:]
+			items, q.items = q.items[:n:n], q.items[n:]
 			q.taken += uint64(n)
 			for i := range items {
 				q.bytes -= items[i].size()

@@ -254,7 +254,7 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	}
 	r.at.done, r.at.when, r.at.tx, r.at.index, r.at.sub = m.EndLSN, int64(m.CommitTime), 0, 0, 0
 	if r.held != nil {
-		r.held.event.Tx.Last = true
+		r.held.isLast()
 	}
 	if r.held != nil || len(r.tail) > 0 {
 		select {
@@ -369,10 +369,9 @@ func (r *logReader) hold(c *change, last bool, i item) {
 
 // Read returns the next items. The events of rows are made here, while more of the log
 // is received: that is most of the work.
-func (r *logReader) Read(ctx context.Context) ([]item, error) {
+func (r *logReader) Read(ctx context.Context) ([]item, []onewrite.Event, error) {
 	items, err := r.queue.take(ctx, r.cfg.MaxBatchBytes)
-	r.made.makeEvents(items)
-	return items, err
+	return items, r.made.makeEvents(items), err
 }
 
 // hand notes a batch that is about to be stored, which ends at done. With it go n items,

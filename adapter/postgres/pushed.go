@@ -170,7 +170,7 @@ func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
 	kept = slices.Clip(kept)
 	out := onewrite.Batch{Pos: joinPlaces(*b.at, b.pos), Events: make([]onewrite.Event, len(kept))}
 	for i := range kept {
-		out.Events[i] = kept[i].event
+		out.Events[i] = *kept[i].event
 	}
 	last := out.Pos
 	out.PosAt = func(n int) onewrite.Pos {
