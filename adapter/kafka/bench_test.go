@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -100,6 +101,31 @@ func BenchmarkSink(b *testing.B) {
 			b.ReportMetric(floor, "floor-events/s")
 		})
 	}
+}
+
+// BenchmarkBusAppend appends 1,000 events of 500 bytes after the other 1,000 to a log of
+// the bus.
+func BenchmarkBusAppend(b *testing.B) {
+	bus := openBus(b, kafka.BusConfig{Brokers: []string{servers.Kafka(b).Addr()}, Name: unique("bench"), MaxBytes: 100 << 30})
+	prev, _, err := bus.Position(b.Context(), "shop")
+	if err != nil {
+		b.Fatal(err)
+	}
+	evs := load("x", 1000)
+	i := 0
+	one := func() {
+		i++
+		pos := onewrite.Pos(strconv.Itoa(i))
+		if _, err := bus.Append(b.Context(), "shop", prev, onewrite.Batch{Events: evs, Pos: pos}); err != nil {
+			b.Fatal(err)
+		}
+		prev = pos
+	}
+	one()
+	for b.Loop() {
+		one()
+	}
+	b.ReportMetric(float64(len(evs)*b.N)/b.Elapsed().Seconds(), "events/s")
 }
 
 // alone produces records with the client alone, n times, ahead times before it waits

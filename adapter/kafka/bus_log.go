@@ -198,7 +198,9 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	if len(batch.Events) == 0 {
 		return l.last, nil
 	}
-	recs, bytes, err := b.prepare(l, &batch)
+	enc := l.enc
+	l.enc = encoder{} // who knows who has what after an error
+	recs, bytes, err := b.prepare(l, &enc, &batch)
 	if err != nil {
 		return 0, err
 	}
@@ -208,6 +210,8 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	if err := b.put(ctx, l, recs); err != nil {
 		return 0, err
 	}
+	enc.reuse()
+	l.enc = enc
 	l.end += int64(len(recs))
 	l.last += uint64(len(recs))
 	l.sum += uint64(bytes)
@@ -220,7 +224,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 }
 
 // prepare makes the records of a batch and refuses what cannot be stored.
-func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, bytes int64, err error) {
+func (b *Bus) prepare(l *busLog, enc *encoder, batch *onewrite.Batch) (recs []*kgo.Record, bytes int64, err error) {
 	n := len(batch.Events)
 	if n > onewrite.MaxBatch {
 		return nil, 0, fmt.Errorf("kafka: a batch of %d events, the bus takes %d: %w", n, onewrite.MaxBatch, onewrite.ErrRejected)
@@ -238,15 +242,16 @@ func (b *Bus) prepare(l *busLog, batch *onewrite.Batch) (recs []*kgo.Record, byt
 		if i < n-1 {
 			pos = nil
 		}
-		recs[i] = eventRecord(&l.enc, l.topic, e, m.header(i), pos)
-		size := sizeOf(recs[i])
+		var value [maxMark]byte
+		recs[i] = eventRecord(enc, l.topic, e, kgo.RecordHeader{Key: markHeader}, pos)
+		size := sizeOf(recs[i]) + len(m.append(value[:0], i))
 		if size+batchOverhead > limit {
 			return nil, 0, fmt.Errorf("kafka: event %s of topic %s needs %d bytes, the bus takes %d: %w; raise it: kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config max.message.bytes=%d, and restart",
 				e.ID, e.Topic, size, limit, onewrite.ErrRejected, l.topic, size+1<<20)
 		}
 		bytes += int64(size)
 		m.sum = l.sum + uint64(bytes)
-		recs[i].Headers[0] = m.header(i)
+		recs[i].Headers[0].Value = copied(enc, m.append(value[:0], i))
 	}
 	return recs, bytes, nil
 }

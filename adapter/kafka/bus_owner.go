@@ -138,8 +138,7 @@ func (s *subscription) Park(ctx context.Context, parked onewrite.Parked) (ref ui
 			return fmt.Errorf("kafka: park an event of destination %s: %w", s.in.Name, err)
 		}
 		var enc encoder
-		r := enc.record(p.topic, &m.Event)
-		r.Headers = append(kind(parkedHeader, text), r.Headers...)
+		r := enc.record(p.topic, &m.Event, kind(parkedHeader, text)...)
 		if err := p.write(ctx, r); err != nil {
 			return err
 		}

@@ -41,15 +41,22 @@ func newMark(first int64, n int) mark {
 // header is the mark of record i of the append; m.seq is the number of its first event,
 // m.sum that of this one.
 func (m mark) header(i int) kgo.RecordHeader {
+	return kgo.RecordHeader{Key: markHeader, Value: m.append(make([]byte, 0, maxMark), i)}
+}
+
+// maxMark is the length of six numbers and what is between them.
+const maxMark = 6*20 + 5
+
+// append appends the value of that header.
+func (m mark) append(v []byte, i int) []byte {
 	seq := m.seq
 	if seq > 0 {
 		seq += uint64(i)
 	}
-	v := make([]byte, 0, 96)
-	for _, n := range []uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq, m.nonce} {
+	for _, n := range [...]uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq, m.nonce} {
 		v = append(strconv.AppendUint(v, n, 10), ' ')
 	}
-	return kgo.RecordHeader{Key: markHeader, Value: strconv.AppendUint(v, m.sum, 10)}
+	return strconv.AppendUint(v, m.sum, 10)
 }
 
 // markOf reads it; false: the record was not written by a bus.
@@ -103,14 +110,10 @@ func (u *unfold) take(r *kgo.Record) (whole []*kgo.Record, m mark, ok bool) {
 // eventRecord makes the record of an event in the log of its source: what any client of
 // Kafka reads as a CloudEvent, behind the mark and the position, if there is one.
 func eventRecord(enc *encoder, topic string, e *onewrite.Event, m kgo.RecordHeader, pos *onewrite.Pos) *kgo.Record {
-	r := enc.record(topic, e)
-	own := make([]kgo.RecordHeader, 0, len(r.Headers)+2)
-	own = append(own, m)
-	if pos != nil {
-		own = append(own, kgo.RecordHeader{Key: posHeader, Value: []byte(*pos)})
+	if pos == nil {
+		return enc.record(topic, e, m)
 	}
-	r.Headers = append(own, r.Headers...)
-	return r
+	return enc.record(topic, e, m, kgo.RecordHeader{Key: posHeader, Value: []byte(*pos)})
 }
 
 // eventOf reads an event back.

@@ -25,7 +25,7 @@ func Uncommitted(tb testing.TB, c Config, events []onewrite.Event, place []byte)
 	if err := s.prepare(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	recs, of, err := s.records(tb.Context(), events)
+	recs, of, err := s.records(tb.Context(), &encoder{}, events)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -27,6 +27,7 @@ type Idempotent struct {
 type producer struct {
 	cl    *kgo.Client
 	dirty bool // records are under way that nobody waits for
+	enc   encoder
 }
 
 // NewIdempotent connects, and creates the topic of places, which has the partitions'
@@ -79,7 +80,9 @@ func (s *Idempotent) Write(ctx context.Context, events []onewrite.Event) (int, e
 	if err := p.mend(ctx); err != nil {
 		return 0, s.worded(err, "give up records without an answer", "")
 	}
-	recs, of, unfit := s.records(ctx, events)
+	enc := p.enc
+	p.enc = encoder{} // who knows who has what after an error
+	recs, of, unfit := s.records(ctx, &enc, events)
 	n, cause := s.enter(ctx, recs, events, of)
 	for from := 0; from < n; {
 		to := from + s.window(recs[from:n], events, of[from:n])
@@ -89,6 +92,8 @@ func (s *Idempotent) Write(ctx context.Context, events []onewrite.Event) (int, e
 		}
 		from = to
 	}
+	enc.reuse()
+	p.enc = enc
 	if n < len(recs) {
 		return of[n], cause
 	}

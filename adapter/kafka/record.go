@@ -11,31 +11,58 @@ import (
 	"github.com/onewrite/onewrite/internal/cloudevents"
 )
 
-// encoder makes records of events; it keeps what it needs again.
+// encoder makes records of events. What they consist of lies in slabs, as a write has
+// many; when they are durable, the next ones are made in their place.
 type encoder struct {
-	attrs []cloudevents.Attr
+	attrs   []cloudevents.Attr
+	records []kgo.Record
+	headers []kgo.RecordHeader
+	bytes   []byte
 }
 
-// record makes the record of an event, in the binary mode. Its time is left to the
-// client: a topic forgets by the time of its records, so that an old event with a
-// time of its own could be gone before it is read.
-func (enc *encoder) record(topic string, e *onewrite.Event) *kgo.Record {
-	enc.attrs = cloudevents.KafkaHeaders(enc.attrs[:0], e)
-	size := 0
-	for _, a := range enc.attrs {
-		size += len(a.Value)
+// Slabs grow until a usual write fits into one.
+const (
+	slabRecords = 1 << 10
+	slabHeaders = 16 << 10
+	slabBytes   = 256 << 10
+)
+
+// room returns n more of a slab, which is another one if it does not have them.
+func room[T any](slab *[]T, n, most int) []T {
+	if at := len(*slab); n <= cap(*slab)-at {
+		*slab = (*slab)[:at+n]
+		return (*slab)[at : at+n : at+n]
 	}
-	slab := make([]byte, 0, size+len(e.Key))
-	r := &kgo.Record{Topic: topic, Value: e.Data, Headers: make([]kgo.RecordHeader, len(enc.attrs))}
+	*slab = make([]T, n, max(n, min(2*cap(*slab), most), most/16))
+	return (*slab)[:n:n]
+}
+
+// reuse says that nobody has what was made any more: it is made over.
+func (enc *encoder) reuse() {
+	clear(enc.records) // they hold their events
+	enc.records, enc.headers, enc.bytes = enc.records[:0], enc.headers[:0], enc.bytes[:0]
+}
+
+// copied copies a text into a slab.
+func copied[T string | []byte](enc *encoder, s T) []byte {
+	b := room(&enc.bytes, len(s), slabBytes)
+	copy(b, s)
+	return b
+}
+
+// record makes the record of an event, in the binary mode, with headers of our own
+// before its. Its time is left to the client: a topic forgets by the time of its records,
+// so that an old event with a time of its own could be gone before it is read.
+func (enc *encoder) record(topic string, e *onewrite.Event, own ...kgo.RecordHeader) *kgo.Record {
+	enc.attrs = cloudevents.KafkaHeaders(enc.attrs[:0], e)
+	r := &room(&enc.records, 1, slabRecords)[0]
+	*r = kgo.Record{Topic: topic, Value: e.Data, Headers: room(&enc.headers, len(own)+len(enc.attrs), slabHeaders)}
+	n := copy(r.Headers, own)
 	for i, a := range enc.attrs {
-		from := len(slab)
-		slab = append(slab, a.Value...)
-		r.Headers[i] = kgo.RecordHeader{Key: a.Name, Value: slab[from:len(slab):len(slab)]}
+		r.Headers[n+i] = kgo.RecordHeader{Key: a.Name, Value: copied(enc, a.Value)}
 	}
 	if e.Key != "" {
-		from := len(slab)
-		slab = append(slab, e.Key...)
-		r.Key = slab[from:len(slab):len(slab)]
+		r.Key = copied(enc, e.Key)
 	}
 	return r
 }
@@ -44,9 +71,8 @@ func (enc *encoder) record(topic string, e *onewrite.Event) *kgo.Record {
 // of a row if they are wanted. of[i] is the event of record i. There is room for two
 // more. An error is about the event behind those that have records: the registry of
 // schemas does not take it, or does not answer.
-func (s *core) records(ctx context.Context, events []onewrite.Event) (recs []*kgo.Record, of []int, err error) {
+func (s *core) records(ctx context.Context, enc *encoder, events []onewrite.Event) (recs []*kgo.Record, of []int, err error) {
 	recs, of = make([]*kgo.Record, 0, len(events)+2), make([]int, 0, len(events))
-	var enc encoder
 	for i := range events {
 		topic := s.topicOf(&events[i])
 		e, err := s.encoded(ctx, topic, &events[i])

@@ -36,7 +36,9 @@ type Sink struct {
 	dead   error // nothing is written any more, for this reason
 	dirty  bool  // a transaction has to be aborted first
 	placed int   // places since the partitions' numbers were written
-	ended  time.Time
+	enc    encoder
+	ended  time.Time     // the end of the last transaction was said
+	settle time.Duration // how long it was until one was written out, of late
 
 	commitTxn func(ctx context.Context) error // tests lose its answer
 }
@@ -116,7 +118,8 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place [
 	if err := s.prepare(ctx); err != nil {
 		return 0, err
 	}
-	recs, of, unfit := s.records(ctx, events)
+	enc := s.encoder()
+	recs, of, unfit := s.records(ctx, &enc, events)
 	if n, err := s.admit(ctx, recs, events, of); err != nil {
 		return of[n], err
 	}
@@ -126,7 +129,23 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place [
 	if place == nil {
 		place = []byte{} // a place, though an empty one
 	}
-	return s.commit(ctx, recs, events, of, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
+	bad, err := s.commit(ctx, recs, events, of, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
+	if err == nil {
+		s.again(enc)
+	}
+	return bad, err
+}
+
+// encoder returns the one that is kept; it is kept no more until again.
+func (s *Sink) encoder() (enc encoder) {
+	enc, s.enc = s.enc, encoder{}
+	return enc
+}
+
+// again keeps an encoder whose records are durable.
+func (s *Sink) again(enc encoder) {
+	enc.reuse()
+	s.enc = enc
 }
 
 // Write commits events without a place, up to 1,000 of them in one transaction; see
@@ -156,7 +175,8 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 // writeChunk commits events in one transaction, or, where one is refused, those
 // before it.
 func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, error) {
-	recs, of, cause := s.records(ctx, events)
+	enc := s.encoder()
+	recs, of, cause := s.records(ctx, &enc, events)
 	n, err := s.admit(ctx, recs, events, of)
 	if err != nil {
 		cause = err
@@ -164,6 +184,7 @@ func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, er
 	for n > 0 {
 		bad, err := s.commit(ctx, recs[:n], events, of[:n], nil)
 		if err == nil {
+			s.again(enc)
 			return of[n-1] + 1, cause
 		}
 		if bad == 0 {
@@ -173,7 +194,8 @@ func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, er
 		if n, cause = slices.Index(of, bad), err; !errors.Is(err, onewrite.ErrRejected) && !isAnswer(err) {
 			return 0, unsteered{err}
 		}
-		if recs, of, err = s.records(ctx, events[:bad]); err != nil {
+		enc = encoder{}
+		if recs, of, err = s.records(ctx, &enc, events[:bad]); err != nil {
 			return 0, unsteered{err}
 		}
 	}
@@ -287,7 +309,7 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 
 // produce begins a transaction and sends records in it.
 func (s *Sink) produce(ctx context.Context, recs []*kgo.Record) ([]error, error) {
-	s.settle(ctx)
+	s.settled(ctx)
 	if err := s.cl.BeginTransaction(); err != nil {
 		return nil, s.fence(err)
 	}
@@ -300,23 +322,35 @@ func (s *Sink) produce(ctx context.Context, recs []*kgo.Record) ([]error, error)
 	return errs, nil
 }
 
-// settle waits until the transaction before is written out everywhere. Were the next
+// settled waits until the transaction before is written out everywhere. Were the next
 // one to begin sooner, a broker would hold its records back for 20 ms at least; a
 // transaction is written out in two or three. It is a matter of time alone: whoever
-// may not ask goes on.
-func (s *Sink) settle(ctx context.Context) {
+// may not ask goes on. The first question comes when most of the usual time is over, as
+// each costs the broker, and us, what a few records do.
+func (s *Sink) settled(ctx context.Context) {
 	const within = 50 * time.Millisecond
+	sleep := func(d time.Duration) {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+	}
+	if early := s.settle*3/4 - time.Since(s.ended); early > 0 {
+		sleep(early)
+	}
+	waits := 0
 	for time.Since(s.ended) < within && ctx.Err() == nil {
 		req := kmsg.NewPtrDescribeTransactionsRequest()
 		req.TransactionalIDs = []string{s.c.transactionalID()}
 		resp, err := req.RequestWith(ctx, s.cl)
 		if err != nil || len(resp.TransactionStates) != 1 || !strings.HasPrefix(resp.TransactionStates[0].State, "Prepare") {
-			return
+			break
 		}
-		select {
-		case <-time.After(200 * time.Microsecond):
-		case <-ctx.Done():
-		}
+		sleep(200 * time.Microsecond)
+		waits++
+	}
+	if took := time.Since(s.ended); waits > 0 || took < s.settle { // else nobody knows when it was
+		s.settle += (min(took, within) - s.settle) / 4
 	}
 }
 

@@ -87,6 +87,9 @@ func Attributes(dst []Attr, e *onewrite.Event) []Attr {
 			Attr{"txindex", strconv.Itoa(e.Tx.Index)},
 			Attr{"txlast", strconv.FormatBool(e.Tx.Last)})
 	}
+	if len(e.Header) == 0 { // as most
+		return dst
+	}
 	for _, k := range slices.Sorted(maps.Keys(e.Header)) {
 		if IsAttribute(k) && !reserved[k] {
 			dst = append(dst, Attr{k, e.Header[k]})
