@@ -101,7 +101,7 @@ func (ls *lanes) settle(l *lane) {
 		}
 		ls.later[l] = struct{}{}
 	case l.index >= 0:
-		heap.Fix(&ls.ready, l.index)
+		ls.ready.fix(l)
 	default:
 		heap.Push(&ls.ready, l)
 	}
@@ -135,10 +135,10 @@ func (ls *lanes) earliest() *lane {
 // and marks their lanes busy. An event that failed in a batch travels alone, so
 // that the batch cannot hide which one is refused.
 func (ls *lanes) take(count, bytes int) []*entry {
-	var batch []*entry
+	batch := make([]*entry, 0, min(count, ls.count))
 	size := 0
 	for len(ls.ready) > 0 && len(batch) < count {
-		l := ls.ready[0]
+		l := ls.ready[0].lane
 		e := l.queue[0]
 		if len(batch) > 0 && (size+e.size > bytes || e.solo) {
 			break
@@ -150,7 +150,7 @@ func (ls *lanes) take(count, bytes int) []*entry {
 		if len(l.queue) == 0 {
 			heap.Pop(&ls.ready)
 		} else {
-			heap.Fix(&ls.ready, 0)
+			ls.ready.fix(l)
 		}
 		if e.solo {
 			break
@@ -181,31 +181,47 @@ func (ls *lanes) release(batch []*entry) {
 	}
 }
 
-type laneHeap []*lane
+// laneHeap has each lane with the order of its first event, so that comparing two looks
+// at neither.
+type laneHeap []turn
+
+type turn struct {
+	order uint64
+	lane  *lane
+}
 
 func (h laneHeap) Len() int           { return len(h) }
-func (h laneHeap) Less(i, j int) bool { return h[i].queue[0].order < h[j].queue[0].order }
+func (h laneHeap) Less(i, j int) bool { return h[i].order < h[j].order }
 func (h laneHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
+	h[i].lane.index, h[j].lane.index = i, j
 }
 func (h *laneHeap) Push(x any) {
 	l := x.(*lane)
 	l.index = len(*h)
-	*h = append(*h, l)
+	*h = append(*h, turn{l.queue[0].order, l})
 }
 func (h *laneHeap) Pop() any {
 	old := *h
-	l := old[len(old)-1]
-	old[len(old)-1] = nil
+	l := old[len(old)-1].lane
+	old[len(old)-1] = turn{}
 	*h = old[:len(old)-1]
 	l.index = -1
 	return l
 }
 
+// fix moves a lane whose first event may be another one now.
+func (h *laneHeap) fix(l *lane) {
+	(*h)[l.index].order = l.queue[0].order
+	heap.Fix(h, l.index)
+}
+
 // all returns every lane with events; none of them is being written.
 func (ls *lanes) all() iter.Seq[*lane] {
-	list := slices.Concat(ls.ready, slices.Collect(maps.Keys(ls.later)))
+	list := slices.Collect(maps.Keys(ls.later))
+	for _, t := range ls.ready {
+		list = append(list, t.lane)
+	}
 	return slices.Values(list)
 }
 

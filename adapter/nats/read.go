@@ -243,6 +243,9 @@ func (r *logReader) hold(got []onewrite.Message, seen uint64, room int, msgs []o
 	if len(got) > 0 {
 		r.reported = got[len(got)-1].Offset
 	}
+	if len(msgs) == 0 {
+		return got
+	}
 	return append(msgs, got...)
 }
 

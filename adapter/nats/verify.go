@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,6 +52,7 @@ func verify(dir string) (damage string, torn []string, err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", nil, err
 	}
+	var data []byte // of one block after the other
 	for _, s := range streams {
 		if !s.IsDir() || strings.HasPrefix(s.Name(), ".") { // of a stream that was being removed
 			continue
@@ -66,7 +68,7 @@ func verify(dir string) (damage string, torn []string, err error) {
 				return "", nil, err
 			}
 			path := filepath.Join(streamsDir(dir), s.Name(), "msgs", strconv.Itoa(n)+".blk")
-			data, err := os.ReadFile(path)
+			data, err = readInto(data, path)
 			if err != nil {
 				return "", nil, err
 			}
@@ -81,6 +83,22 @@ func verify(dir string) (damage string, torn []string, err error) {
 		}
 	}
 	return "", torn, nil
+}
+
+// readInto reads a file into room, or into a larger one.
+func readInto(room []byte, path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return room, err
+	}
+	defer func() { _ = f.Close() }()
+	s, err := f.Stat()
+	if err != nil {
+		return room, err
+	}
+	room = slices.Grow(room[:0], int(s.Size()))[:s.Size()]
+	_, err = io.ReadFull(f, room)
+	return room, err
 }
 
 // blocks returns the numbers of a stream's blocks in order.
