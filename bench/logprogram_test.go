@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
@@ -22,8 +23,14 @@ type logProgram struct {
 // configuration says.
 func newLogProgram(b *testing.B, rest string) *logProgram {
 	b.Helper()
+	return newLogProgramOn(b, fmt.Sprintf("{dir: %q, max_size: 20GB}", filepath.Join(b.TempDir(), "bus")), rest)
+}
+
+// newLogProgramOn is newLogProgram with a bus.
+func newLogProgramOn(b *testing.B, bus, rest string) *logProgram {
+	b.Helper()
 	l := newLogTable(b)
-	cmd, addr := running(b, fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", l.url), rest)
+	cmd, addr := runningOn(b, bus, fmt.Sprintf("{type: postgres, url: %q, tables: [public.orders]}", l.url), rest)
 	p := &logProgram{logBacklog: l, cmd: cmd, addr: addr}
 	p.walsender()
 	return p
