@@ -108,6 +108,16 @@ func check(ip netip.Addr, allowPrivate bool) error {
 	return nil
 }
 
+// CheckHost returns an error if the host of a URL is an address that a [Sink] with this
+// setting never calls. What a name stands for shows when it is called.
+func CheckHost(host string, allowPrivate bool) error {
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return nil
+	}
+	return check(ip, allowPrivate)
+}
+
 // control is asked before each connection with the very address that will be
 // connected to: there is no time between the look and the call.
 func control(allowPrivate bool) func(network, address string, c syscall.RawConn) error {

@@ -104,7 +104,8 @@ func (c *checker) run() {
 	c.listen()
 	for _, check := range c.also {
 		check(c.cfg, func(path, message, cure string) {
-			if !c.broken(path) {
+			refused := slices.ContainsFunc(c.problems, func(p Problem) bool { return p.Path == path && !p.Warning })
+			if !refused && !c.broken(path) {
 				c.bad(path, message, cure)
 			}
 		})
