@@ -39,7 +39,8 @@ func room[T any](slab *[]T, n, most int) []T {
 
 // reuse says that nobody has what was made any more: it is made over.
 func (enc *encoder) reuse() {
-	clear(enc.records) // they hold their events
+	clear(enc.records) // they hold their events,
+	clear(enc.headers) // and these slabs that are not used any more
 	enc.records, enc.headers, enc.bytes = enc.records[:0], enc.headers[:0], enc.bytes[:0]
 }
 

@@ -235,7 +235,8 @@ func (b *Both) fromLog(r logResult) (onewrite.Batch, error) {
 	if r.err != nil {
 		return onewrite.Batch{}, r.err
 	}
-	b.at = &r.items[len(r.items)-1].at
+	at := r.items[len(r.items)-1].at // its address would keep all of them
+	b.at = &at
 	ring, items := b.pos, r.items
 	out := onewrite.Batch{Pos: joinPlaces(*b.at, ring), Events: r.events}
 	out.PosAt = func(i int) onewrite.Pos { return joinPlaces(items[i].at, ring) }

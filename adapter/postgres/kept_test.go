@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
+	"weak"
 
+	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
@@ -116,4 +119,43 @@ func TestMakeEvents(t *testing.T) {
 			t.Fatalf("change %d is still there", i)
 		}
 	}
+}
+
+// TestQueueForgets: what was taken is kept alive neither by the room of the queue, which
+// has items for thousands more, nor by the place behind it.
+func TestQueueForgets(t *testing.T) {
+	q, env, b := newLogQueue(), &envelope{}, &Both{}
+	b.log.Store(&logReader{})
+	pass := func(n int) (events []weak.Pointer[byte]) {
+		run := make([]item, n)
+		for i := range run {
+			data := make([]byte, 64)
+			run[i].event = &onewrite.Event{ID: "x", Data: data}
+			events = append(events, weak.Make(&data[0]))
+		}
+		q.put(run)
+		for len(q.items) > 0 {
+			items, err := q.take(t.Context(), 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.fromLog(logResult{items: items, events: env.makeEvents(items)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return events
+	}
+	pass(queueEvents)
+	if cap(q.items) < queueEvents {
+		t.Fatalf("room for %d more: nothing is tried", cap(q.items))
+	}
+	gone := pass(3)
+	runtime.GC()
+	for i, e := range gone {
+		if e.Value() != nil {
+			t.Errorf("event %d is still there", i)
+		}
+	}
+	runtime.KeepAlive(q)
+	runtime.KeepAlive(b)
 }

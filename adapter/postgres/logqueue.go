@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/onewrite/onewrite"
@@ -101,7 +102,9 @@ func (q *logQueue) take(ctx context.Context, limit int) (items []item, err error
 	defer q.mu.Unlock()
 	for {
 		if n := q.ready(limit); n > 0 {
-			items, q.items = q.items[:n:n], q.items[n:]
+			items = slices.Clone(q.items[:n])
+			clear(q.items[:n]) // what is behind them would keep them
+			q.items = q.items[n:]
 			q.taken += uint64(n)
 			for i := range items {
 				q.bytes -= items[i].size()

@@ -147,7 +147,8 @@ func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
 		}
 	}
 	total := len(items)
-	b.at = &items[total-1].at
+	end := items[total-1].at // its address would keep all of them
+	b.at = &end
 	start, at := b.ring.at, &b.ring.at
 	kept := items[:0]
 	for i := range items {

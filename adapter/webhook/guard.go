@@ -1,7 +1,7 @@
 package webhook
 
 import (
-	"fmt"
+	"errors"
 	"net"
 	"net/netip"
 	"syscall"
@@ -93,11 +93,14 @@ type blockedError struct {
 	reach reach
 }
 
-func (e *blockedError) Error() string {
-	if e.reach == never {
-		return fmt.Sprintf("the address %s is never called; set url to the receiver", e.ip)
+func (e *blockedError) Error() string { return "the address " + e.ip.String() + " " + e.reach.reason() }
+
+// reason says why an address is not called, and what to do.
+func (r reach) reason() string {
+	if r == never {
+		return "is never called; set url to the receiver"
 	}
-	return fmt.Sprintf("the address %s is not public; set allow_private: true if the receiver is on your own network", e.ip)
+	return "is not public; set allow_private: true if the receiver is on your own network"
 }
 
 // check returns an error if ip may not be called.
@@ -109,13 +112,15 @@ func check(ip netip.Addr, allowPrivate bool) error {
 }
 
 // CheckHost returns an error if the host of a URL is an address that a [Sink] with this
-// setting never calls. What a name stands for shows when it is called.
+// setting never calls; the error does not show it. What a name stands for shows when it
+// is called.
 func CheckHost(host string, allowPrivate bool) error {
 	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return nil
+	var blocked *blockedError
+	if err == nil && errors.As(check(ip, allowPrivate), &blocked) {
+		return errors.New("its address " + blocked.reach.reason())
 	}
-	return check(ip, allowPrivate)
+	return nil
 }
 
 // control is asked before each connection with the very address that will be
