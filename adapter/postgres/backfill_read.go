@@ -227,14 +227,14 @@ func (f *backfill) describe(ctx context.Context, conn *pgx.Conn, ch *chunk) erro
 	for i := range columns {
 		oids[i] = columns[i].oid
 	}
-	f.r.side.Lock()
-	err = f.r.cat.resolve(ctx, oids)
-	for i := range columns {
-		columns[i].typ = f.r.cat.typeOf(columns[i].oid)
-	}
-	f.r.side.Unlock()
-	if err != nil {
+	// Not by the reader's catalog: its session may be waiting, behind an ALTER TABLE, for the
+	// lock that this transaction has.
+	types := catalog{conn: conn, types: map[uint32]valueType{}}
+	if err := types.resolve(ctx, oids); err != nil {
 		return err
+	}
+	for i := range columns {
+		columns[i].typ = types.typeOf(columns[i].oid)
 	}
 	parts, err := keyOf(ctx, conn, ch.of.rel, identity[0])
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
+	"github.com/onewrite/onewrite/internal/servers"
 )
 
 // desk is a backfill whose marks and changes are a test's to give.
@@ -73,6 +74,38 @@ func (d *desk) out() string {
 	}
 	d.r.queue.items = nil
 	return b.String()
+}
+
+// A chunk's transaction has a lock on its table. It never waits for the session by which
+// the reader looks into the database: that may be waiting for a lock on the same table,
+// behind an ALTER TABLE that waits for the chunk's.
+func TestChunkWaitsForNoReader(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		conn := dial(t, pg.NewDatabase(t))
+		sql(t, conn, `CREATE DOMAIN code AS text; CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE t (id code PRIMARY KEY, moods mood[])`, `BEGIN`)
+		var rel uint32
+		if err := conn.QueryRow(t.Context(), `SELECT 't'::regclass::oid`).Scan(&rel); err != nil {
+			t.Fatal(err)
+		}
+		d := newDesk(t, rel)
+		d.r.cat = catalog{} // has no session
+		d.r.side.Lock()
+		defer d.r.side.Unlock()
+		ch := &chunk{of: captured{rel: rel}}
+		done := make(chan error, 1)
+		go func() { done <- d.f.describe(t.Context(), conn, ch) }()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("it waits for the reader")
+		}
+		if c := ch.table.columns; len(c) != 2 || c[0].typ != builtIn[25] || c[1].typ.form != formArray {
+			t.Errorf("columns %+v", c)
+		}
+	})
 }
 
 // A chunk that was read ahead does not go out when the one before it is read again: its
