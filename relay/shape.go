@@ -4,25 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
-	"strings"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/adapter/webhook"
 	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/internal/rediscmd"
 	"github.com/onewrite/onewrite/internal/schemas"
 	"github.com/onewrite/onewrite/internal/shape"
 	"github.com/onewrite/onewrite/internal/topics"
 )
-
-// checks are what a configuration has to pass beside its own rules.
-var checks = []config.Check{checkShapes, checkReceivers}
-
-// Validate gives the settings that hold nothing their defaults and checks all. The
-// error is [Problems], without lines. New and the other functions do it themselves.
-func Validate(cfg *Config) error { return cfg.Validate(checks...) }
 
 // shapeConfig is what a destination makes of events.
 func shapeConfig(d config.Destination, maxEvent int) shape.Config {
@@ -45,20 +35,6 @@ func checkShapes(cfg *Config, bad func(path, message, cure string)) {
 			if errors.As(err, &f) {
 				bad("destinations."+name+"."+f.Field, f.Err.Error(), shapeCures[f.Field])
 			}
-		}
-	}
-}
-
-// checkReceivers refuses addresses that a webhook would refuse when it opens.
-func checkReceivers(cfg *Config, bad func(path, message, cure string)) {
-	for name, d := range cfg.Destinations {
-		u, err := url.Parse(d.URL.Reveal())
-		if d.Type != "webhook" || err != nil {
-			continue
-		}
-		if err := webhook.CheckHost(u.Hostname(), d.AllowPrivate); err != nil {
-			message, cure, _ := strings.Cut(err.Error(), "; ")
-			bad("destinations."+name+".url", message, cure)
 		}
 	}
 }

@@ -198,8 +198,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	if len(batch.Events) == 0 {
 		return l.last, nil
 	}
-	enc := l.enc
-	l.enc = encoder{} // who knows who has what after an error
+	enc := l.enc.lend()
 	recs, bytes, err := b.prepare(l, &enc, &batch)
 	if err != nil {
 		return 0, err
@@ -210,8 +209,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	if err := b.put(ctx, l, recs); err != nil {
 		return 0, err
 	}
-	enc.reuse()
-	l.enc = enc
+	l.enc.back(enc)
 	l.end += int64(len(recs))
 	l.last += uint64(len(recs))
 	l.sum += uint64(bytes)

@@ -80,8 +80,7 @@ func (s *Idempotent) Write(ctx context.Context, events []onewrite.Event) (int, e
 	if err := p.mend(ctx); err != nil {
 		return 0, s.worded(err, "give up records without an answer", "")
 	}
-	enc := p.enc
-	p.enc = encoder{} // who knows who has what after an error
+	enc := p.enc.lend()
 	recs, of, unfit := s.records(ctx, &enc, events)
 	n, cause := s.enter(ctx, recs, events, of)
 	for from := 0; from < n; {
@@ -92,8 +91,7 @@ func (s *Idempotent) Write(ctx context.Context, events []onewrite.Event) (int, e
 		}
 		from = to
 	}
-	enc.reuse()
-	p.enc = enc
+	p.enc.back(enc)
 	if n < len(recs) {
 		return of[n], cause
 	}

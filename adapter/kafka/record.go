@@ -37,11 +37,20 @@ func room[T any](slab *[]T, n, most int) []T {
 	return (*slab)[:n:n]
 }
 
-// reuse says that nobody has what was made any more: it is made over.
-func (enc *encoder) reuse() {
-	clear(enc.records) // they hold their events,
-	clear(enc.headers) // and these slabs that are not used any more
-	enc.records, enc.headers, enc.bytes = enc.records[:0], enc.headers[:0], enc.bytes[:0]
+// lend gives the encoder away for a write. After an error nobody knows who has what it
+// made, so it comes back by [encoder.back] alone.
+func (enc *encoder) lend() (lent encoder) {
+	lent, *enc = *enc, encoder{}
+	return lent
+}
+
+// back takes an encoder again whose records are durable: nobody has them any more, and
+// they are made over.
+func (enc *encoder) back(lent encoder) {
+	clear(lent.records) // they hold their events,
+	clear(lent.headers) // and these slabs that are not used any more
+	lent.records, lent.headers, lent.bytes = lent.records[:0], lent.headers[:0], lent.bytes[:0]
+	*enc = lent
 }
 
 // copied copies a text into a slab.

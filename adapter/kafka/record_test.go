@@ -14,8 +14,9 @@ import (
 // TestEncoder: records in slabs are those that are made one by one, be the slabs too small
 // for them, and be they made over. Before that, none writes over another.
 func TestEncoder(t *testing.T) {
-	var enc encoder
+	var kept encoder
 	for round, n := range []int{3000, 1500, 10, 1500} {
+		enc := kept.lend()
 		events, made := make([]onewrite.Event, n), make([]*kgo.Record, n)
 		for i := range events {
 			e := &events[i]
@@ -32,12 +33,13 @@ func TestEncoder(t *testing.T) {
 				t.Fatalf("round %d: record %d is %v, want %v", round, i, r, want)
 			}
 		}
-		enc.reuse()
-		if r := made[n-1]; r.Value != nil || r.Headers != nil {
-			t.Errorf("round %d: the last event is kept: %v", round, r)
+		headers := made[n-1].Headers
+		kept.back(enc)
+		if r := made[n-1]; r.Value != nil || r.Headers != nil || headers[0].Value != nil {
+			t.Errorf("round %d: the last event is kept: %v, %v", round, r, headers)
 		}
 	}
-	if records, bytes := cap(enc.records), cap(enc.bytes); records != slabRecords || bytes < slabBytes/16 {
+	if records, bytes := cap(kept.records), cap(kept.bytes); records != slabRecords || bytes < slabBytes/16 {
 		t.Errorf("slabs of %d records and %d bytes", records, bytes)
 	}
 }

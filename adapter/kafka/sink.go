@@ -38,7 +38,7 @@ type Sink struct {
 	placed int   // places since the partitions' numbers were written
 	enc    encoder
 	ended  time.Time     // the end of the last transaction was said
-	settle time.Duration // how long it was until one was written out, of late
+	usual  time.Duration // from there until it was written out, of late
 
 	commitTxn func(ctx context.Context) error // tests lose its answer
 }
@@ -118,7 +118,7 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place [
 	if err := s.prepare(ctx); err != nil {
 		return 0, err
 	}
-	enc := s.encoder()
+	enc := s.enc.lend()
 	recs, of, unfit := s.records(ctx, &enc, events)
 	if n, err := s.admit(ctx, recs, events, of); err != nil {
 		return of[n], err
@@ -131,21 +131,9 @@ func (s *Sink) WriteAt(ctx context.Context, messages []onewrite.Message, place [
 	}
 	bad, err := s.commit(ctx, recs, events, of, &kgo.Record{Topic: s.c.Places, Key: []byte(s.c.Destination), Value: place})
 	if err == nil {
-		s.again(enc)
+		s.enc.back(enc)
 	}
 	return bad, err
-}
-
-// encoder returns the one that is kept; it is kept no more until again.
-func (s *Sink) encoder() (enc encoder) {
-	enc, s.enc = s.enc, encoder{}
-	return enc
-}
-
-// again keeps an encoder whose records are durable.
-func (s *Sink) again(enc encoder) {
-	enc.reuse()
-	s.enc = enc
 }
 
 // Write commits events without a place, up to 1,000 of them in one transaction; see
@@ -175,7 +163,7 @@ func (s *Sink) Write(ctx context.Context, events []onewrite.Event) (int, error) 
 // writeChunk commits events in one transaction, or, where one is refused, those
 // before it.
 func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, error) {
-	enc := s.encoder()
+	enc := s.enc.lend()
 	recs, of, cause := s.records(ctx, &enc, events)
 	n, err := s.admit(ctx, recs, events, of)
 	if err != nil {
@@ -184,7 +172,7 @@ func (s *Sink) writeChunk(ctx context.Context, events []onewrite.Event) (int, er
 	for n > 0 {
 		bad, err := s.commit(ctx, recs[:n], events, of[:n], nil)
 		if err == nil {
-			s.again(enc)
+			s.enc.back(enc)
 			return of[n-1] + 1, cause
 		}
 		if bad == 0 {
@@ -309,7 +297,7 @@ func (s *Sink) transact(ctx context.Context, recs []*kgo.Record) (i int, err err
 
 // produce begins a transaction and sends records in it.
 func (s *Sink) produce(ctx context.Context, recs []*kgo.Record) ([]error, error) {
-	s.settled(ctx)
+	s.settle(ctx)
 	if err := s.cl.BeginTransaction(); err != nil {
 		return nil, s.fence(err)
 	}
@@ -322,22 +310,24 @@ func (s *Sink) produce(ctx context.Context, recs []*kgo.Record) ([]error, error)
 	return errs, nil
 }
 
-// settled waits until the transaction before is written out everywhere. Were the next
+// settle waits until the transaction before is written out everywhere. Were the next
 // one to begin sooner, a broker would hold its records back for 20 ms at least; a
 // transaction is written out in two or three. It is a matter of time alone: whoever
 // may not ask goes on. The first question comes when most of the usual time is over, as
 // each costs the broker, and us, what a few records do.
-func (s *Sink) settled(ctx context.Context) {
-	const within = 50 * time.Millisecond
+func (s *Sink) settle(ctx context.Context) {
+	const (
+		within = 50 * time.Millisecond
+		early  = 10 * time.Millisecond // more is not saved by asking less
+	)
 	sleep := func(d time.Duration) {
 		select {
 		case <-time.After(d):
 		case <-ctx.Done():
 		}
 	}
-	const most = 10 * time.Millisecond // what it saves is not worth more
-	if early := min(s.settle*3/4, most) - time.Since(s.ended); early > 0 {
-		sleep(early)
+	if d := min(s.usual*3/4, early) - time.Since(s.ended); d > 0 {
+		sleep(d)
 	}
 	waits := 0
 	for time.Since(s.ended) < within && ctx.Err() == nil {
@@ -350,8 +340,8 @@ func (s *Sink) settled(ctx context.Context) {
 		sleep(200 * time.Microsecond)
 		waits++
 	}
-	if took := time.Since(s.ended); waits > 0 || took < s.settle { // else nobody knows when it was
-		s.settle += (min(took, within) - s.settle) / 4
+	if took := time.Since(s.ended); waits > 0 || took < s.usual { // else nobody knows when it was
+		s.usual += (min(took, within) - s.usual) / 4
 	}
 }
 
