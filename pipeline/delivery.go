@@ -33,7 +33,8 @@ type Delivery struct {
 	// Concurrency is the number of writes under way at once; 1 keeps bus order as
 	// long as no write fails.
 	Concurrency int
-	// BatchCount and BatchBytes bound one write; defaults 1 and 4 MiB.
+	// BatchCount and BatchBytes bound one write; defaults 1 and 4 MiB. While a write is
+	// under way, what comes within 5 ms goes together, unless it is BatchCount events.
 	BatchCount int
 	BatchBytes int
 	// Linger waits this long for a batch to fill; 0 sends what is there.

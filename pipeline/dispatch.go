@@ -10,6 +10,11 @@ import (
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
+// gather is how long a write that is not full waits for another that is under way. What
+// comes until then goes with it: at a steady load each event alone would cost the
+// destination, and us, what a few hundred together do.
+const gather = 5 * time.Millisecond
+
 // dispatch starts the writes that may start now and returns when to try again.
 func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 	if r.opening {
@@ -33,12 +38,23 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount && r.lanes.bytes < r.d.BatchBytes && !r.full() {
 			return r.linger, nil
 		}
+		if due := r.began.Add(gather); r.writing > 0 && now.Before(due) && r.lanes.count-r.underWay < r.d.BatchCount {
+			return earlier(next, due), nil
+		}
 		if err := r.write(r.lanes.take(r.d.BatchCount, r.d.BatchBytes)); err != nil {
 			return next, err
 		}
 	}
 	r.linger = time.Time{}
 	return next, nil
+}
+
+// earlier returns the earlier of two times; zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // probe opens the sink if need be, and in an outage sends one event at a time,
@@ -83,6 +99,8 @@ func (r *deliverer) write(batch []*entry) error {
 		return err
 	}
 	r.writing++
+	r.underWay += len(batch)
+	r.began = time.Now()
 	if r.placed.sink != nil {
 		for _, e := range batch {
 			if e.tries == 0 {
@@ -135,6 +153,7 @@ func (r *deliverer) answer(res result) error {
 		return r.opened(res, now)
 	}
 	r.writing--
+	r.underWay -= len(res.batch)
 	if sabotage.Bug == "short-write" {
 		res.n = len(res.batch)
 	}
