@@ -81,14 +81,15 @@ func (d *desk) out() string {
 // behind an ALTER TABLE that waits for the chunk's.
 func TestChunkWaitsForNoReader(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
-		conn := dial(t, pg.NewDatabase(t))
+		url := pg.NewDatabase(t)
+		conn := dial(t, url)
 		sql(t, conn, `CREATE DOMAIN code AS text; CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE t (id code PRIMARY KEY, moods mood[])`, `BEGIN`)
 		var rel uint32
 		if err := conn.QueryRow(t.Context(), `SELECT 't'::regclass::oid`).Scan(&rel); err != nil {
 			t.Fatal(err)
 		}
 		d := newDesk(t, rel)
-		d.r.cat = catalog{} // has no session
+		d.r.cat = catalog{conn: dial(t, url), types: map[uint32]valueType{}}
 		d.r.side.Lock()
 		defer d.r.side.Unlock()
 		ch := &chunk{of: captured{rel: rel}}
@@ -99,7 +100,7 @@ func TestChunkWaitsForNoReader(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(10 * time.Second):
 			t.Fatal("it waits for the reader")
 		}
 		if c := ch.table.columns; len(c) != 2 || c[0].typ != builtIn[25] || c[1].typ.form != formArray {

@@ -114,7 +114,7 @@ func TestConditionsThatAreRefused(t *testing.T) {
 // A condition that does not hold any more is said, holds up no other table, and is
 // healed by migrate.
 func TestConditionThatFailsLater(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1), (2, 0); INSERT INTO b VALUES (1, 1)`, "a", "b")
 		if said, err := r.migrateWhere(map[string]string{"a": "1 / n = 1"}, ""); err != nil || !strings.Contains(said, "the snapshot of public.a begins anew, of the rows WHERE 1 / n = 1") {
 			t.Fatal(said, err)
@@ -147,7 +147,7 @@ func TestConditionThatFailsLater(t *testing.T) {
 
 // A registry of before there were conditions and keys is read, and is brought up by migrate.
 func TestRegistryWithoutConditions(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a SELECT i, i FROM generate_series(1, 4) i`, "a")
 		sql(t, r.conn, `ALTER TABLE onewrite.captured DROP filter, DROP once, DROP asked, DROP key, DROP keyed`)
 		r.open()
@@ -182,7 +182,7 @@ func TestRegistryWithoutConditions(t *testing.T) {
 // Rows that row-level security hides are not left out: the snapshot says what lets the role
 // read them, and nothing of the condition.
 func TestSnapshotOfHiddenRows(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url, relay := pg.NewDatabase(t), pg.NewRole(t, "REPLICATION")
 		admin := dial(t, url)
 		sql(t, admin, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); ALTER TABLE a ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON a USING (true)`)

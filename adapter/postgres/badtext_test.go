@@ -13,7 +13,7 @@ import (
 // Text that is not UTF-8 stops the log and holds up a snapshot; both name the table, and
 // what they say cures it.
 func TestTextThatIsNotUTF8(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		u, err := url.Parse(pg.NewDatabase(t))
 		if err != nil {
 			t.Fatal(err)

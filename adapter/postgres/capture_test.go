@@ -94,7 +94,7 @@ func TestCaptureEnds(t *testing.T) {
 
 // A slot that keeps too much is dropped, aloud, and the tables are read again.
 func TestRetainedLog(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1); CREATE TABLE noise (t text)`, "a")
 		said := make(chan string, 100)
 		r.cfg.MaxRetained = 1 << 20
@@ -149,7 +149,7 @@ func TestCaptureLeavesTheApplicationAlone(t *testing.T) {
 // A slot can be made only when the transactions that are open have ended. The outbox
 // does not wait for that, and it is said.
 func TestOutboxDoesNotWaitForTheSlot(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)`, "a")
 		said := make(chan string, 100)
 		r.cfg.Trouble = func(what, problem string) { said <- what + ": " + problem }

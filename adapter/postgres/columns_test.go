@@ -51,7 +51,7 @@ func (r *rig) stops() (events []onewrite.Event, err error) {
 // A process that was started with other rules takes up no table: what its rules would
 // show waits, and comes masked after a restart.
 func TestOtherRulesThanAtTheStart(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE members (id int PRIMARY KEY, email text); INSERT INTO members VALUES (1, 'hidden-1')`, "plain")
 		r.cfg.Known = &Known{}
 		r.open()
@@ -191,7 +191,7 @@ func TestRulesThatHideNothing(t *testing.T) {
 // A column that is renamed while it is masked is not shown under its new name: reading
 // stops there, with all that came before on the bus.
 func TestRenamedColumnStaysHidden(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE members (id int PRIMARY KEY, email text)`, "members")
 		r.cfg.Masks, r.cfg.MaskKey = rulesOf(t, "public.members.email hash"), "k"
 		r.migrate()

@@ -212,7 +212,7 @@ func TestAppRoleMayOnlyInsert(t *testing.T) {
 }
 
 func TestRelayRoleThatIsNotTheOwner(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		super, app, relay := poor(t, pg)
 		s := open(t, relay, "")
 		appConn := dial(t, app)

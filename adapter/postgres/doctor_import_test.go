@@ -11,7 +11,7 @@ import (
 // TestExamineImports finds, before anything runs, what an import would stop at, and
 // with the same cure.
 func TestExamineImports(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		w.sql(`CREATE TABLE old (id bigserial PRIMARY KEY, topic text, payload bytea); INSERT INTO old (topic) VALUES ('a')`)
 		good := Import{Name: "x", Table: "old", Order: []string{"id"}, ID: "id", Topic: "topic", Payload: "payload"}

@@ -207,7 +207,7 @@ func TestExamine(t *testing.T) {
 	if len(illnesses) < 38 {
 		t.Fatalf("only %d illnesses", len(illnesses))
 	}
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		if bad := w.examine().bad(); len(bad) > 0 {
 			t.Fatalf("ill before anything was done:%v", bad)
@@ -358,7 +358,7 @@ func withQuery(text, query string) string {
 
 // TestExamineLive is about what goes on in the database.
 func TestExamineLive(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		found := w.examine()
 		found.want(t, diagnosis.OK, "two-phase commit", "max_prepared_transactions = 20")
@@ -426,7 +426,7 @@ func TestExamineLive(t *testing.T) {
 // TestExamineBeside runs beside a reader that reads and empties leaves, and a writer:
 // nothing is lost or held up, and all is well.
 func TestExamineBeside(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		s := open(t, w.relay.URL(w.admin), "")
 		count, stop := drain(t, s, true)

@@ -47,7 +47,7 @@ var damages = []damage{
 func TestDamagedCapture(t *testing.T) {
 	for _, d := range damages {
 		t.Run(d.name, func(t *testing.T) {
-			eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+			each(t, func(t *testing.T, pg *servers.PG) {
 				f := newFollower(t, pg)
 				f.begin()
 				for i, running := range []bool{true, false} {

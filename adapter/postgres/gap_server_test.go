@@ -13,16 +13,6 @@ import (
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
-// eachAlone runs a test on servers of its own.
-func eachAlone(t *testing.T, options []servers.Option, f func(t *testing.T, pg *servers.PG)) {
-	for _, version := range servers.Versions() {
-		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
-			t.Parallel()
-			f(t, servers.NewPostgres(t, version, options...))
-		})
-	}
-}
-
 // redial is for a server that went away.
 func (f *follower) redial() {
 	f.t.Helper()

@@ -53,7 +53,7 @@ func TestGapInTheLog(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+			each(t, func(t *testing.T, pg *servers.PG) {
 				f := newFollower(t, pg)
 				f.begin()
 				f.close()
@@ -75,7 +75,7 @@ func TestGapInTheLog(t *testing.T) {
 func TestSlotDroppedWhileReading(t *testing.T) {
 	for _, made := range []bool{false, true} {
 		t.Run(fmt.Sprint("made again=", made), func(t *testing.T) {
-			eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+			each(t, func(t *testing.T, pg *servers.PG) {
 				f := newFollower(t, pg)
 				f.begin()
 				f.dropSlot()
@@ -93,7 +93,7 @@ func TestSlotDroppedWhileReading(t *testing.T) {
 // A gap is told until the bus has something of after it, however often the reader dies
 // before; and it is not told after that.
 func TestGapOfTheLogLasts(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		f.begin()
 		f.close()
@@ -115,7 +115,7 @@ func TestGapOfTheLogLasts(t *testing.T) {
 // What is no gap: a source that stops and starts, whose connections break, or that
 // was idle while much else was written; and a second reader.
 func TestNoGapInTheLog(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		if f.src != nil || f.pos != "" {
 			t.Fatal("something was read")
@@ -168,10 +168,29 @@ func (f *follower) idle() {
 	})
 }
 
+// Behind a backlog nothing more is written: the server may forget it all the same.
+func TestIdleSlotForgets(t *testing.T) {
+	eachAlone(t, []servers.Option{servers.NoSync(), servers.Set("wal_sender_timeout", "2s")}, func(t *testing.T, pg *servers.PG) { // where nobody else writes
+		f := newFollower(t, pg)
+		f.begin()
+		sql(t, f.conn, `WITH much AS (INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 20000)) INSERT INTO a VALUES (1000, 0)`, `INSERT INTO other (pad) VALUES ('a little')`)
+		f.until("the slot moves past what nobody reads", func() bool {
+			return one[bool](t, f.conn, `SELECT idle > began AND confirmed_flush_lsn >= idle FROM onewrite.log JOIN pg_replication_slots ON slot = slot_name`)
+		})
+		sql(t, f.conn, `CHECKPOINT`) // the server notes what is running only now
+		at := one[string](t, f.conn, `SELECT redo_lsn::text FROM pg_control_checkpoint()`)
+		f.until("the slot lets go of the backlog", func() bool {
+			return one[bool](t, f.conn, `SELECT restart_lsn >= $1::text::pg_lsn FROM pg_replication_slots`, at)
+		})
+		f.noGap()
+		f.equal()
+	})
+}
+
 // An idle slot moves beyond what the bus has. That is no gap, unless the bus is one
 // that does not have what was read before.
 func TestIdleSlotMoves(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		sql(t, f.conn, `DELETE FROM a`, `DELETE FROM b`)
 		if err := f.try(); err != nil {
@@ -211,7 +230,7 @@ func TestIdleSlotMoves(t *testing.T) {
 // A slot that is gone can be made anew only when the transactions that are open have
 // ended. The gap is told before, once, and the outbox is read meanwhile.
 func TestGapIsToldBeforeTheSlotIsMade(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		f := newFollower(t, pg)
 		f.begin()
 		f.close()

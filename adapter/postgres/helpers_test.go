@@ -18,29 +18,31 @@ import (
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
-// each runs a test on the oldest and the newest server that is at hand.
+// each runs a test on the oldest and the newest server that is at hand, at once: it mostly
+// waits.
 func each(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
 	for _, version := range servers.Versions() {
-		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) { f(t, servers.Postgres(t, version)) })
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
+			t.Parallel()
+			f(t, servers.Postgres(t, version))
+		})
 	}
 }
 
-// eachAtOnce is each for tests that mostly wait.
-func eachAtOnce(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
-	each(t, func(t *testing.T, pg *servers.PG) {
-		t.Parallel()
-		f(t, pg)
-	})
+// eachAlone is each on servers of its own.
+func eachAlone(t *testing.T, options []servers.Option, f func(t *testing.T, pg *servers.PG)) {
+	for _, version := range servers.Versions() {
+		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
+			t.Parallel()
+			f(t, servers.NewPostgres(t, version, options...))
+		})
+	}
 }
 
 // eachAsleep is each on servers without two-phase commit, where writers wake the
 // reader by NOTIFY.
 func eachAsleep(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
-	for _, version := range servers.Versions() {
-		t.Run(fmt.Sprintf("postgres=%d", version), func(t *testing.T) {
-			f(t, servers.NewPostgres(t, version, servers.Set("max_prepared_transactions", "0")))
-		})
-	}
+	eachAlone(t, []servers.Option{servers.Set("max_prepared_transactions", "0")}, f)
 }
 
 // newOutbox makes a database with an outbox.

@@ -97,7 +97,7 @@ func TestTruncateOfSeveral(t *testing.T) {
 
 // The sequences of a TRUNCATE of very many tables are text that grows.
 func TestTruncateOfVeryMany(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		const tables = 200
 		r := newRig(t, pg, fmt.Sprintf(`CREATE SCHEMA many; DO $$ BEGIN FOR i IN 1..%d LOOP EXECUTE format('CREATE TABLE many.m%%s (id int PRIMARY KEY)', i); END LOOP; END $$; CREATE TABLE a (id int PRIMARY KEY)`, tables), "public.a")
 		r.tables = []string{"many.*"}

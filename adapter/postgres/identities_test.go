@@ -86,7 +86,7 @@ const keyDDL = `CREATE TABLE t (id int PRIMARY KEY, code int NOT NULL, v text); 
 // A replica identity that was another one for some time is seen in the log alone. What
 // the rows were called before is not there: that is a gap.
 func TestKeyForSomeTime(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		for _, running := range []bool{true, false} {
 			r := newRig(t, pg, keyDDL, "public.t")
 			r.open()
@@ -140,7 +140,7 @@ func (r *rig) snapshotNone(key string) {
 // A primary key in place of another one is a gap, as a changed identity is. What was told
 // by the old one before migrate is no other.
 func TestReplacedKey(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, keyDDL, "public.t")
 		r.open()
 		r.events(4)

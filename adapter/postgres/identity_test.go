@@ -116,7 +116,7 @@ func TestBusIsRecognised(t *testing.T) {
 
 // A bus that knows less than it had confirmed has lost what was truncated for it.
 func TestBusThatForgot(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		insertEach(t, url, 10)

@@ -65,18 +65,16 @@ func (v *envelope) makeEvents(items []item) []onewrite.Event {
 	events := make([]onewrite.Event, len(items))
 	for i := range items {
 		it := &items[i]
-		c := it.row
-		if c == nil {
+		if c := it.row; c == nil {
 			events[i] = *it.event
-			it.event = &events[i]
-			continue
+		} else {
+			events[i] = v.event(c)
+			clear(c.before) // its slab may be there for longer
+			clear(c.after)
+			*c = change{}
 		}
-		events[i] = v.event(c)
 		events[i].Tx.Last = it.last
 		it.event, it.row = &events[i], nil
-		clear(c.before) // its slab may be there for longer
-		clear(c.after)
-		*c = change{}
 	}
 	return events
 }

@@ -97,10 +97,7 @@ func TestMakeEvents(t *testing.T) {
 		e := newEnvelope(Config{Name: "shop"}, 7).event(&c)
 		e.Tx.Last = i%7 == 6
 		want = append(want, fmt.Sprintf("%+v", e))
-		it := item{row: k.keep(&c)}
-		if i%7 == 6 {
-			it.isLast()
-		}
+		it := item{row: k.keep(&c), last: i%7 == 6}
 		if size := e.Size(); it.size() < size*3/4 || it.size() > size*5/4+300 {
 			t.Errorf("an event of %d bytes is taken for one of %d", size, it.size())
 		}

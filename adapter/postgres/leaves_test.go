@@ -35,7 +35,7 @@ func (s *troubles) of(what string) string {
 // does. Old rows that are less than that have no nulls for what is not there; what says
 // nothing of the key is a gap; migrate makes all of them alike.
 func TestLeafIdentity(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, large+`CREATE TABLE p (id int PRIMARY KEY, big text, v text) PARTITION BY RANGE (id); ALTER TABLE p REPLICA IDENTITY FULL; CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100);
 			ALTER TABLE p1 ALTER big SET STORAGE EXTERNAL; INSERT INTO p SELECT i, large(5000, 'a'), 'v' FROM generate_series(1, 3) i`, "public.p")
 		if got := one[string](t, r.conn, `SELECT relreplident::text FROM pg_class WHERE relname = 'p1'`); got != "f" {
@@ -71,7 +71,7 @@ func TestLeafIdentity(t *testing.T) {
 // A partition by which rows cannot be told, or that is not in the log, is a gap until
 // migrate, whatever is done to the partition meanwhile.
 func TestLeafThatIsNotTold(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		for _, c := range []struct{ ddl, says, cure string }{
 			{`CREATE UNIQUE INDEX p1_code ON p1 (code); ALTER TABLE p1 REPLICA IDENTITY USING INDEX p1_code`, "which rows are changed is not told", ``},
 			{`ALTER TABLE p1 SET UNLOGGED`, "is unlogged", `ALTER TABLE p1 SET LOGGED`},
@@ -110,7 +110,7 @@ func TestLeafThatIsNotTold(t *testing.T) {
 // A new partition of a table without a key logs no old rows, and the server refuses to
 // update it: that is said, with the cure.
 func TestNewLeafWithoutKey(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		w.sql(`CREATE TABLE p (d int, v int) PARTITION BY RANGE (d); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100)`)
 		w.o.Capture = Capture{Source: "shop", Tables: []string{"p"}}

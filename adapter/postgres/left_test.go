@@ -12,7 +12,7 @@ import (
 // A source whose tables were taken out of the file goes on from a position with a place in
 // the log, also in its acknowledgements, and the doctor names the slot that is left.
 func TestTablesTakenOutBeforeMigrate(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "a")
 		r.open()
 		r.snapshots()
@@ -72,7 +72,7 @@ func TestParentTakenOut(t *testing.T) {
 // A table that is dropped stops nobody: the others and the outbox go on, and it is said
 // until onewrite migrate is run.
 func TestDroppedTableStopsNobody(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE plain (id int PRIMARY KEY)`, "a", "plain")
 		said := make(chan string, 1000)
 		r.cfg.Trouble = func(what, problem string) {

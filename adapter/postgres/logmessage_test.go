@@ -106,7 +106,7 @@ func TestMessagesComeInOrderWithRows(t *testing.T) {
 // A reader that ends in the middle of a transaction of many messages goes on where it
 // was: nothing is missing, nothing comes again, and a repeat has the same id and bytes.
 func TestMessagesAreReadOnInTheMiddle(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newMessages(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "a")
 		const n = 3000
 		sql(t, r.conn, fmt.Sprintf(`BEGIN; SELECT pg_logical_emit_message(true, 'onewrite.event', '{"topic":"m","payload":"' || i || '"}'), pg_logical_emit_message(true, 'anybody', 'x') FROM generate_series(1, %d) i; INSERT INTO a VALUES (1); COMMIT`, n))
@@ -187,7 +187,7 @@ func TestMessagesOfEveryWriterAreEqual(t *testing.T) {
 		{Topic: "t", Payload: slices.Repeat([]byte{0, 1, 254, 255}, 225_000)},
 		{Topic: "A_b-9.c", Key: "Grüße", Type: "com.example.thing", ContentType: "text/csv", Payload: []byte("a;b"), Headers: map[string]string{"X-a": "ä\"\\", "tenant": "eu"}},
 	}
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newMessages(t, pg, ``)
 		db, err := stdsql.Open("pgx", r.url)
 		if err != nil {
@@ -330,7 +330,7 @@ func TestMessagesThatAreNoEvents(t *testing.T) {
 // onewrite.emit refuses what the outbox refuses, in the same words, and needs no right
 // but EXECUTE.
 func TestEmitRefuses(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newMessages(t, pg, ``)
 		app := pg.NewRole(t)
 		sql(t, r.conn, `GRANT USAGE ON SCHEMA onewrite TO `+app.Name)
@@ -397,7 +397,7 @@ func TestMessagesThatAreLost(t *testing.T) {
 
 // migrate makes what is needed, says so once, and takes it away again.
 func TestMigrateMessages(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := pg.NewDatabase(t)
 		conn, app, relay := dial(t, url), pg.NewRole(t), pg.NewRole(t, "REPLICATION")
 		o := MigrateOptions{AppRole: app.Name, RelayRole: relay.Name, Capture: Capture{Source: "shop", Messages: true}}
@@ -491,7 +491,7 @@ func TestMessagesOfAnotherEncoding(t *testing.T) {
 // The doctor finds that the log cannot be read, or onewrite.emit is missing, without
 // tables too.
 func TestExamineMessages(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		w := newWard(t, pg)
 		w.o.Capture = Capture{Source: "shop", Messages: true}
 		said := func() string { return w.examine().bad().String() }

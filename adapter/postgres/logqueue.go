@@ -17,19 +17,12 @@ const (
 
 // item is an event with the place just after it.
 type item struct {
-	event *onewrite.Event
-	row   *change // of which the event is made when it is taken; nil: it is made
-	last  bool    // of a row: it is the last of its transaction
+	event *onewrite.Event // nil until it is made
+	row   *change         // of which it is made when it is taken; nil: it is made
+	last  bool            // it is the last of its transaction, which the event says when it is taken
 	at    logPlace
 	xid   uint64 // of a transaction that has written the outbox until here; 0: it has not
 	seq   int64  // of an event of the outbox; 0: it is a row change
-}
-
-// isLast notes that it is the last of its transaction.
-func (i *item) isLast() {
-	if i.last = true; i.row == nil {
-		i.event.Tx.Last = true
-	}
 }
 
 // size is about how many bytes the event has or will have.

@@ -76,6 +76,7 @@ type logReader struct {
 	stored  handed
 	wanted  pgoutput.LSN // an idle place that is being noted
 	noted   pgoutput.LSN // up to which the slot may move without an event
+	again   time.Time    // when it may move once more without a step; zero: not
 	finish  []finished
 	changed chan struct{} // holds a token when stored moved
 	stirred chan struct{} // holds a token when a row change came; nil: nobody wants to know
@@ -254,7 +255,7 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	}
 	r.at.done, r.at.when, r.at.tx, r.at.index, r.at.sub = m.EndLSN, int64(m.CommitTime), 0, 0, 0
 	if r.held != nil {
-		r.held.isLast()
+		r.held.last = true
 	}
 	if r.held != nil || len(r.tail) > 0 {
 		select {
@@ -271,28 +272,6 @@ func (r *logReader) commit(m *pgoutput.Message) error {
 	r.rep.received.Store(uint64(m.EndLSN))
 	return nil
 }
-
-// keepalive lets an idle slot move: when all that was received is on the bus, what
-// the server has decoded beyond it holds nothing for us.
-func (r *logReader) keepalive(k pgoutput.Keepalive) {
-	r.rep.received.Store(max(r.rep.received.Load(), uint64(k.WALEnd)))
-	r.mu.Lock()
-	idle := !r.tx.open && len(r.run) == 0 && r.queue.idle(r.stored.n)
-	if idle && k.WALEnd <= r.noted {
-		r.rep.confirm(k.WALEnd)
-	} else if idle && k.WALEnd > max(r.noted, pgoutput.LSN(r.rep.confirmed.Load()))+idleStep && k.WALEnd > r.wanted {
-		r.wanted = k.WALEnd
-		r.wake()
-	}
-	r.mu.Unlock()
-	if k.ReplyRequested {
-		r.rep.reply()
-	}
-}
-
-// idleStep is how much log an idle slot keeps at most: moving it is written down
-// first, which is itself log.
-const idleStep = 16 << 20
 
 func (r *logReader) relation(rel *pgoutput.Relation) error {
 	if rel.Namespace == "onewrite" && rel.Name == "outbox" {

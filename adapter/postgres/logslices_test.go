@@ -54,7 +54,7 @@ func (r *rig) backlog(writers, n int) {
 // A backlog comes whole, in order and once, whatever dies in the middle, and what is
 // written meanwhile comes behind it.
 func TestSlices(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE t (id int PRIMARY KEY, n int, pad text); CREATE TABLE seen (id bigserial PRIMARY KEY, w int); CREATE TABLE other (n text)`, "public.t", "public.seen")
 		var said logs
 		r.cfg.Logger = said.logger()
@@ -149,7 +149,7 @@ func (r *rig) alone() {
 
 // The slot stays behind what the bus has, however far the slices are.
 func TestSlicesForgetNothing(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE t (id int PRIMARY KEY, pad text)`, "public.t")
 		r.cfg.slices = &sliceSizes{worth: 64 << 10, least: 128 << 10, most: 4 << 20}
 		r.open()

@@ -11,7 +11,7 @@ import (
 // Where two-phase commit is on, an event never makes PREPARE TRANSACTION fail,
 // however deep the reader sleeps, and comes when the transaction is committed.
 func TestPreparedTransactions(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn, app := dial(t, url), dial(t, url)
 		sql(t, conn, `SELECT setval('onewrite.asleep', 2)`) // left by a reader of before two-phase commit was turned on
@@ -44,7 +44,7 @@ func TestPreparedTransactions(t *testing.T) {
 // Without NOTIFY the reader looks by itself at the last number given out, and
 // not only when the belt is due.
 func TestDozing(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		wait := arrivals(t, unbelted(t, url))
 		conn := dial(t, url)
@@ -65,7 +65,7 @@ func TestDozing(t *testing.T) {
 
 // A transaction that took its number long before it commits is waited for.
 func TestDozingBesideALateCommit(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		wait := arrivals(t, unbelted(t, url))
 		conn := dial(t, url)

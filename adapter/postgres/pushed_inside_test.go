@@ -81,7 +81,7 @@ func (r *inside) tooLate(late chan time.Time) {
 
 // What was told in part is told on by the log, even where it takes long to open.
 func TestPushedInsideWaits(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newInside(t, pg)
 		r.publish(4)
 		letGo := r.hold()
@@ -104,7 +104,7 @@ func TestPushedInsideWaits(t *testing.T) {
 // The outbox does not wait for a log that begins elsewhere: what was told in part is told
 // by the ring, from its beginning.
 func TestPushedInsideLost(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newInside(t, pg)
 		r.publish(4)
 		writer := dial(t, r.url) // no slot is made while it is open
@@ -130,7 +130,7 @@ func TestPushedInsideLost(t *testing.T) {
 func TestPushedInsideAPage(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprintf("restart=%v", restart), func(t *testing.T) {
-			eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+			each(t, func(t *testing.T, pg *servers.PG) {
 				r := newInside(t, pg)
 				for n := range 20 {
 					r.publish(4 + n)
@@ -164,7 +164,7 @@ func TestPushedInsideAPage(t *testing.T) {
 // What was committed while the outbox was not in the publication comes from the ring, in
 // its place: the log tells no more than the rest of the transaction before.
 func TestPushedInsideUnpublished(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newInside(t, pg)
 		publication := pgx.Identifier{publicationOf("shop")}.Sanitize()
 		sql(t, r.conn, `ALTER PUBLICATION `+publication+` DROP TABLE onewrite.outbox`)

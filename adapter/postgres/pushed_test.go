@@ -137,7 +137,7 @@ func (r *rig) next(data string, ok func() bool) {
 
 // What the log does not tell is found in the ring, and said.
 func TestPushedForgets(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, pushedCapture)
 		conn := dial(t, url)
 		var said logs

@@ -25,7 +25,7 @@ func idle(t *testing.T, s *Source) {
 }
 
 func TestRingIsEmptySoonAfterAck(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		const n = 20_000
@@ -56,7 +56,7 @@ func TestRingIsEmptySoonAfterAck(t *testing.T) {
 
 // Only what is acknowledged goes: at a place in the middle, the rest stays.
 func TestRingKeepsTheRest(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		const n, first = 6000, 4000 // 2000 in each of three leaves
@@ -155,7 +155,7 @@ func TestRingStaysSmallUnderLoad(t *testing.T) {
 
 // A leaf that an open transaction pins is passed over; the others go round.
 func TestPinnedLeafIsPassedOver(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn, pin := dial(t, url), dial(t, url)
 		s := open(t, url, "")
@@ -202,7 +202,7 @@ func TestPinnedLeafIsPassedOver(t *testing.T) {
 
 // With every leaf in use nothing is lost: inserts stay where they are.
 func TestFullRing(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		s := open(t, url, "")
@@ -238,7 +238,7 @@ func TestFullRing(t *testing.T) {
 
 // Rows that were rolled back take room too, and are given back.
 func TestRolledBackRowsAreReclaimed(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		conn := dial(t, url)
 		s := open(t, url, "")

@@ -14,7 +14,7 @@ import (
 )
 
 func TestSecondReaderStandsBy(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		super, app, relay := poor(t, pg)
 		mustPsql(t, app, `SELECT onewrite.publish('a', 'k', '1')`)
 		s := open(t, relay, "")
@@ -35,7 +35,7 @@ func TestSecondReaderStandsBy(t *testing.T) {
 }
 
 func TestFrozenReaderIsEvicted(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		_, app, relay := poor(t, pg)
 		mustPsql(t, app, `SELECT onewrite.publish('a', 'k', '1')`)
 		s := open(t, relay, "")
@@ -77,7 +77,7 @@ func TestFrozenReaderIsEvicted(t *testing.T) {
 
 // A reader that waits for a long query of its own is not frozen.
 func TestBusyReaderIsNotEvicted(t *testing.T) {
-	eachAtOnce(t, func(t *testing.T, pg *servers.PG) {
+	each(t, func(t *testing.T, pg *servers.PG) {
 		url := newOutbox(t, pg, MigrateOptions{})
 		busy := dial(t, url)
 		sql(t, busy, `SET application_name = 'busy'`)
