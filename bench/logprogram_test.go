@@ -70,7 +70,20 @@ func (p *logProgram) drain(got samples, n int) {
 	got.add("cpu-s/M", cpuSeconds(p.b, p.cmd.Process.Pid)*1e6/rows)
 	got.add("walsender-cpu-s/M", cpuSeconds(p.b, walsender)*1e6/rows)
 	got.add("peak-MB", procStatus(p.b, p.cmd.Process.Pid, "VmHWM")/1000)
+	p.caughtUp()
 	end(p.cmd, os.Interrupt)
+}
+
+// caughtUp lets the program run until the server would decode nothing of the backlog again:
+// it has let go of all that lies before its last checkpoint. A slot that is new holds nothing
+// of before either.
+func (p *logProgram) caughtUp() {
+	p.b.Helper()
+	await(p.b, time.Minute, "the slot is past the last checkpoint", func() bool {
+		var past bool
+		err := p.db.QueryRow(`SELECT restart_lsn >= redo_lsn FROM pg_replication_slots, pg_control_checkpoint() WHERE slot_name = (SELECT slot FROM onewrite.log)`).Scan(&past)
+		return err == nil && past
+	})
 }
 
 // BenchmarkLogByProgram carries a million rows from the log into the bus by the

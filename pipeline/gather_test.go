@@ -52,6 +52,7 @@ func TestGather(t *testing.T) {
 		writes, most        [2]int // at least and at most
 	}{
 		"quick writes":    {takes: 3 * time.Millisecond, every: time.Millisecond, lasts: 1100 * time.Millisecond, events: 1000, batch: 100, writes: [2]int{250, 400}, most: [2]int{1, 1}},
+		"half a batch":    {takes: 4 * time.Millisecond, every: time.Millisecond, lasts: 1100 * time.Millisecond, events: 1000, batch: 7, writes: [2]int{200, 300}, most: [2]int{1, 1}},
 		"slow writes":     {takes: 18 * time.Millisecond, every: time.Millisecond, lasts: 1100 * time.Millisecond, events: 1000, batch: 100, writes: [2]int{150, 250}, most: [2]int{4, 4}},
 		"one at a time":   {takes: 3 * time.Millisecond, every: time.Millisecond, lasts: 1100 * time.Millisecond, events: 1000, batch: 1, writes: [2]int{1000, 1000}, most: [2]int{3, 4}},
 		"a whole batch":   {takes: time.Second, lasts: time.Millisecond, events: 100, batch: 10, writes: [2]int{4, 4}, most: [2]int{4, 4}},

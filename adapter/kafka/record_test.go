@@ -15,6 +15,7 @@ import (
 // for them, and be they made over. Before that, none writes over another.
 func TestEncoder(t *testing.T) {
 	var kept encoder
+	var few *kgo.Record
 	for round, n := range []int{3000, 1500, 10, 1500} {
 		enc := kept.lend()
 		events, made := make([]onewrite.Event, n), make([]*kgo.Record, n)
@@ -37,6 +38,12 @@ func TestEncoder(t *testing.T) {
 		kept.back(enc)
 		if r := made[n-1]; r.Value != nil || r.Headers != nil || headers[0].Value != nil {
 			t.Errorf("round %d: the last event is kept: %v, %v", round, r, headers)
+		}
+		if few != nil && few != made[0] {
+			t.Errorf("round %d: not in the room of round %d", round, round-1)
+		}
+		if few = nil; n < slabRecords {
+			few = made[0]
 		}
 	}
 	if records, bytes := cap(kept.records), cap(kept.bytes); records != slabRecords || bytes < slabBytes/16 {
