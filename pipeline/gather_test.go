@@ -76,9 +76,11 @@ func TestGather(t *testing.T) {
 				}
 				s.mu.Unlock()
 				time.Sleep(time.Minute)
+				s.mu.Lock()
 				if s.events != c.events {
 					t.Errorf("%d events of %d", s.events, c.events)
 				}
+				s.mu.Unlock()
 				w.stop()
 			})
 		})
