@@ -21,13 +21,12 @@ type deliverer struct {
 	sub    onewrite.Subscription
 	finish context.Context // outlives the session's ctx by the drain time
 
-	sink     onewrite.Sink
-	placed   placed
-	opening  bool
-	writing  int       // writes under way
-	underWay int       // and their events
-	began    time.Time // the last of them
-	results  chan result
+	sink    onewrite.Sink
+	placed  placed
+	opening bool
+	writing int       // writes under way
+	began   time.Time // the last of them
+	results chan result
 
 	lanes   *lanes
 	behind  map[string]bool // logs whose newest accepted event is a barrier

@@ -33,11 +33,11 @@ type Delivery struct {
 	// Concurrency is the number of writes under way at once; 1 keeps bus order as
 	// long as no write fails.
 	Concurrency int
-	// BatchCount and BatchBytes bound one write; defaults 1 and 4 MiB. While a write is
-	// under way, what comes within 5 ms goes together, unless it is BatchCount events.
+	// BatchCount and BatchBytes bound one write; defaults 1 and 4 MiB.
 	BatchCount int
 	BatchBytes int
-	// Linger waits this long for a batch to fill; 0 sends what is there.
+	// Linger waits this long for a batch to fill; 0 sends what is there, or what comes
+	// within 5 ms while another write is under way.
 	Linger time.Duration
 	// Window and WindowBytes bound the events held in memory; defaults 8,192
 	// and 32 MiB.

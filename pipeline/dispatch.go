@@ -10,9 +10,9 @@ import (
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
 
-// gather is how long a write that is not full waits for another that is under way. What
-// comes until then goes with it: at a steady load each event alone would cost the
-// destination, and us, what a few hundred together do.
+// gather is how long, where no linger is set, a write that is not whole waits for another
+// that is under way. What comes until then goes with it: at a steady load each event alone
+// would cost the destination, and us, what a few hundred together do.
 const gather = 5 * time.Millisecond
 
 // dispatch starts the writes that may start now and returns when to try again.
@@ -35,10 +35,7 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 		most = 1
 	}
 	for r.halted == nil && r.writing < most && len(r.lanes.ready) > 0 {
-		if r.d.Linger > 0 && now.Before(r.linger) && r.lanes.count < r.d.BatchCount && r.lanes.bytes < r.d.BatchBytes && !r.full() {
-			return r.linger, nil
-		}
-		if due := r.began.Add(gather); r.writing > 0 && now.Before(due) && r.lanes.count-r.underWay < r.d.BatchCount {
+		if due := r.patience(); now.Before(due) {
 			return earlier(next, due), nil
 		}
 		if err := r.write(r.lanes.take(r.d.BatchCount, r.d.BatchBytes)); err != nil {
@@ -47,6 +44,21 @@ func (r *deliverer) dispatch(now time.Time) (next time.Time, err error) {
 	}
 	r.linger = time.Time{}
 	return next, nil
+}
+
+// patience is until when the next write waits for more events: not if what is there is a
+// whole one, or nothing more can come.
+func (r *deliverer) patience() time.Time {
+	count, bytes := r.lanes.waiting()
+	switch {
+	case count >= r.d.BatchCount || bytes >= r.d.BatchBytes || r.full():
+		return time.Time{}
+	case r.d.Linger > 0:
+		return r.linger
+	case r.writing > 0:
+		return r.began.Add(gather)
+	}
+	return time.Time{}
 }
 
 // earlier returns the earlier of two times; zero is never.
@@ -99,7 +111,6 @@ func (r *deliverer) write(batch []*entry) error {
 		return err
 	}
 	r.writing++
-	r.underWay += len(batch)
 	r.began = time.Now()
 	if r.placed.sink != nil {
 		for _, e := range batch {
@@ -153,7 +164,6 @@ func (r *deliverer) answer(res result) error {
 		return r.opened(res, now)
 	}
 	r.writing--
-	r.underWay -= len(res.batch)
 	if sabotage.Bug == "short-write" {
 		res.n = len(res.batch)
 	}

@@ -47,6 +47,8 @@ type lanes struct {
 	held  map[string]int     // the same by log
 	bytes int
 	next  uint64
+
+	busy, busyBytes int // of them: in the writes under way
 }
 
 func newLanes() *lanes {
@@ -82,6 +84,21 @@ func (ls *lanes) drop(e *entry) {
 	ls.count--
 	ls.held[e.msg.Log]--
 	ls.bytes -= e.size
+}
+
+// waiting returns what is held and not being written.
+func (ls *lanes) waiting() (count, bytes int) {
+	return ls.count - ls.busy, ls.bytes - ls.busyBytes
+}
+
+// pop removes the first event of a lane for a write.
+func (ls *lanes) pop(l *lane) *entry {
+	e := l.queue[0]
+	l.queue = l.queue[1:]
+	l.busy++
+	ls.busy++
+	ls.busyBytes += e.size
+	return e
 }
 
 // settle puts the lane where its state says.
@@ -143,10 +160,8 @@ func (ls *lanes) take(count, bytes int) []*entry {
 		if len(batch) > 0 && (size+e.size > bytes || e.solo) {
 			break
 		}
-		l.queue = l.queue[1:]
-		l.busy++
 		size += e.size
-		batch = append(batch, e)
+		batch = append(batch, ls.pop(l))
 		if len(l.queue) == 0 {
 			heap.Pop(&ls.ready)
 		} else {
@@ -175,6 +190,8 @@ func (ls *lanes) back(rest []*entry) {
 func (ls *lanes) release(batch []*entry) {
 	for _, e := range batch {
 		e.lane.busy--
+		ls.busy--
+		ls.busyBytes -= e.size
 	}
 	for _, e := range batch {
 		ls.settle(e.lane)
@@ -227,9 +244,7 @@ func (ls *lanes) all() iter.Seq[*lane] {
 
 // takeFrom removes the first event of one lane.
 func (ls *lanes) takeFrom(l *lane) []*entry {
-	e := l.queue[0]
-	l.queue = l.queue[1:]
-	l.busy++
+	e := ls.pop(l)
 	if l.index >= 0 {
 		heap.Remove(&ls.ready, l.index)
 	}

@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -26,12 +27,13 @@ func TestBusOrder(t *testing.T) {
 				}
 				w.source.commit(event(i, key))
 			}
-			time.Sleep(time.Second) // they wait together
+			synctest.Wait() // they wait together
 			w.sink.Answer("", nil)
-			time.Sleep(time.Minute)
-			got := w.sink.Received()
-			if len(got) != n {
-				t.Fatalf("%d events of %d", len(got), n)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			got, err := w.sink.Wait(ctx, n)
+			if err != nil || len(got) != n {
+				t.Fatalf("%d events of %d: %v", len(got), n, err)
 			}
 			for i := range got {
 				if want := fmt.Sprintf("e%04d", i); got[i].ID != want {
