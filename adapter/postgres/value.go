@@ -122,6 +122,16 @@ func digits(text []byte) (n int) {
 	return n
 }
 
+// digitsAnd reports whether a text is of digits and two other characters.
+func digitsAnd(text []byte, a, b byte) bool {
+	for _, c := range text {
+		if (c < '0' || c > '9') && c != a && c != b {
+			return false
+		}
+	}
+	return true
+}
+
 // appendTime turns "2024-05-06 07:08:09.5+00" into ISO 8601. The session's zone is
 // UTC. Infinities, and years before Christ, have no such form: they stay as they are.
 func appendTime(b, text []byte, instant bool) []byte {
@@ -129,7 +139,7 @@ func appendTime(b, text []byte, instant bool) []byte {
 	if ok && instant {
 		clock, ok = bytes.CutSuffix(clock, []byte("+00"))
 	}
-	if !ok || len(bytes.Trim(day, "0123456789-")) > 0 || len(bytes.Trim(clock, "0123456789:.")) > 0 { // BC is a word after the clock
+	if !ok || !digitsAnd(day, '-', '-') || !digitsAnd(clock, ':', '.') { // BC is a word after the clock
 		return cloudevents.AppendString(b, text)
 	}
 	b = append(b, '"')

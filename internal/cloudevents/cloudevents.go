@@ -60,6 +60,37 @@ func IsAttribute(name string) bool {
 // TimeLayout is RFC 3339 with microseconds, the resolution of the databases.
 const TimeLayout = "2006-01-02T15:04:05.999999Z07:00"
 
+// formatTime is t.Format(TimeLayout) of a time in UTC, without reading the layout.
+func formatTime(t time.Time) string {
+	year, month, day := t.Date()
+	if year < 0 || year > 9999 {
+		return t.Format(TimeLayout)
+	}
+	hour, minute, second := t.Clock()
+	b := [27]byte{4: '-', 7: '-', 10: 'T', 13: ':', 16: ':', 19: '.'}
+	digits := func(at, n, v int) {
+		for i := at + n - 1; i >= at; i-- {
+			b[i], v = byte('0'+v%10), v/10
+		}
+	}
+	digits(0, 4, year)
+	digits(5, 2, int(month))
+	digits(8, 2, day)
+	digits(11, 2, hour)
+	digits(14, 2, minute)
+	digits(17, 2, second)
+	digits(20, 6, t.Nanosecond()/1000)
+	end := 26
+	for end > 20 && b[end-1] == '0' {
+		end--
+	}
+	if end == 20 {
+		end = 19
+	}
+	b[end] = 'Z'
+	return string(b[:end+1])
+}
+
 // Attributes appends e's attributes to dst: the context attributes first, then
 // the extensions, then the application's in the order of their names. Equal
 // events give equal attributes in equal order.
@@ -70,7 +101,7 @@ func Attributes(dst []Attr, e *onewrite.Event) []Attr {
 		Attr{"source", "/" + e.Source},
 		Attr{"type", e.Type})
 	if !e.Time.IsZero() {
-		dst = append(dst, Attr{"time", e.Time.UTC().Format(TimeLayout)})
+		dst = append(dst, Attr{"time", formatTime(e.Time.UTC())})
 	}
 	if e.ContentType != "" {
 		dst = append(dst, Attr{"datacontenttype", e.ContentType})
@@ -292,6 +323,11 @@ func AppendString[T []byte | string](dst []byte, s T) []byte {
 	dst = append(dst, '"')
 	start := 0
 	for i := 0; i < len(s); {
+		if i+8 <= len(s) && verbatim(uint64(s[i])|uint64(s[i+1])<<8|uint64(s[i+2])<<16|uint64(s[i+3])<<24|
+			uint64(s[i+4])<<32|uint64(s[i+5])<<40|uint64(s[i+6])<<48|uint64(s[i+7])<<56) {
+			i += 8
+			continue
+		}
 		c := s[i]
 		if c >= utf8.RuneSelf {
 			r, size := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
@@ -325,6 +361,14 @@ func AppendString[T []byte | string](dst []byte, s T) []byte {
 	}
 	dst = append(dst, s[start:]...)
 	return append(dst, '"')
+}
+
+// verbatim reports whether each of eight bytes is an ASCII character that a JSON string shows
+// as it is. A subtraction that borrows leaves the highest bit of a byte set.
+func verbatim(w uint64) bool {
+	const each, high = 0x0101010101010101, 0x8080808080808080
+	control, quote, backslash := w-each*0x20, w^each*'"'-each, w^each*'\\'-each
+	return (w|control|quote|backslash)&high == 0
 }
 
 // BatchID names the events of one request: one by its id, more by a digest. All ids are

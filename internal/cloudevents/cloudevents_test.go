@@ -3,6 +3,7 @@ package cloudevents
 import (
 	"bytes"
 	"encoding/json"
+	"math/rand/v2"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -230,6 +231,44 @@ func TestNames(t *testing.T) {
 		}
 		if Reserved(name) {
 			t.Errorf("%q is reserved", name)
+		}
+	}
+}
+
+func TestFormatTime(t *testing.T) {
+	times := []time.Time{{}, time.Unix(0, 0), time.Unix(1, 999_999_999), time.Date(9999, 12, 31, 23, 59, 59, 999_999_000, time.UTC), time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC)}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 10_000 {
+		fraction := []int64{1, 1000, 10_000, 1_000_000, 100_000_000, 1_000_000_000}[i%6]
+		times = append(times, time.Unix(rnd.Int64N(200_000_000_000)-50_000_000_000, rnd.Int64N(1_000_000_000)/fraction*fraction))
+	}
+	for _, at := range times {
+		if got, want := formatTime(at.UTC()), at.UTC().Format(TimeLayout); got != want {
+			t.Fatalf("%s, want %s", got, want)
+		}
+	}
+}
+
+// TestAppendString: every byte, wherever it stands, is shown so that a decoder of JSON reads
+// it; what needs no escape is as it was.
+func TestAppendString(t *testing.T) {
+	for length := range 20 {
+		for at := range length {
+			for c := range 256 {
+				text := []byte("abcdefghijklmnopqrst")[:length]
+				text[at] = byte(c)
+				got := AppendString(nil, text)
+				var back string
+				if err := json.Unmarshal(got, &back); err != nil || back != strings.ToValidUTF8(string(text), "\ufffd") {
+					t.Fatalf("%q became %s: %v", text, got, err)
+				}
+				if raw := `"` + string(text) + `"`; c >= 0x20 && c < utf8.RuneSelf && c != '"' && c != '\\' && string(got) != raw {
+					t.Fatalf("%q became %s", text, got)
+				}
+				if other := AppendString(nil, string(text)); string(other) != string(got) {
+					t.Fatalf("%q became %s, as a string %s", text, got, other)
+				}
+			}
 		}
 	}
 }

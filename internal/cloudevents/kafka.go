@@ -16,14 +16,39 @@ const kafkaPrefix = "ce_"
 // kafkaContentType is the header of the data's media type (Kafka binding, 3.2.1).
 const kafkaContentType = "content-type"
 
-// kafkaNames saves building the header names of the usual attributes.
-var kafkaNames = func() map[string]string {
-	m := map[string]string{}
-	for _, n := range []string{"specversion", "id", "source", "type", "time", "topic", "partitionkey", "sequence", "traceparent", "tracestate", "txid", "txindex", "txlast", "subject", "dataschema"} {
-		m[n] = kafkaPrefix + n
+// kafkaName is the header of an attribute. Those that most events have are not put
+// together each time.
+func kafkaName(attribute string) string {
+	switch attribute {
+	case "datacontenttype":
+		return kafkaContentType
+	case "specversion":
+		return kafkaPrefix + "specversion"
+	case "id":
+		return kafkaPrefix + "id"
+	case "source":
+		return kafkaPrefix + "source"
+	case "type":
+		return kafkaPrefix + "type"
+	case "time":
+		return kafkaPrefix + "time"
+	case "topic":
+		return kafkaPrefix + "topic"
+	case "partitionkey":
+		return kafkaPrefix + "partitionkey"
+	case "sequence":
+		return kafkaPrefix + "sequence"
+	case "txid":
+		return kafkaPrefix + "txid"
+	case "txindex":
+		return kafkaPrefix + "txindex"
+	case "txlast":
+		return kafkaPrefix + "txlast"
+	case "traceparent":
+		return kafkaPrefix + "traceparent"
 	}
-	return m
-}()
+	return kafkaPrefix + attribute
+}
 
 // KafkaHeaders appends the headers of a Kafka record in the binary mode: content-type
 // for the data's media type, ce_<name> for the other attributes, then the transport
@@ -33,14 +58,7 @@ func KafkaHeaders(dst []Attr, e *onewrite.Event) []Attr {
 	start := len(dst)
 	dst = Attributes(dst, e)
 	for i := start; i < len(dst); i++ {
-		name := dst[i].Name
-		if name == "datacontenttype" {
-			dst[i].Name = kafkaContentType
-		} else if known, ok := kafkaNames[name]; ok {
-			dst[i].Name = known
-		} else {
-			dst[i].Name = kafkaPrefix + name
-		}
+		dst[i].Name = kafkaName(dst[i].Name)
 	}
 	if len(e.Header) == 0 {
 		return dst
