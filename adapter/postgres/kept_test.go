@@ -156,3 +156,44 @@ func TestQueueForgets(t *testing.T) {
 	runtime.KeepAlive(q)
 	runtime.KeepAlive(b)
 }
+
+// What goes into the queue comes out in order, and its room has nothing else.
+func TestQueueRoom(t *testing.T) {
+	q, rnd := newLogQueue(), rand.New(rand.NewPCG(5, 6))
+	in, out, same := int64(0), int64(0), 0
+	for range 3000 {
+		run := make([]item, 1+rnd.IntN(300))
+		for i := range run {
+			in++
+			run[i] = item{event: &onewrite.Event{}, seq: in}
+		}
+		before := q.buf
+		q.put(run)
+		if len(before) > 0 && &before[0] == &q.buf[0] {
+			same++
+		}
+		for len(q.items) > 1000+rnd.IntN(2000) {
+			items, err := q.take(t.Context(), 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range items {
+				if out++; items[i].seq != out {
+					t.Fatalf("item %d came after %d", items[i].seq, out-1)
+				}
+			}
+		}
+		held := 0
+		for i := range q.buf {
+			if q.buf[i].event != nil {
+				held++
+			}
+		}
+		if held != len(q.items) || int64(held) != in-out {
+			t.Fatalf("the room holds %d, %d wait, %d are due", held, len(q.items), in-out)
+		}
+	}
+	if out < 300_000 || same < 2900 {
+		t.Errorf("%d came out, the room was kept %d times", out, same)
+	}
+}

@@ -38,7 +38,8 @@ func (i *item) size() int {
 type logQueue struct {
 	mu     sync.Mutex
 	moved  sync.Cond
-	items  []item
+	items  []item // a part of buf
+	buf    []item
 	bytes  int
 	failed error
 	pushed uint64 // items that were ever put in
@@ -62,9 +63,7 @@ func (q *logQueue) put(run []item) bool {
 	if q.failed != nil {
 		return false
 	}
-	if n := len(q.items) + len(run); n > cap(q.items) { // append alone would copy what waits again and again
-		q.items = append(make([]item, 0, 3*n), q.items...)
-	}
+	q.room(len(run))
 	for i := range run {
 		q.items = append(q.items, run[i])
 		q.bytes += run[i].size()
@@ -72,6 +71,21 @@ func (q *logQueue) put(run []item) bool {
 	q.pushed += uint64(len(run))
 	q.moved.Broadcast()
 	return true
+}
+
+// room makes room for n more behind what waits: before it, if much was taken, or elsewhere.
+func (q *logQueue) room(n int) {
+	wait := len(q.items)
+	switch n += wait; {
+	case n <= cap(q.items):
+	case 2*n <= len(q.buf):
+		old := q.items
+		q.items = q.buf[:copy(q.buf, old)]
+		clear(old[max(0, wait-(len(q.buf)-cap(old))):]) // what was not written over
+	default:
+		q.buf = make([]item, 3*n)
+		q.items = q.buf[:copy(q.buf, q.items)]
+	}
 }
 
 // fail ends the queue: take returns err once what is in it was taken.
