@@ -31,11 +31,16 @@ var sliceDefaults = sliceSizes{worth: 96 << 20, least: 512 << 20, most: 1 << 30}
 // grows after it.
 const decodedAgain = 3
 
-// extent is how much of the log that is left the next slice takes; 0: it is streamed.
-// A backlog for one slice alone is cut in two halves, for two sessions work at once:
-// the server sends one while it makes the other.
-func (z sliceSizes) extent(again, rest int64, halves bool) int64 {
-	size := min(max(z.least, decodedAgain*again), z.most)
+// extent is how much of the log that is left the next slice takes, behind one of a size;
+// 0: it is streamed. Where two sessions work at once, the server sends one slice while it
+// makes the next. Nothing is sent before the first is made, so that one is small, and each
+// is at most twice as large as the one before.
+func (z sliceSizes) extent(again, rest, before int64, two bool) int64 {
+	least := z.least
+	if two {
+		least = min(least, max(z.worth, 2*before))
+	}
+	size := min(max(least, decodedAgain*again), z.most)
 	switch {
 	case rest < z.worth:
 		return 0
@@ -43,8 +48,6 @@ func (z sliceSizes) extent(again, rest int64, halves bool) int64 {
 		return size
 	case rest >= size+z.worth || 2*rest < again:
 		return 0
-	case halves && rest >= 2*max(z.worth, decodedAgain*again):
-		return rest / 2
 	}
 	return rest
 }
@@ -58,7 +61,7 @@ type slicer struct {
 	stop     context.CancelFunc
 	sizes    sliceSizes
 	sessions []*sliceSession
-	began    pgoutput.LSN // where the first slice begins
+	size     int64        // of the newest slice
 	released pgoutput.LSN // up to which the server was told that the log may go
 	handled  chan bool    // of the newest slice: whether it was handled whole
 }
@@ -93,7 +96,7 @@ func (r *logReader) sliceSizes() sliceSizes {
 // catchUp reads what lies behind from in slices and returns where streaming has to
 // begin. What the server refuses, for want of a slot or of room, is left to streaming.
 func (r *logReader) catchUp(from pgoutput.LSN) (pgoutput.LSN, error) {
-	s := &slicer{r: r, sizes: r.sliceSizes(), began: from, released: from, handled: make(chan bool, 1)}
+	s := &slicer{r: r, sizes: r.sliceSizes(), released: from, handled: make(chan bool, 1)}
 	s.handled <- true
 	s.alive, s.stop = context.WithCancel(r.alive)
 	defer s.close()
@@ -210,12 +213,11 @@ func (s *slicer) plan(one *sliceSession, from pgoutput.LSN) (to pgoutput.LSN, er
 	if err != nil {
 		return 0, err
 	}
-	size := s.sizes.extent(again, rest, from == s.began && len(s.sessions) > 1)
-	if size == 0 {
+	if s.size = s.sizes.extent(again, rest, s.size, len(s.sessions) > 1); s.size == 0 {
 		return 0, nil
 	}
-	s.r.log.Info("a backlog is read in slices", "from", from.String(), "mb", size>>20, "left_mb", (rest-size)>>20)
-	return from + pgoutput.LSN(size), nil
+	s.r.log.Info("a backlog is read in slices", "from", from.String(), "mb", s.size>>20, "again_mb", again>>20, "left_mb", (rest-s.size)>>20)
+	return from + pgoutput.LSN(s.size), nil
 }
 
 // release lets the server forget log that the bus has.

@@ -214,25 +214,32 @@ func TestSliceExtent(t *testing.T) {
 	const mb = 1 << 20
 	for _, c := range []struct {
 		again, rest int64
-		halves      bool
+		before      int64
+		alone       bool // there is one session
 		want        int64
 	}{
-		{rest: 95 * mb, halves: true, want: 0},         // is streamed
-		{rest: 96 * mb, halves: true, want: 96 * mb},   // half of it would not be worth it
-		{rest: 300 * mb, halves: true, want: 150 * mb}, // two sessions
-		{rest: 300 * mb, want: 300 * mb},               // one, or not the first slice
-		{again: 150 * mb, rest: 150 * mb, want: 150 * mb},
-		{again: 150 * mb, rest: 96 * mb, want: 96 * mb},
-		{again: 193 * mb, rest: 96 * mb, want: 0}, // decoding it again takes longer than streaming
-		{again: 60 * mb, rest: 300 * mb, halves: true, want: 300 * mb},
-		{rest: 607 * mb, halves: true, want: 607 * mb / 2},
-		{rest: 608 * mb, halves: true, want: 512 * mb},
+		{rest: 95 * mb, want: 0},         // is streamed
+		{rest: 96 * mb, want: 96 * mb},   // half of it would not be worth it
+		{rest: 191 * mb, want: 191 * mb}, // what is behind it would not
+		{rest: 192 * mb, want: 96 * mb},  // the other session makes the rest meanwhile
+		{rest: 300 * mb, alone: true, want: 300 * mb},
+		{again: 96 * mb, rest: 258 * mb, before: 96 * mb, want: 258 * mb},
+		{again: 60 * mb, rest: 3000 * mb, before: 96 * mb, want: 192 * mb},
+		{again: 60 * mb, rest: 3000 * mb, before: 192 * mb, want: 384 * mb},
+		{again: 60 * mb, rest: 3000 * mb, before: 384 * mb, want: 512 * mb},
+		{again: 150 * mb, rest: 150 * mb, before: 150 * mb, want: 150 * mb},
+		{again: 150 * mb, rest: 96 * mb, before: 150 * mb, want: 96 * mb},
+		{again: 193 * mb, rest: 96 * mb, before: 193 * mb, want: 0}, // decoding it again takes longer than streaming
+		{again: 60 * mb, rest: 300 * mb, want: 180 * mb},
+		{again: 60 * mb, rest: 275 * mb, want: 275 * mb},
+		{rest: 607 * mb, alone: true, want: 607 * mb},
+		{rest: 608 * mb, alone: true, want: 512 * mb},
 		{again: 300 * mb, rest: 3000 * mb, want: 900 * mb},
 		{again: 350 * mb, rest: 3000 * mb, want: 0}, // pinned: slices would decode more and more
 		{again: 350 * mb, rest: 1000 * mb, want: 1000 * mb},
 	} {
-		if got := sliceDefaults.extent(c.again, c.rest, c.halves); got != c.want {
-			t.Errorf("%d MB left, %d MB again, halves %v: %d MB, want %d", c.rest/mb, c.again/mb, c.halves, got/mb, c.want/mb)
+		if got := sliceDefaults.extent(c.again, c.rest, c.before, !c.alone); got != c.want {
+			t.Errorf("%d MB left, %d MB again, %d MB before, alone %v: %d MB, want %d", c.rest/mb, c.again/mb, c.before/mb, c.alone, got/mb, c.want/mb)
 		}
 	}
 }

@@ -129,7 +129,6 @@ func TestSlotMovedDuringSlices(t *testing.T) {
 		r := newRig(t, pg, `CREATE TABLE t (id int PRIMARY KEY, n int, pad text); CREATE TABLE seen (id bigserial PRIMARY KEY, w int); CREATE TABLE other (n text)`, "public.t", "public.seen")
 		var said logs
 		r.cfg.Logger = said.logger()
-		r.cfg.slices = &sliceSizes{worth: 64 << 10, least: 1 << 30, most: 1 << 30}
 		r.open()
 		r.whole()
 		sql(t, r.conn, `INSERT INTO t VALUES (-1, 0, '')`)
@@ -139,7 +138,9 @@ func TestSlotMovedDuringSlices(t *testing.T) {
 		for range 30 {
 			sql(t, r.conn, `INSERT INTO seen (w) SELECT generate_series(1, 5000)`)
 		}
-		r.open() // the slices, two halves of what there is, wait until what they told is read
+		backlog := one[int64](t, r.conn, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint FROM pg_replication_slots WHERE database = current_database()`)
+		r.cfg.slices = &sliceSizes{worth: backlog / 3, least: 1 << 30, most: 1 << 30}
+		r.open() // the slices, a third and the rest, wait until what they told is read
 		eventually(t, "both slices", func() bool { return strings.Count(said.String(), sliced) == 2 })
 		sql(t, r.conn, `INSERT INTO t VALUES (1, 0, 'behind the slice')`, `SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots WHERE database = current_database() AND NOT temporary`,
 			`INSERT INTO t VALUES (2, 0, 'behind the place')`)
