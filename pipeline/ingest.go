@@ -172,7 +172,7 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 	log.Info("reading", "offset", offset)
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	batches := make(chan onewrite.Batch, 1)
+	batches := make(chan offer, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -185,7 +185,7 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 				return
 			}
 			select {
-			case batches <- b:
+			case batches <- in.offer(b):
 			case <-ctx.Done():
 				return
 			}
@@ -207,11 +207,33 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 	return context.Cause(ctx)
 }
 
+// A preparer is a bus that has work to do before an append, which needs nothing of the one
+// before. Prepare does it and returns the append of that batch.
+type preparer interface {
+	Prepare(source string, batch onewrite.Batch) func(ctx context.Context, prev onewrite.Pos) (uint64, error)
+}
+
+// offer is a batch with how it is appended.
+type offer struct {
+	onewrite.Batch
+	append func(ctx context.Context, prev onewrite.Pos) (uint64, error)
+}
+
+// offer prepares the append of a batch, while the one before is under way.
+func (in *Ingest) offer(b onewrite.Batch) offer {
+	if bus, ok := in.Bus.(preparer); ok && len(b.Events) > 0 {
+		return offer{b, bus.Prepare(in.Name, b)}
+	}
+	return offer{b, func(ctx context.Context, prev onewrite.Pos) (uint64, error) {
+		return in.Bus.Append(ctx, in.Name, prev, b)
+	}}
+}
+
 // appendAll stores each batch behind the one before it. A source that wants to know
 // at once what the bus holds is told by stored; it may forget later, by Ack.
-func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite.Pos, batches <-chan onewrite.Batch, stored func(onewrite.Pos)) error {
+func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite.Pos, batches <-chan offer, stored func(onewrite.Pos)) error {
 	for {
-		var b onewrite.Batch
+		var b offer
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -234,13 +256,13 @@ func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite
 		}
 		prev = b.Pos
 		stored(prev)
-		in.appended(last, b, time.Since(start))
+		in.appended(last, b.Batch, time.Since(start))
 	}
 }
 
 // append stores one batch; while the bus is full it waits, which leaves the
 // backlog in the database.
-func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Pos, b onewrite.Batch) (uint64, error) {
+func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Pos, b offer) (uint64, error) {
 	for fails := 1; ; fails++ {
 		last, err := in.appendOnce(ctx, prev, b)
 		if !errors.Is(err, onewrite.ErrFull) {
@@ -259,7 +281,7 @@ func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Po
 
 // appendOnce lets an append that is under way end although ctx ends: its answer
 // decides whether the events are on the bus.
-func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b onewrite.Batch) (uint64, error) {
+func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b offer) (uint64, error) {
 	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	in.ask(time.Now())
@@ -267,7 +289,7 @@ func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b onewrite.
 	if err := sabotage.At("ingest.append"); err != nil {
 		return 0, err
 	}
-	last, err := in.Bus.Append(finish, in.Name, prev, b)
+	last, err := b.append(finish, prev)
 	if err == nil {
 		err = sabotage.At("ingest.appended")
 	}

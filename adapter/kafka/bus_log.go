@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -18,18 +20,24 @@ type busLog struct {
 
 	// writing is held by the one append at a time. It guards the fields below.
 	writing gate
-	known   bool         // end, last and pos are what the log holds
-	end     int64        // of the topic, where the next append is to lie
-	last    uint64       // offset on the bus of the newest event
-	sum     uint64       // of its mark
-	pos     onewrite.Pos // that it carries
-	cl      *kgo.Client  // nil: none, or one that gave up
-	enc     encoder
+	known   bool // logEnd and pos are what the log holds
+	logEnd
+	pos onewrite.Pos // that its newest event carries
+	cl  *kgo.Client  // nil: none, or one that gave up
 
 	mu     sync.Mutex
-	tail   uint64 // the newest event known to be durable
-	looked int64  // the end of the topic when the tail was learned
-	bytes  int64  // of the events that the log holds, by the last look and what was added since
+	ahead  logEnd    // where the log will end, if all that is prepared is stored
+	spare  []encoder // of appends that are done
+	tail   uint64    // the newest event known to be durable
+	looked int64     // the end of the topic when the tail was learned
+	bytes  int64     // of the events that the log holds, by the last look and what was added since
+}
+
+// logEnd is where a log ends.
+type logEnd struct {
+	end  int64  // of the topic, where the next append is to lie
+	last uint64 // offset on the bus of the newest event
+	sum  uint64 // of its mark
 }
 
 // checkSource refuses names that no log can have.
@@ -68,6 +76,13 @@ func (l *busLog) raise(last uint64, bytes int64) {
 	l.bytes += bytes
 }
 
+// expect says behind what the next records are to lie.
+func (l *busLog) expect(end logEnd) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ahead = end
+}
+
 // Position returns where source is on the bus and the offset of its newest event.
 func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64, error) {
 	if err := checkSource(source); err != nil {
@@ -83,6 +98,7 @@ func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64
 	if err := b.locate(ctx, l); err != nil {
 		return "", 0, err
 	}
+	l.expect(l.logEnd)
 	return l.pos, l.last, nil
 }
 
@@ -176,82 +192,149 @@ func (b *Bus) seen(ctx context.Context, source string) (uint64, error) {
 
 // Append stores a batch behind prev; see [onewrite.Bus].
 func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batch onewrite.Batch) (uint64, error) {
-	if err := checkSource(source); err != nil {
-		return 0, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	l := b.logOf(source)
-	if err := l.writing.enter(ctx); err != nil {
-		return 0, b.worded(err, "append for source "+source, l.topic)
-	}
-	defer l.writing.leave()
-	if !l.known {
-		if err := b.locate(ctx, l); err != nil {
-			return 0, err
-		}
-	}
-	if l.pos != prev {
-		l.known = false // another copy may have written: look again next time
-		return 0, fmt.Errorf("kafka: append for source %s: its position on the bus is another one: %w", source, onewrite.ErrFenced)
-	}
-	if len(batch.Events) == 0 {
-		return l.last, nil
-	}
-	enc := l.enc.lend()
-	recs, bytes, err := b.prepare(l, &enc, &batch)
-	if err != nil {
-		return 0, err
-	}
-	if err := b.room(ctx, bytes); err != nil {
-		return 0, err
-	}
-	if err := b.put(ctx, l, recs); err != nil {
-		return 0, err
-	}
-	l.enc.back(enc)
-	l.end += int64(len(recs))
-	l.last += uint64(len(recs))
-	l.sum += uint64(bytes)
-	l.pos, l.known = batch.Pos, true
-	l.raise(l.last, bytes)
-	l.mu.Lock()
-	l.looked = l.end
-	l.mu.Unlock()
-	return l.last, nil
+	return b.Prepare(source, batch)(ctx, prev)
 }
 
-// prepare makes the records of a batch and refuses what cannot be stored.
-func (b *Bus) prepare(l *busLog, enc *encoder, batch *onewrite.Batch) (recs []*kgo.Record, bytes int64, err error) {
-	n := len(batch.Events)
-	if n > onewrite.MaxBatch {
-		return nil, 0, fmt.Errorf("kafka: a batch of %d events, the bus takes %d: %w", n, onewrite.MaxBatch, onewrite.ErrRejected)
+// Prepare does of an [Bus.Append] what needs no answer to the one before: it makes the
+// records, and marks them as if all that was prepared before were stored, since [Bus.Position]
+// was asked for. What it returns is the rest of that Append, with its arguments and its errors.
+// It may be called again after an error.
+func (b *Bus) Prepare(source string, batch onewrite.Batch) func(ctx context.Context, prev onewrite.Pos) (uint64, error) {
+	if err := checkSource(source); err != nil {
+		return func(context.Context, onewrite.Pos) (uint64, error) { return 0, err }
 	}
-	limit := int(b.limit(l.topic))
-	recs = make([]*kgo.Record, n)
-	m := newMark(l.end, n)
-	m.seq = l.last + 1
+	l := b.logOf(source)
+	ready := l.prepare(&batch)
+	return func(ctx context.Context, prev onewrite.Pos) (uint64, error) {
+		if ready == nil {
+			ready = l.prepare(&batch)
+		}
+		last, sent, err := b.append(ctx, l, prev, &batch, ready)
+		if sent { // somebody else has it, or what made it has it back
+			ready = nil
+		}
+		return last, err
+	}
+}
+
+// unsent are the records of a batch.
+type unsent struct {
+	enc     encoder // which has made them
+	recs    []*kgo.Record
+	from    logEnd // behind which they are marked to lie
+	bytes   int64  // that they take
+	largest int    // the record that takes most
+	most    int    // bytes of that one
+	err     error  // why there are none
+}
+
+// prepare makes the records of a batch, and refuses what no log can have.
+func (l *busLog) prepare(batch *onewrite.Batch) *unsent {
+	u, n := &unsent{}, len(batch.Events)
+	if n > onewrite.MaxBatch {
+		u.err = fmt.Errorf("kafka: a batch of %d events, the bus takes %d: %w", n, onewrite.MaxBatch, onewrite.ErrRejected)
+		return u
+	}
+	l.mu.Lock()
+	from := l.ahead
+	if free := len(l.spare); free > 0 {
+		u.enc, l.spare = l.spare[free-1], l.spare[:free-1]
+	}
+	l.mu.Unlock()
+	u.recs = make([]*kgo.Record, n)
 	for i := range batch.Events {
 		e := &batch.Events[i]
 		if e.ID == "" || e.Source == "" || e.Type == "" { // no reader could make an event of it again
-			return nil, 0, fmt.Errorf("kafka: event %d of the batch (id %q, source %q, type %q): CloudEvents needs all three: %w", i, e.ID, e.Source, e.Type, onewrite.ErrRejected)
+			u.err = fmt.Errorf("kafka: event %d of the batch (id %q, source %q, type %q): CloudEvents needs all three: %w", i, e.ID, e.Source, e.Type, onewrite.ErrRejected)
+			return u
 		}
 		pos := &batch.Pos
 		if i < n-1 {
 			pos = nil
 		}
-		var value [maxMark]byte
-		recs[i] = eventRecord(enc, l.topic, e, kgo.RecordHeader{Key: markHeader}, pos)
-		size := sizeOf(recs[i]) + len(m.append(value[:0], i))
-		if size+batchOverhead > limit {
-			return nil, 0, fmt.Errorf("kafka: event %s of topic %s needs %d bytes, the bus takes %d: %w; raise it: kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config max.message.bytes=%d, and restart",
-				e.ID, e.Topic, size, limit, onewrite.ErrRejected, l.topic, size+1<<20)
-		}
-		bytes += int64(size)
-		m.sum = l.sum + uint64(bytes)
-		recs[i].Headers[0].Value = copied(enc, m.append(value[:0], i))
+		u.recs[i] = eventRecord(&u.enc, l.topic, e, kgo.RecordHeader{Key: markHeader}, pos)
 	}
-	return recs, bytes, nil
+	u.mark(from)
+	l.expect(u.behind())
+	return u
+}
+
+// mark says in the records that they are to lie behind an end.
+func (u *unsent) mark(from logEnd) {
+	u.from, u.bytes, u.largest, u.most = from, 0, 0, 0
+	m := newMark(from.end, len(u.recs))
+	m.seq, m.sum = from.last+1, from.sum
+	var value [maxMark]byte
+	for i, r := range u.recs {
+		r.Headers[0].Value = nil // of another end
+		head := m.appendHead(value[:0], i)
+		size := sizeOf(r) + len(strconv.AppendUint(head, m.sum, 10))
+		if size > u.most {
+			u.largest, u.most = i, size
+		}
+		u.bytes += int64(size)
+		m.sum += uint64(size)
+		r.Headers[0].Value = copied(&u.enc, strconv.AppendUint(head, m.sum, 10))
+	}
+}
+
+// behind is where the log ends when they are stored.
+func (u *unsent) behind() logEnd {
+	n := len(u.recs)
+	return logEnd{end: u.from.end + int64(n), last: u.from.last + uint64(n), sum: u.from.sum + uint64(u.bytes)}
+}
+
+// append stores the records of a batch behind prev. sent: they were given away, and are
+// made over if that went well.
+func (b *Bus) append(ctx context.Context, l *busLog, prev onewrite.Pos, batch *onewrite.Batch, u *unsent) (last uint64, sent bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	if err := l.writing.enter(ctx); err != nil {
+		return 0, false, b.worded(err, "append for source "+l.source, l.topic)
+	}
+	defer l.writing.leave()
+	if !l.known {
+		if err := b.locate(ctx, l); err != nil {
+			return 0, false, err
+		}
+	}
+	if l.pos != prev {
+		l.known = false // another copy may have written: look again next time
+		return 0, false, fmt.Errorf("kafka: append for source %s: its position on the bus is another one: %w", l.source, onewrite.ErrFenced)
+	}
+	switch {
+	case len(batch.Events) == 0:
+		return l.last, false, nil
+	case u.err != nil:
+		return 0, false, u.err
+	case u.from != l.logEnd: // what was to lie before them was not stored
+		u.mark(l.logEnd)
+		l.expect(u.behind())
+	}
+	if limit := int(b.limit(l.topic)); u.most+batchOverhead > limit {
+		e := &batch.Events[u.largest]
+		return 0, false, fmt.Errorf("kafka: event %s of topic %s needs %d bytes, the bus takes %d: %w; raise it: kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config max.message.bytes=%d, and restart",
+			e.ID, e.Topic, u.most, limit, onewrite.ErrRejected, l.topic, u.most+1<<20)
+	}
+	if err := b.room(ctx, u.bytes); err != nil {
+		return 0, false, err
+	}
+	now := time.Now() // else the client asks the clock for each
+	for _, r := range u.recs {
+		r.Timestamp = now
+	}
+	if err := b.put(ctx, l, u.recs); err != nil {
+		return 0, true, err
+	}
+	l.logEnd, l.pos, l.known = u.behind(), batch.Pos, true
+	l.raise(l.last, u.bytes)
+	l.mu.Lock()
+	l.looked = l.end
+	var done encoder
+	done.back(u.enc)
+	l.spare = append(l.spare, done)
+	l.mu.Unlock()
+	return l.last, true, nil
 }
 
 // put sends records and sees whether they lie where they were to lie; l.writing is held.

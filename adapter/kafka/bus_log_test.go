@@ -64,6 +64,64 @@ func whole(t *testing.T, msgs []onewrite.Message, n int) {
 	}
 }
 
+// TestBusPrepares: records that were prepared lie where the log ends when they are appended,
+// whatever became of what was prepared before, and nothing of an append is in the next one.
+func TestBusPrepares(t *testing.T) {
+	b := openBus(t, kafka.BusConfig{Brokers: []string{servers.Kafka(t).Addr()}, Name: unique("prepares")})
+	defer func() { _ = b.Close() }()
+	ctx, at := t.Context(), 0
+	if _, _, err := b.Position(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	pos := func() onewrite.Pos {
+		if at == 0 {
+			return ""
+		}
+		return onewrite.Pos(strconv.Itoa(at))
+	}
+	type prepared struct {
+		n      int
+		append func(context.Context, onewrite.Pos) (uint64, error)
+	}
+	prepare := func(first, n int) prepared { return prepared{n, b.Prepare("shop", shop(first, n))} }
+	stored := func(p prepared) {
+		t.Helper()
+		last, err := p.append(ctx, pos())
+		if err != nil || last != uint64(at+p.n) {
+			t.Fatalf("at %d: %d, %v", at, last, err)
+		}
+		at += p.n
+	}
+	one, two, three := prepare(1, 10), prepare(11, 20), prepare(31, 5)
+	stored(one)
+	if _, err := two.append(ctx, "elsewhere"); !errors.Is(err, onewrite.ErrFenced) {
+		t.Fatalf("behind another position: %v", err)
+	}
+	stored(two)
+	stored(three)
+	if _, err := three.append(ctx, "30"); !errors.Is(err, onewrite.ErrFenced) {
+		t.Fatalf("appended once more: %v", err)
+	}
+	_, four := prepare(900, 100), prepare(36, 5) // the former is never appended
+	stored(four)
+	later := make(chan prepared, 1)
+	go func() {
+		defer close(later)
+		for i, first := 0, 41; i < 40; i++ {
+			n := 1 + i*i%97
+			later <- prepare(first, n)
+			first += n
+		}
+	}()
+	for p := range later {
+		stored(p)
+	}
+	if at < 1000 {
+		t.Fatalf("only %d events", at)
+	}
+	whole(t, readAll(t, b, at), at)
+}
+
 // TestBusKilled: the broker is killed again and again while events are appended.
 func TestBusKilled(t *testing.T) {
 	k := servers.NewKafka(t)

@@ -49,6 +49,11 @@ const maxMark = 6*20 + 5
 
 // append appends the value of that header.
 func (m mark) append(v []byte, i int) []byte {
+	return strconv.AppendUint(m.appendHead(v, i), m.sum, 10)
+}
+
+// appendHead appends all of it but the sum.
+func (m mark) appendHead(v []byte, i int) []byte {
 	seq := m.seq
 	if seq > 0 {
 		seq += uint64(i)
@@ -56,7 +61,7 @@ func (m mark) append(v []byte, i int) []byte {
 	for _, n := range [...]uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq, m.nonce} {
 		v = append(strconv.AppendUint(v, n, 10), ' ')
 	}
-	return strconv.AppendUint(v, m.sum, 10)
+	return v
 }
 
 // markOf reads it; false: the record was not written by a bus.

@@ -66,7 +66,7 @@ func copied[T string | []byte](enc *encoder, s T) []byte {
 func (enc *encoder) record(topic string, e *onewrite.Event, own ...kgo.RecordHeader) *kgo.Record {
 	enc.attrs = cloudevents.KafkaHeaders(enc.attrs[:0], e)
 	r := &room(&enc.records, 1, slabRecords)[0]
-	*r = kgo.Record{Topic: topic, Value: e.Data, Headers: room(&enc.headers, len(own)+len(enc.attrs), slabHeaders)}
+	r.Topic, r.Value, r.Headers = topic, e.Data, room(&enc.headers, len(own)+len(enc.attrs), slabHeaders) // the rest is zero
 	n := copy(r.Headers, own)
 	for i, a := range enc.attrs {
 		r.Headers[n+i] = kgo.RecordHeader{Key: a.Name, Value: copied(enc, a.Value)}
