@@ -61,7 +61,7 @@ func copied[T string | []byte](enc *encoder, s T) []byte {
 }
 
 // record makes the record of an event, in the binary mode, with headers of our own
-// before its. Its time is left to the client: a topic forgets by the time of its records,
+// before its. Its time is that of the write: a topic forgets by the time of its records,
 // so that an old event with a time of its own could be gone before it is read.
 func (enc *encoder) record(topic string, e *onewrite.Event, own ...kgo.RecordHeader) *kgo.Record {
 	enc.attrs = cloudevents.KafkaHeaders(enc.attrs[:0], e)

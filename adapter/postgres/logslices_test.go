@@ -208,8 +208,38 @@ func TestSlicesForgetNothing(t *testing.T) {
 	})
 }
 
-// How much of a backlog a slice takes. Of one of the usual size nothing is decoded more
-// than one and a half times.
+// A backlog of many slices is read in slices to its end: what is decoded again for one does
+// not grow with what was read before.
+func TestManySlices(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE t (id int PRIMARY KEY, pad text)`, "public.t")
+		var said logs
+		r.cfg.Logger = said.logger()
+		r.cfg.slices = &sliceSizes{worth: 64 << 10, least: 128 << 10, most: 256 << 10}
+		r.open()
+		r.whole()
+		_ = r.src.Close()
+		r.src = nil
+		for i := range 100 { // a checkpoint is a place from which a slot can begin
+			sql(t, r.conn, fmt.Sprintf(`INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(%d, %d) i`, i*100+1, i*100+100), `CHECKPOINT`)
+		}
+		backlog := one[int](t, r.conn, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint FROM pg_replication_slots WHERE database = current_database()`)
+		r.open()
+		for id := 1; id <= 10_000; {
+			for _, e := range r.read().Events {
+				if e.Key != fmt.Sprintf(`{"id":%d}`, id) {
+					t.Fatalf("%s came, want %d", e.Key, id)
+				}
+				id++
+			}
+		}
+		if n, least := strings.Count(said.String(), sliced), backlog/(256<<10); n < least || least < 6 {
+			t.Errorf("%d slices of %d kB, want %d\n%s", n, backlog>>10, least, said.String())
+		}
+	})
+}
+
+// How much of a backlog a slice takes.
 func TestSliceExtent(t *testing.T) {
 	const mb = 1 << 20
 	for _, c := range []struct {
