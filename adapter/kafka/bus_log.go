@@ -328,11 +328,10 @@ func (b *Bus) append(ctx context.Context, l *busLog, prev onewrite.Pos, batch *o
 	}
 	l.logEnd, l.pos, l.known = u.behind(), batch.Pos, true
 	l.raise(l.last, u.bytes)
-	l.mu.Lock()
-	l.looked = l.end
 	var done encoder
 	done.back(u.enc)
-	l.spare = append(l.spare, done)
+	l.mu.Lock()
+	l.looked, l.spare = l.end, append(l.spare, done)
 	l.mu.Unlock()
 	return l.last, true, nil
 }
