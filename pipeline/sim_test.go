@@ -151,6 +151,13 @@ func (b simBus) Append(ctx context.Context, source string, prev onewrite.Pos, ba
 	return last, err
 }
 
+// Prepare makes it a bus that is asked ahead.
+func (b simBus) Prepare(source string, batch onewrite.Batch) func(context.Context, onewrite.Pos) (uint64, error) {
+	return func(ctx context.Context, prev onewrite.Pos) (uint64, error) {
+		return b.Append(ctx, source, prev, batch)
+	}
+}
+
 func (b simBus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Subscription, error) {
 	if err := errors.Join(b.r.pass(), b.s.strike("subscribe")); err != nil {
 		return nil, err

@@ -67,7 +67,8 @@ func whole(t *testing.T, msgs []onewrite.Message, n int) {
 // TestBusPrepares: records that were prepared lie where the log ends when they are appended,
 // whatever became of what was prepared before, and nothing of an append is in the next one.
 func TestBusPrepares(t *testing.T) {
-	b := openBus(t, kafka.BusConfig{Brokers: []string{servers.Kafka(t).Addr()}, Name: unique("prepares")})
+	k, name := servers.Kafka(t), unique("prepares")
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}, Name: name})
 	defer func() { _ = b.Close() }()
 	ctx, at := t.Context(), 0
 	if _, _, err := b.Position(ctx, "shop"); err != nil {
@@ -120,6 +121,14 @@ func TestBusPrepares(t *testing.T) {
 		t.Fatalf("only %d events", at)
 	}
 	whole(t, readAll(t, b, at), at)
+	before := uint64(0)
+	for _, r := range records(t, k, name+".log.shop") { // a sum grows by what a record takes, but for its own digits
+		if sum, size := kafka.SumAndSize(r); sum+20 < before+size || sum > before+size {
+			t.Fatalf("offset %d of %d bytes: the sum is %d, before it %d", r.Offset, size, sum, before)
+		} else {
+			before = sum
+		}
+	}
 }
 
 // TestBusKilled: the broker is killed again and again while events are appended.

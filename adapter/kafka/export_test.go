@@ -95,5 +95,11 @@ func Mark(first int64, n, i int, seq, nonce uint64) kgo.RecordHeader {
 	return m.header(i)
 }
 
+// SumAndSize are the sum in the mark of a record, and what the record takes.
+func SumAndSize(r *kgo.Record) (sum, size uint64) {
+	m, _ := markOf(r)
+	return m.sum, uint64(sizeOf(r))
+}
+
 // Busy reports whether somebody reads or writes the place of a subscription.
 func Busy(s onewrite.Subscription) bool { return len(s.(*subscription).place.busy) > 0 }
