@@ -131,6 +131,7 @@ func flags(c *cobra.Command, cfg *storm.Config) {
 	} {
 		f.IntVar(n.to, n.name, n.value, n.help)
 	}
+	f.BoolVar(&cfg.Kafka, "kafka", false, "the Kafka of --sink kafka is the bus")
 	f.BoolVar(&cfg.Pushed, "pushed", false, "read the outbox from the log; PostgreSQL only")
 	f.StringVar(&cfg.Rows, "rows", "", "row changes beside the events, of PostgreSQL: W4 to W8, for instance \"W4 W5 W6\"")
 	f.IntVar(&cfg.Large, "large", 200_000, "rows of a transaction of W8")

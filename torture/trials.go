@@ -43,6 +43,7 @@ func realSinks(plain string) []trial {
 	return []trial{
 		{Name: "sinks-kills", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 20_000, Sinks: every, Kills: 25, Terms: 3, Freezes: 3, Strikes: 20, Wait: 3 * time.Minute}},
 		{Name: "sinks-pushed", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Sinks: every, Kills: 10, Crashes: 3, Strikes: 5, Pushed: true, Wait: 3 * time.Minute}},
+		{Name: "sinks-kafka", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 20_000, Kafka: true, Sinks: []string{"kafka", "kafka-plain", "sqlite"}, Kills: 15, Terms: 3, Freezes: 3, Crashes: 2, Strikes: 6, Wait: 3 * time.Minute}},
 		{Name: "sinks-older", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 6_000, Sinks: every[2:], Olders: 5, Kills: 5, Refuse: true, Wait: 3 * time.Minute}},
 		{Name: "sinks-network", Storm: storm.Config{Binary: plain, Source: "sqlite", Events: 30_000, Rate: 250, Sinks: []string{"redis", "rabbitmq", "postgres", "mysql"}, Nets: 20, Lost: 1000, Wait: 5 * time.Minute}},
 		{Name: "sinks-copies", Storm: storm.Config{Binary: plain, Source: "postgres-18", Events: 10_000, Rate: 150, Sinks: every[:6], Nodes: 1, Copies: 2, Rounds: 12, Strikes: 5, Kills: 3, Wait: 3 * time.Minute}},

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ type Config struct {
 	Events  int         // committed events to write, at least; default 2,000
 	Writers int         // default 8; SQLite has one writer at a time
 	Nodes   int         // servers of an external bus; 0 is the embedded one
+	Kafka   bool        // the Kafka of Sinks is the bus
 	Open    bool        // the embedded bus listens, so that it stores each event as a message of its own
 	Copies  int         // of onewrite on one configuration; default 1, more need Nodes
 	Backlog int         // events that are written before onewrite starts
@@ -78,7 +80,7 @@ const keys = 120
 // window bounds the events that one sink may get again after one fault: what was
 // written and whose place was not stored yet.
 func (c *Config) window() int {
-	if c.Nodes > 0 || c.Fills > 0 { // a bus that does not answer stores no place, and onewrite goes on with what it has read
+	if c.Nodes > 0 || c.Kafka || c.Fills > 0 { // a bus that does not answer stores no place, and onewrite goes on with what it has read
 		return 8192 + 1000
 	}
 	return 2000
@@ -153,6 +155,9 @@ func Run(ctx context.Context, c Config) (*history.Report, error) {
 		if _, known := traps[name]; !known || c.Rows == "" || c.Copies > 1 {
 			return nil, fmt.Errorf("trap %q: it is one of %s, and needs row changes (--rows) and one copy of onewrite", name, strings.Join(Traps(), ", "))
 		}
+	}
+	if c.Kafka && !slices.ContainsFunc(c.Sinks, func(name string) bool { return targets[name].host == "kafka" }) {
+		return nil, errors.New("where Kafka is the bus it is a destination too: --sink kafka")
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, configFile)); err == nil {
 		return nil, fmt.Errorf("%s holds a run already; judge it with: torture check %[1]s, or name another folder with --dir", c.Dir)

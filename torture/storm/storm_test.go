@@ -59,6 +59,7 @@ func TestShortStorms(t *testing.T) {
 		"traps":    {Source: "sqlite", Events: 1200, Loses: 1, Returns: 1, Flips: 1},
 		"rows":     {Source: "postgres-18", Events: 300, Rate: 60, Rows: "W5 W6", Kills: 2, Traps: []string{"slot dropped"}},
 		"sinks":    {Source: "sqlite", Events: 1200, Sinks: []string{"kafka", "kafka-plain", "redis", "rabbitmq", "postgres", "mysql"}, Kills: 2, Strikes: 5},
+		"kafka":    {Source: "postgres-18", Events: 1500, Kafka: true, Sinks: []string{"kafka", "sqlite"}, Kills: 3, Strikes: 2},
 		"standby":  {Source: "postgres-18", Events: 800, Rate: 200, Sinks: []string{"redis", "postgres"}, Nodes: 1, Copies: 2, Rounds: 1, Strikes: 1},
 		"disk":     {Source: "sqlite", Events: 800, Fills: 1},
 	} {
