@@ -211,7 +211,7 @@ func TestSlicesForgetNothing(t *testing.T) {
 // A backlog of many slices is read in slices to its end: what is decoded again for one does
 // not grow with what was read before.
 func TestManySlices(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
+	eachAlone(t, []servers.Option{servers.NoSync()}, func(t *testing.T, pg *servers.PG) { // an old transaction of anybody keeps those places back
 		r := newRig(t, pg, `CREATE TABLE t (id int PRIMARY KEY, pad text)`, "public.t")
 		var said logs
 		r.cfg.Logger = said.logger()
