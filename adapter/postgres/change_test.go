@@ -49,17 +49,22 @@ func (r *rig) open() {
 	if r.src != nil {
 		_ = r.src.Close()
 	}
-	var err error
-	// The server sees the end of a session that was cut a moment later.
-	eventually(r.t, "the place of the reader before is free", func() bool {
-		r.src, err = OpenSource(r.t.Context(), r.cfg, r.pos)
-		return !errors.Is(err, onewrite.ErrStandby)
-	})
-	if err != nil {
+	if err := r.tryOpen(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
 	src := r.src
 	r.t.Cleanup(func() { _ = src.Close() })
+}
+
+// tryOpen opens the source when the place of the reader before is free: the server sees
+// the end of a session that was cut a moment later.
+func (r *rig) tryOpen(ctx context.Context) (err error) {
+	r.t.Helper()
+	eventually(r.t, "the place of the reader before is free", func() bool {
+		r.src, err = OpenSource(ctx, r.cfg, r.pos)
+		return !errors.Is(err, onewrite.ErrStandby)
+	})
+	return err
 }
 
 // read reads one batch and says that it is stored.

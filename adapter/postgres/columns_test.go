@@ -28,11 +28,7 @@ func (r *rig) stops() (events []onewrite.Event, err error) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
 	if r.src == nil {
-		eventually(r.t, "the place of the reader before is free", func() bool {
-			r.src, err = OpenSource(ctx, r.cfg, r.pos)
-			return !errors.Is(err, onewrite.ErrStandby)
-		})
-		if err != nil {
+		if err = r.tryOpen(ctx); err != nil {
 			r.src = nil
 			return nil, err
 		}

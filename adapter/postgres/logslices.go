@@ -33,8 +33,8 @@ const decodedAgain = 3
 
 // extent is how much of the log that is left the next slice takes, behind one of a size;
 // 0: it is streamed. Where two sessions work at once, the server sends one slice while it
-// makes the next. Nothing is sent before the first is made, so that one is small, and none
-// is more than twice as large as the one before, unless more is decoded again for it.
+// makes the next. Nothing is sent before the first is made, so that one is small, and the
+// next ones grow to twice the size at most, unless more is decoded again for them.
 func (z sliceSizes) extent(again, rest, before int64, two bool) int64 {
 	least := z.least
 	if two {
@@ -207,6 +207,7 @@ func (s *slicer) plan(one *sliceSession, from pgoutput.LSN) (to pgoutput.LSN, er
 	if s.size > s.sizes.worth && len(s.sessions) > 1 {
 		// The server notes one place from which it could begin later, the first that it
 		// meets behind the slot's place; of what lies before that place it takes the last.
+		// Behind a small slice the first is as good.
 		if err := s.advance(one, one.slot, from-1); err != nil {
 			return 0, err
 		}

@@ -147,6 +147,19 @@ func (r *rig) alone() {
 	})
 }
 
+// inOrder reads the rows of ids first to last, and takes no other.
+func (r *rig) inOrder(first, last int) {
+	r.t.Helper()
+	for id := first; id <= last; {
+		for _, e := range r.read().Events {
+			if e.Key != fmt.Sprintf(`{"id":%d}`, id) {
+				r.t.Fatalf("%s came, want %d", e.Key, id)
+			}
+			id++
+		}
+	}
+}
+
 // The slot stays behind what the bus has, however far the slices are.
 func TestSlicesForgetNothing(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
@@ -191,14 +204,7 @@ func TestSlicesForgetNothing(t *testing.T) {
 		r.src.(*Both).Stored(first.Pos)
 		r.pos = first.Pos
 		r.open() // what was not stored comes again
-		for id := len(first.Events) + 1; id <= 4000; {
-			for _, e := range r.read().Events {
-				if e.Key != fmt.Sprintf(`{"id":%d}`, id) {
-					t.Fatalf("%s came, want %d", e.Key, id)
-				}
-				id++
-			}
-		}
+		r.inOrder(len(first.Events)+1, 4000)
 		stored, _, _ := splitPlaces(r.pos)
 		r.src.(*Both).Close()
 		if at := confirmed(); at > stored.done {
@@ -225,14 +231,7 @@ func TestManySlices(t *testing.T) {
 		}
 		backlog := one[int](t, r.conn, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint FROM pg_replication_slots WHERE database = current_database()`)
 		r.open()
-		for id := 1; id <= 10_000; {
-			for _, e := range r.read().Events {
-				if e.Key != fmt.Sprintf(`{"id":%d}`, id) {
-					t.Fatalf("%s came, want %d", e.Key, id)
-				}
-				id++
-			}
-		}
+		r.inOrder(1, 10_000)
 		if n, least := strings.Count(said.String(), sliced), backlog/(256<<10); n < least || least < 6 {
 			t.Errorf("%d slices of %d kB, want %d\n%s", n, backlog>>10, least, said.String())
 		}
@@ -311,14 +310,7 @@ func TestSlicesWithoutRoom(t *testing.T) {
 			}
 			r.src = nil
 			r.open()
-			for id := 1; id <= 4000; {
-				for _, e := range r.read().Events {
-					if e.Key != fmt.Sprintf(`{"id":%d}`, id) {
-						t.Fatalf("%s came, want %d", e.Key, id)
-					}
-					id++
-				}
-			}
+			r.inOrder(1, 4000)
 			if c.says != "" && !strings.Contains(said.String(), c.says) || c.silent != "" && strings.Contains(said.String(), c.silent) {
 				t.Errorf("it says\n%s", said.String())
 			}

@@ -156,8 +156,8 @@ func Run(ctx context.Context, c Config) (*history.Report, error) {
 			return nil, fmt.Errorf("trap %q: it is one of %s, and needs row changes (--rows) and one copy of onewrite", name, strings.Join(Traps(), ", "))
 		}
 	}
-	if c.Kafka && !slices.ContainsFunc(c.Sinks, func(name string) bool { return targets[name].host == "kafka" }) {
-		return nil, errors.New("where Kafka is the bus it is a destination too: --sink kafka")
+	if c.Kafka && (c.Nodes > 0 || !slices.ContainsFunc(c.Sinks, func(name string) bool { return targets[name].host == "kafka" })) {
+		return nil, errors.New("where Kafka is the bus it is a destination too, and there are no servers of another: --sink kafka, without --nodes")
 	}
 	if _, err := os.Stat(filepath.Join(c.Dir, configFile)); err == nil {
 		return nil, fmt.Errorf("%s holds a run already; judge it with: torture check %[1]s, or name another folder with --dir", c.Dir)
