@@ -14,8 +14,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/onewrite/onewrite/internal/servers"
 )
 
 // program is one copy of onewrite as a process of its own.
@@ -49,7 +47,7 @@ func (s *storm) writeConfig() error {
 	if s.bus != nil {
 		b.WriteString("bus: {url: \"${env:OW_BUS}\"}\n")
 	} else if s.Kafka {
-		fmt.Fprintf(&b, "bus: {type: kafka, brokers: [%q]}\n", s.hostOf("kafka").machine.(*servers.KafkaServer).Addr())
+		fmt.Fprintf(&b, "bus: {type: kafka, brokers: [%q]}\n", s.kafkaAddr())
 	} else {
 		keep := ""                          // so little that the bus purges in a small storm
 		if s.Point != "" && s.Olders == 0 { // what is to be sent again has to be there

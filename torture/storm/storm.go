@@ -218,6 +218,11 @@ func (s *storm) run(ctx context.Context) error {
 	quiet := s.await(ctx, sentinels)
 	stopSampling()
 	sampled.Wait()
+	if s.Kafka {
+		if err := s.countBus(ctx); err != nil {
+			return err
+		}
+	}
 	return s.record(ctx, calm, quiet)
 }
 
@@ -426,6 +431,9 @@ func (s *storm) floors() history.Floors {
 		for _, name := range s.losers() {
 			f.Counts["answer lost by "+name] = s.Lost
 		}
+	}
+	if s.Kafka {
+		f.Counts[onKafka] = s.Events
 	}
 	for i, h := range s.hosts {
 		if i < s.Strikes {

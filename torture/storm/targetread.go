@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	goredis "github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite/internal/servers"
@@ -196,3 +197,24 @@ func next(in <-chan amqp.Delivery) (d amqp.Delivery, ok bool) {
 	}
 	return d, ok
 }
+
+// onKafka is what the log of the source on Kafka, the bus, ever held.
+const onKafka = "lies on Kafka, the bus"
+
+// countBus counts that.
+func (s *storm) countBus(ctx context.Context) error {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(s.kafkaAddr()), kgo.DisableClientMetrics())
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	const topic = "onewrite.log.shop"
+	ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, topic)
+	if end, has := ends.Lookup(topic, 0); err == nil && has && end.Err == nil {
+		s.labels.hits(onKafka, int(end.Offset))
+	}
+	return err
+}
+
+// kafkaAddr is where the broker of the destinations listens.
+func (s *storm) kafkaAddr() string { return s.hostOf("kafka").machine.(*servers.KafkaServer).Addr() }
