@@ -197,103 +197,15 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 		}
 	})
 	stored, _ := src.(interface{ Stored(onewrite.Pos) })
-	err = in.appendAll(ctx, log, pos, batches, func(pos onewrite.Pos) {
+	a := &appending{in: in, log: log, has: pos, prev: pos, stored: func(pos onewrite.Pos) {
 		if stored != nil {
 			stored.Stored(pos)
 		}
-	})
+	}}
+	err = a.run(ctx, batches)
 	cancel(err)
 	wg.Wait()
 	return context.Cause(ctx)
-}
-
-// A preparer is a bus that has work to do before an append, which needs nothing of the one
-// before. Prepare does it and returns the append of that batch.
-type preparer interface {
-	Prepare(source string, batch onewrite.Batch) func(ctx context.Context, prev onewrite.Pos) (uint64, error)
-}
-
-// offer is a batch with how it is appended.
-type offer struct {
-	onewrite.Batch
-	append func(ctx context.Context, prev onewrite.Pos) (uint64, error)
-}
-
-// offer prepares the append of a batch, while the one before is under way.
-func (in *Ingest) offer(b onewrite.Batch) offer {
-	if bus, ok := in.Bus.(preparer); ok && len(b.Events) > 0 {
-		return offer{b, bus.Prepare(in.Name, b)}
-	}
-	return offer{b, func(ctx context.Context, prev onewrite.Pos) (uint64, error) {
-		return in.Bus.Append(ctx, in.Name, prev, b)
-	}}
-}
-
-// appendAll stores each batch behind the one before it. A source that wants to know
-// at once what the bus holds is told by stored; it may forget later, by Ack.
-func (in *Ingest) appendAll(ctx context.Context, log *slog.Logger, prev onewrite.Pos, batches <-chan offer, stored func(onewrite.Pos)) error {
-	for {
-		var b offer
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case b = <-batches:
-		}
-		if b.Gap != nil && sabotage.Bug != "no-gap" {
-			in.gap(log, b.Gap)
-		}
-		if len(b.Events) == 0 {
-			in.update(func(s *IngestStatus) { s.State, s.Lag = OK, 0 })
-			continue
-		}
-		start := time.Now()
-		last, err := in.append(ctx, log, prev, b)
-		if err != nil {
-			if sabotage.Bug == "skip-batch" {
-				continue
-			}
-			return err
-		}
-		prev = b.Pos
-		stored(prev)
-		in.appended(last, b.Batch, time.Since(start))
-	}
-}
-
-// append stores one batch; while the bus is full it waits, which leaves the
-// backlog in the database.
-func (in *Ingest) append(ctx context.Context, log *slog.Logger, prev onewrite.Pos, b offer) (uint64, error) {
-	for fails := 1; ; fails++ {
-		last, err := in.appendOnce(ctx, prev, b)
-		if !errors.Is(err, onewrite.ErrFull) {
-			if err != nil {
-				err = fmt.Errorf("bus: append for source %s: %w", in.Name, err)
-			}
-			return last, err
-		}
-		in.update(func(s *IngestStatus) { s.Lag = max(0, time.Since(b.Events[0].Time)) })
-		in.note(log, Waiting, fmt.Errorf("the bus is full, the backlog waits in the database; raise bus.max_size or look at the slowest destination with onewrite status: %w", err))
-		if err := sleep(ctx, min(in.Retry.Pause(fails), time.Second)); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// appendOnce lets an append that is under way end although ctx ends: its answer
-// decides whether the events are on the bus.
-func (in *Ingest) appendOnce(ctx context.Context, prev onewrite.Pos, b offer) (uint64, error) {
-	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-	defer cancel()
-	in.ask(time.Now())
-	defer in.ask(time.Time{})
-	if err := sabotage.At("ingest.append"); err != nil {
-		return 0, err
-	}
-	last, err := b.append(finish, prev)
-	if err == nil {
-		err = sabotage.At("ingest.appended")
-	}
-	return last, err
 }
 
 // ask notes since when the bus owes an answer.

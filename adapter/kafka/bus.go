@@ -152,7 +152,7 @@ func (b *Bus) connect() error {
 		return err
 	}
 	b.opts = opts
-	if b.cl, err = b.producer(false); err != nil {
+	if b.cl, err = b.producer(); err != nil {
 		return err
 	}
 	b.adm = kadm.NewClient(b.cl)
@@ -163,17 +163,13 @@ func (b *Bus) connect() error {
 	return err
 }
 
-// producer makes a client that writes to the one partition of topics. Compression is
+// producer makes the client that writes to the one partition of topics. Compression is
 // left out: it would cost more than the room it saves.
-func (b *Bus) producer(manual bool) (*kgo.Client, error) {
-	opts := append(slices.Clone(b.opts),
+func (b *Bus) producer() (*kgo.Client, error) {
+	cl, err := kgo.NewClient(append(slices.Clone(b.opts),
 		kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()),
 		kgo.ProducerBatchMaxBytesFn(b.limit), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1<<20),
-		kgo.ProduceRequestTimeout(answerTimeout), kgo.RecordDeliveryTimeout(answerTimeout), kgo.UnknownTopicRetries(3))
-	if manual {
-		opts = append(opts, kgo.ManualFlushing())
-	}
-	cl, err := kgo.NewClient(opts...)
+		kgo.ProduceRequestTimeout(answerTimeout), kgo.RecordDeliveryTimeout(answerTimeout), kgo.UnknownTopicRetries(3))...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
@@ -219,8 +215,11 @@ func (b *Bus) Close() error {
 		if err := l.writing.enter(ctx); err != nil {
 			return fmt.Errorf("kafka: close the bus: an append for source %s does not end: %w", l.source, err)
 		}
-		l.drop()
+		err := l.drop(ctx)
 		l.writing.leave()
+		if err != nil {
+			return fmt.Errorf("kafka: close the bus: an append for source %s does not end: %w", l.source, err)
+		}
 	}
 	return nil
 }

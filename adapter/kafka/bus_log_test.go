@@ -81,13 +81,16 @@ func TestBusPrepares(t *testing.T) {
 		return onewrite.Pos(strconv.Itoa(at))
 	}
 	type prepared struct {
-		n      int
-		append func(context.Context, onewrite.Pos) (uint64, error)
+		n     int
+		begin func(context.Context, onewrite.Pos) (uint64, <-chan error, error)
 	}
 	prepare := func(first, n int) prepared { return prepared{n, b.Prepare("shop", shop(first, n))} }
 	stored := func(p prepared) {
 		t.Helper()
-		last, err := p.append(ctx, pos())
+		last, answer, err := p.begin(ctx, pos())
+		if err == nil {
+			err = <-answer
+		}
 		if err != nil || last != uint64(at+p.n) {
 			t.Fatalf("at %d: %d, %v", at, last, err)
 		}
@@ -95,12 +98,12 @@ func TestBusPrepares(t *testing.T) {
 	}
 	one, two, three := prepare(1, 10), prepare(11, 20), prepare(31, 5)
 	stored(one)
-	if _, err := two.append(ctx, "elsewhere"); !errors.Is(err, onewrite.ErrFenced) {
+	if _, _, err := two.begin(ctx, "elsewhere"); !errors.Is(err, onewrite.ErrFenced) {
 		t.Fatalf("behind another position: %v", err)
 	}
 	stored(two)
 	stored(three)
-	if _, err := three.append(ctx, "30"); !errors.Is(err, onewrite.ErrFenced) {
+	if _, _, err := three.begin(ctx, "30"); !errors.Is(err, onewrite.ErrFenced) {
 		t.Fatalf("appended once more: %v", err)
 	}
 	_, four := prepare(900, 100), prepare(36, 5) // the former is never appended
@@ -131,7 +134,8 @@ func TestBusPrepares(t *testing.T) {
 	}
 }
 
-// TestBusKilled: the broker is killed again and again while events are appended.
+// TestBusKilled: the broker is killed again and again while events are appended, three appends
+// at once.
 func TestBusKilled(t *testing.T) {
 	k := servers.NewKafka(t)
 	c := kafka.BusConfig{Brokers: []string{k.Addr()}}
@@ -156,17 +160,36 @@ func TestBusKilled(t *testing.T) {
 				t.Errorf("the bus has %d events, %d were acknowledged", last, acked)
 				return
 			}
-			for {
-				batch := shop(int(last)+1, 25)
-				if last, err = b.Append(ctx, "shop", pos, batch); err != nil {
-					lost++
+			type flight struct {
+				last   uint64
+				stored <-chan error
+			}
+			var begun []flight
+			for err == nil {
+				for err == nil && len(begun) < 3 {
+					var stored <-chan error
+					batch := shop(int(last)+1, 25)
+					if last, stored, err = b.Prepare("shop", batch)(ctx, pos); err == nil {
+						begun, pos = append(begun, flight{last, stored}), batch.Pos
+					}
+				}
+				if len(begun) == 0 {
 					break
 				}
-				acked, pos = int(last), batch.Pos
+				if err := <-begun[0].stored; err != nil {
+					break
+				}
+				acked, begun = int(begun[0].last), begun[1:]
 				n := batches.Add(1)
 				select {
 				case reached <- n:
 				default:
+				}
+			}
+			lost++
+			for i := 1; i < len(begun); i++ {
+				if <-begun[i].stored == nil {
+					t.Error("an append behind one that failed was acknowledged")
 				}
 			}
 		}

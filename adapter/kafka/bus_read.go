@@ -246,7 +246,7 @@ func (b *Bus) origin(ctx context.Context, l *busLog) (o origin, err error) {
 	if o.last = o.first; found {
 		o.last, o.lastAt, o.bytes = n.seq, n.at, int64(n.sum-min(n.sum, before))
 	}
-	l.raise(o.last, 0)
+	l.raise(o.last)
 	return o, nil
 }
 
@@ -435,7 +435,7 @@ func (b *Bus) tail(ctx context.Context, l *busLog) (uint64, error) {
 	if err != nil || end < looked { // it lost its end
 		return n.seq, err
 	}
-	l.raise(n.seq, 0)
+	l.raise(n.seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.looked = end

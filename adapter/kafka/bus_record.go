@@ -14,9 +14,14 @@ import (
 // the brokers: every record says which offset it is to have, and counts only if it has
 // that one. A writer reads to the end of the log and writes behind it; if somebody else
 // was faster, what it wrote lies elsewhere and is void, for every reader and for ever.
-// Records of one append name the first and the last of them, and count only when all are
-// there. So an append is whole or nothing, though it may take several requests; what a
-// client sends twice is there once; and a stale writer changes nothing.
+// Records of one append name the last of them, and count only when all are there. So an
+// append is whole or nothing, though it may take several requests; what a client sends
+// twice is there once; and a stale writer changes nothing.
+//
+// Appends that are sent without waiting for the one before are a run. All its records name
+// the first one of the run, and count only when all before them, from that one on, are
+// there: what was sent behind an append that was refused is void, whatever lies in the
+// place of that one.
 
 // markHeader is the first header of every record of the bus.
 const markHeader = "onewrite"
@@ -27,13 +32,13 @@ const posHeader = "onewrite-pos"
 // mark says where a record is to lie.
 type mark struct {
 	at          int64  // its offset in the topic
-	first, last int64  // those of the first and the last record of its append
+	first, last int64  // those of the first record of its run and of the last one of its append
 	seq         uint64 // of an event, its offset on the bus, which has no holes; 0: none
-	nonce       uint64 // tells the append from every other one
+	nonce       uint64 // tells the run from every other one
 	sum         uint64 // of an event, the bytes of all events of the log up to and with it
 }
 
-// newMark makes the mark of the records of one append that begins at an offset.
+// newMark makes the mark of the records of a run of one append that begins at an offset.
 func newMark(first int64, n int) mark {
 	return mark{at: first, first: first, last: first + int64(n) - 1, nonce: rand.Uint64() >> 1}
 }
@@ -58,7 +63,7 @@ func (m mark) appendHead(v []byte, i int) []byte {
 	if seq > 0 {
 		seq += uint64(i)
 	}
-	for _, n := range [...]uint64{uint64(m.first) + uint64(i), uint64(m.first), uint64(m.last), seq, m.nonce} {
+	for _, n := range [...]uint64{uint64(m.at) + uint64(i), uint64(m.first), uint64(m.last), seq, m.nonce} {
 		v = append(strconv.AppendUint(v, n, 10), ' ')
 	}
 	return v
@@ -86,10 +91,10 @@ func markOf(r *kgo.Record) (m mark, ok bool) {
 }
 
 // unfold tells which records of a log count. Those of an append are held back until the
-// last one is there. It has to begin where an append does; see [Bus.aligned].
+// last one is there. It has to begin where a run does; see [Bus.aligned].
 type unfold struct {
 	held []*kgo.Record
-	next mark // what the next record of what is held has to be
+	next mark // what the next record of the run has to be; its last one is known if some are held
 }
 
 // take looks at the next record of the log and returns those that count by now.
@@ -98,27 +103,25 @@ func (u *unfold) take(r *kgo.Record) (whole []*kgo.Record, m mark, ok bool) {
 	if !ok || m.at != r.Offset {
 		return nil, m, ok
 	}
+	is := mark{at: m.at, first: m.first, last: m.last, nonce: m.nonce}
 	if m.at == m.first {
 		u.held = nil // what its writer left torn
-	} else if len(u.held) == 0 || u.next != (mark{at: m.at, first: m.first, last: m.last, nonce: m.nonce}) {
-		u.held = nil
-		return nil, m, true
+	} else {
+		if len(u.held) == 0 { // an append begins, where the one before ends
+			u.next.last = m.last
+		}
+		if u.next != is {
+			u.held, u.next = nil, mark{}
+			return nil, m, true
+		}
 	}
-	u.held, u.next = append(u.held, r), mark{at: m.at + 1, first: m.first, last: m.last, nonce: m.nonce}
+	u.held, u.next = append(u.held, r), is
+	u.next.at++
 	if r.Offset < m.last {
 		return nil, m, true
 	}
 	whole, u.held = u.held, nil
 	return whole, m, true
-}
-
-// eventRecord makes the record of an event in the log of its source: what any client of
-// Kafka reads as a CloudEvent, behind the mark and the position, if there is one.
-func eventRecord(enc *encoder, topic string, e *onewrite.Event, m kgo.RecordHeader, pos *onewrite.Pos) *kgo.Record {
-	if pos == nil {
-		return enc.record(topic, e, m)
-	}
-	return enc.record(topic, e, m, kgo.RecordHeader{Key: posHeader, Value: []byte(*pos)})
 }
 
 // eventOf reads an event back.

@@ -19,8 +19,8 @@ import (
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
-// TestBusSplit: three copies race with appends that take several batches of records each,
-// while a destination reads. Each copy has events of its own.
+// TestBusSplit: three copies race with appends that take several batches of records each, and
+// of which several are under way, while a destination reads. Each copy has events of its own.
 func TestBusSplit(t *testing.T) {
 	k := servers.Kafka(t)
 	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("split")}
@@ -28,7 +28,7 @@ func TestBusSplit(t *testing.T) {
 	const goal = 1500
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	want, fenced := map[uint64]string{}, 0
+	want, fenced, most := map[uint64]string{}, 0, 0
 	for copy := range 3 {
 		b := openBus(t, c)
 		t.Cleanup(func() { _ = b.Close() })
@@ -40,10 +40,16 @@ func TestBusSplit(t *testing.T) {
 					t.Errorf("position: %v", err)
 					return
 				}
-				for range 1 + pause.IntN(3) {
-					if last >= goal {
-						return
-					}
+				if last >= goal {
+					return
+				}
+				type flight struct {
+					batch  onewrite.Batch
+					last   uint64
+					stored <-chan error
+				}
+				var begun []flight
+				for range 1 + pause.IntN(4) { // that are under way at once
 					round++
 					n := 1 + pause.IntN(40)
 					batch := shop(int(last)+1, n)
@@ -51,27 +57,36 @@ func TestBusSplit(t *testing.T) {
 						batch.Events[i].ID = fmt.Sprint(copy, "-", round, "-", i)
 					}
 					batch.Pos = onewrite.Pos(fmt.Sprint(copy, "-", round))
-					got, err := b.Append(t.Context(), "shop", pos, batch)
+					got, stored, err := b.Prepare("shop", batch)(t.Context(), pos)
 					if errors.Is(err, onewrite.ErrFenced) {
-						mu.Lock()
-						fenced++
-						mu.Unlock()
 						break
 					}
 					if err != nil || got != last+uint64(n) {
 						t.Errorf("append: last %d, %v; want %d", got, err, last+uint64(n))
 						return
 					}
+					begun = append(begun, flight{batch, got, stored})
+					pos, last = batch.Pos, got
+				}
+				mu.Lock()
+				most = max(most, len(begun))
+				mu.Unlock()
+				for _, f := range begun {
+					err := <-f.stored
 					mu.Lock()
-					for i := range batch.Events {
-						at := last + uint64(i) + 1
+					for i, n := 0, len(f.batch.Events); err == nil && i < n; i++ {
+						at := f.last - uint64(n) + uint64(i) + 1
 						if was := want[at]; was != "" {
-							t.Errorf("event %d is %s and %s", at, was, batch.Events[i].ID)
+							t.Errorf("event %d is %s and %s", at, was, f.batch.Events[i].ID)
 						}
-						want[at] = batch.Events[i].ID
+						want[at] = f.batch.Events[i].ID
+					}
+					if errors.Is(err, onewrite.ErrFenced) {
+						fenced++
+					} else if err != nil {
+						t.Errorf("append: %v", err)
 					}
 					mu.Unlock()
-					pos, last = batch.Pos, got
 				}
 			}
 		})
@@ -90,8 +105,8 @@ func TestBusSplit(t *testing.T) {
 			}
 		}
 	}
-	if fenced == 0 {
-		t.Error("nobody was in the way of anybody")
+	if fenced == 0 || most < 3 {
+		t.Errorf("fenced %d times, %d under way at once", fenced, most)
 	}
 	t.Log(len(want), "events, fenced", fenced)
 }

@@ -95,6 +95,20 @@ func Mark(first int64, n, i int, seq, nonce uint64) kgo.RecordHeader {
 	return m.header(i)
 }
 
+// RunMark is the header of record i of an append of n that begins at an offset, in a run
+// that begins at an earlier one.
+func RunMark(run, at int64, n, i int, seq, nonce uint64) kgo.RecordHeader {
+	m := newMark(at, n)
+	m.first, m.seq, m.nonce = run, seq, nonce
+	return m.header(i)
+}
+
+// Run returns the offset at which the run of a record begins.
+func Run(r *kgo.Record) int64 {
+	m, _ := markOf(r)
+	return m.first
+}
+
 // SumAndSize are the sum in the mark of a record, and what the record takes.
 func SumAndSize(r *kgo.Record) (sum, size uint64) {
 	m, _ := markOf(r)

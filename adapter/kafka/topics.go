@@ -174,6 +174,8 @@ func (s *core) look(ctx context.Context, names []string) map[string]error {
 type detail struct {
 	partitions int
 	led        bool  // every partition has a leader
+	leader     int32 // of the last one
+	id         [16]byte
 	err        error // instead of the rest
 }
 
@@ -195,9 +197,9 @@ func details(ctx context.Context, cl *kgo.Client, names ...string) (map[string]d
 		if t.Topic == nil {
 			continue
 		}
-		d := detail{partitions: len(t.Partitions), led: len(t.Partitions) > 0, err: kerr.ErrorForCode(t.ErrorCode)}
+		d := detail{partitions: len(t.Partitions), led: len(t.Partitions) > 0, id: t.TopicID, err: kerr.ErrorForCode(t.ErrorCode)}
 		for _, p := range t.Partitions {
-			d.led = d.led && p.ErrorCode == 0 && p.Leader >= 0
+			d.led, d.leader = d.led && p.ErrorCode == 0 && p.Leader >= 0, p.Leader
 		}
 		out[*t.Topic] = d
 	}

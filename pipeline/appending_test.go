@@ -1,0 +1,117 @@
+package pipeline_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/onewritetest"
+	"github.com/onewrite/onewrite/pipeline"
+)
+
+// aheadBus takes several appends at once. bad says what becomes of append n: whether it is
+// stored, and whether its answer is lost; then those begun before that is known are not stored.
+type aheadBus struct {
+	*onewritetest.MemoryBus
+	bad    func(n int) (stored, lost bool)
+	n      int
+	most   *atomic.Int32
+	begun  atomic.Int32
+	before chan struct{}
+	broken error
+}
+
+func (b *aheadBus) Position(ctx context.Context, source string) (onewrite.Pos, uint64, error) {
+	b.broken = nil
+	return b.MemoryBus.Position(ctx, source)
+}
+
+func (b *aheadBus) Prepare(source string, batch onewrite.Batch) func(context.Context, onewrite.Pos) (uint64, <-chan error, error) {
+	return func(ctx context.Context, prev onewrite.Pos) (uint64, <-chan error, error) {
+		b.most.Store(max(b.most.Load(), b.begun.Add(1)))
+		b.n++
+		err, answer := b.broken, make(chan error, 1)
+		if err == nil {
+			stored, lost := b.bad(b.n)
+			if lost {
+				b.broken = errInjected
+			}
+			if stored {
+				_, err = b.Append(ctx, source, prev, batch)
+			}
+			err = errors.Join(err, b.broken)
+		}
+		before, landed := b.before, make(chan struct{})
+		b.before = landed
+		go func() {
+			time.Sleep(10 * time.Millisecond)
+			if before != nil {
+				<-before
+			}
+			b.begun.Add(-1)
+			answer <- err
+			close(landed)
+		}()
+		var last uint64
+		for i := range string(batch.Pos) { // the source's position is the number of its events
+			last = last*10 + uint64(batch.Pos[i]-'0')
+		}
+		return last, answer, nil
+	}
+}
+
+// TestAppendsGoOn: a source is not opened anew when an append fails, if the bus says what it
+// has; nothing is lost and nothing comes twice, whatever that was. If it goes on failing,
+// or somebody else appends, the source is opened anew.
+func TestAppendsGoOn(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		bad   func(n int) (stored, lost bool)
+		opens int32
+	}{
+		{"none", func(int) (bool, bool) { return true, false }, 1},
+		{"lost", func(n int) (bool, bool) { return n%11 != 5, n%11 == 5 }, 1},
+		{"stored, the answer lost", func(n int) (bool, bool) { return true, n%11 == 5 }, 1},
+		{"two in turn", func(n int) (bool, bool) { return n != 5 && n != 8, n == 5 || n == 8 }, 2},
+		{"the first", func(n int) (bool, bool) { return n != 1, n == 1 }, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source, most, opens := newMemSource("shop"), &atomic.Int32{}, atomic.Int32{}
+				b := &aheadBus{MemoryBus: &onewritetest.MemoryBus{}, bad: c.bad, most: most}
+				in := &pipeline.Ingest{Name: "shop", Bus: b, AckDurable: true, Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
+					opens.Add(1)
+					return source.open(ctx, pos)
+				}}
+				const n = 700
+				for i := range n {
+					source.commit(event(i, ""))
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { defer close(done); _ = in.Run(ctx) }()
+				time.Sleep(time.Minute)
+				s := in.Status()
+				stop()
+				<-done
+				all := b.Events("shop")
+				for i, e := range all {
+					if e.ID != fmt.Sprintf("e%04d", i) {
+						t.Fatalf("event %d is %s", i, e.ID)
+					}
+				}
+				if len(all) != n || s.Offset != n || s.Events != n || s.State != pipeline.OK || source.acked != n {
+					t.Errorf("%d events, acknowledged %d, %+v", len(all), source.acked, s)
+				}
+				if opens.Load() != c.opens || most.Load() != 3 {
+					t.Errorf("opened %d times, want %d; %d under way at once", opens.Load(), c.opens, most.Load())
+				}
+			})
+		})
+	}
+}
