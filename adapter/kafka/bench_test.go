@@ -40,7 +40,7 @@ func keysOf(n int) (keys []string) {
 // BenchmarkSink writes batches of 1,000 events of 500 bytes as a delivery does: with
 // transactions one after the other, without four at once, each with keys of its own.
 // Then the client alone writes the same records with acks=all: as fast as it takes
-// them (floor), and one batch after the other (in turn).
+// them (floor), one batch after the other (in turn), and in transactions of a batch.
 func BenchmarkSink(b *testing.B) {
 	k := servers.Kafka(b)
 	const batch = 1000
@@ -95,6 +95,9 @@ func BenchmarkSink(b *testing.B) {
 			rate := float64(batch*b.N) / b.Elapsed().Seconds()
 			recs := records(b, k, to)[:batch]
 			floor, turns := alone(b, k, recs, b.N, b.N), alone(b, k, recs, b.N, 1)
+			if name == "transactions" {
+				b.ReportMetric(rate/committing(b, k, recs, b.N), "of-client-transactions")
+			}
 			b.ReportMetric(rate, "events/s")
 			b.ReportMetric(rate/floor, "of-floor")
 			b.ReportMetric(rate/turns, "of-in-turn")
@@ -126,6 +129,42 @@ func BenchmarkBusAppend(b *testing.B) {
 		one()
 	}
 	b.ReportMetric(float64(len(evs)*b.N)/b.Elapsed().Seconds(), "events/s")
+}
+
+// committing produces records with the client alone, n times, a transaction each, and returns
+// how many a second.
+func committing(b *testing.B, k *servers.KafkaServer, recs []*kgo.Record, n int) float64 {
+	to := unique("bench-committing")
+	topic(b, k, to, 3)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()), kgo.TransactionalID(to), kgo.ProducerLinger(0), kgo.ProducerBatchCompression(kgo.Lz4Compression()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer cl.Close()
+	round := func() {
+		if err := cl.BeginTransaction(); err != nil {
+			b.Fatal(err)
+		}
+		for _, r := range recs {
+			cl.Produce(b.Context(), &kgo.Record{Topic: to, Key: r.Key, Value: r.Value, Headers: r.Headers}, func(_ *kgo.Record, err error) {
+				if err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		if err := cl.Flush(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		if err := cl.EndTransaction(b.Context(), kgo.TryCommit); err != nil {
+			b.Fatal(err)
+		}
+	}
+	round()
+	start := time.Now()
+	for range n {
+		round()
+	}
+	return float64(len(recs)*n) / time.Since(start).Seconds()
 }
 
 // alone produces records with the client alone, n times, ahead times before it waits

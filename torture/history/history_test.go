@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -296,6 +297,30 @@ func TestGoodRunsPass(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		if r := judge(t, tell(rt)); !r.OK() {
 			rt.Fatal(r)
+		}
+	})
+}
+
+// What stands while a copy does not answer, as it is frozen, is no lie of it.
+func TestFrozenSaysNothing(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		s := tell(rt)
+		for _, answers := range []bool{true, false} {
+			with := *s
+			with.samples = slices.Clone(s.samples)
+			for i := range with.samples[3:] {
+				with.samples[3+i].At += 30 * second
+			}
+			for _, later := range []int64{6, 11, 12} {
+				again := s.samples[2]
+				again.At += later * second
+				again.Up = answers || later == 12
+				with.samples = append(with.samples, again)
+			}
+			slices.SortFunc(with.samples, func(a, b Sample) int { return cmp.Compare(a.At, b.At) })
+			if says := strings.Contains(strings.Join(judge(t, &with).Broken, " "), "stands at"); says != answers {
+				rt.Fatalf("it answers: %v, and stands: %v", answers, says)
+			}
 		}
 	})
 }

@@ -60,7 +60,12 @@ func (c *checker) samples(dir string) error {
 		n++
 		c.bounds(s)
 		loud.sample(s)
-		if !s.Up {
+		if !s.Up { // who does not answer, as a frozen copy, says nothing of what stands
+			for at, w := range watches {
+				if at.copy == s.Copy {
+					w.since = s.At
+				}
+			}
 			return
 		}
 		slack := c.slack(s.At)
