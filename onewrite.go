@@ -271,6 +271,10 @@ type Cursor struct {
 	// Settled are refs of parked entries that count as delivered or skipped
 	// already and are about to be forgotten.
 	Settled []uint64 `json:"settled,omitempty"`
+	// Ahead are events that count already, though the place in their log does not say
+	// so: parked by an owner who died before it stored the place, and delivered or
+	// skipped since. They are not delivered when their turn comes.
+	Ahead []Ahead `json:"ahead,omitempty"`
 	// Parked counts the parked entries that must be there, LastParked is the ref
 	// of the newest of them; 0 if none is.
 	Parked     uint64 `json:"parked,omitempty"`
@@ -278,6 +282,14 @@ type Cursor struct {
 	// Placed ties the cursor to the record that a [Placed] sink keeps; empty if there
 	// is none. It begins with [PlacedVoid] if what the record names is to be written again.
 	Placed string `json:"placed,omitempty"`
+}
+
+// Ahead is an event that a place does not cover. It is known by its id too, for a log
+// may be made anew and have another one at the offset.
+type Ahead struct {
+	Log    string `json:"log"`
+	Offset uint64 `json:"offset"`
+	ID     uint64 `json:"id"` // the 64 bits of its FNV-1a hash
 }
 
 // PlacedVoid stands before Cursor.Placed when the cursor was moved back on purpose.

@@ -16,8 +16,9 @@ func (t *busTest) cursor() {
 	in := onewrite.Interest{Name: "d", Sources: []string{"shop"}}
 	sub := t.subscribe(in)
 	_, epoch := sub.Cursor()
+	ahead := []onewrite.Ahead{{Log: "shop", Offset: 7, ID: ^uint64(0)}, {Log: "shop", Offset: 9, ID: 1}}
 	for i := range 5 {
-		c := onewrite.Cursor{Delivered: uint64(i + 1), Logs: map[string]onewrite.LogCursor{"shop": {Floor: uint64(i + 1)}}}
+		c := onewrite.Cursor{Delivered: uint64(i + 1), Logs: map[string]onewrite.LogCursor{"shop": {Floor: uint64(i + 1)}}, Ahead: ahead}
 		if err := sub.Commit(t.ctx, c); err != nil {
 			t.Fatalf("commit %d: %v", i, err)
 		}
@@ -26,7 +27,7 @@ func (t *busTest) cursor() {
 	t.reopen()
 	sub = t.subscribe(in)
 	c, next := sub.Cursor()
-	if c.Delivered != 5 || c.Logs["shop"].Floor != 5 {
+	if c.Delivered != 5 || c.Logs["shop"].Floor != 5 || !slices.Equal(c.Ahead, ahead) {
 		t.Fatalf("the cursor came back as %+v", c)
 	}
 	if next <= epoch {

@@ -396,7 +396,7 @@ func cloneCursor(c onewrite.Cursor) onewrite.Cursor {
 		lc.Done = slices.Clone(lc.Done)
 		logs[name] = lc
 	}
-	c.Logs, c.Settled = logs, slices.Clone(c.Settled)
+	c.Logs, c.Settled, c.Ahead = logs, slices.Clone(c.Settled), slices.Clone(c.Ahead)
 	return c
 }
 

@@ -264,7 +264,7 @@ func (r *deliverer) track(log string) *track {
 // store commits the cursor in the background; stored takes the answer.
 func (r *deliverer) store(now time.Time) {
 	c := r.cursor
-	c.Settled = slices.Clone(c.Settled)
+	c.Settled, c.Ahead = slices.Clone(c.Settled), slices.Clone(c.Ahead)
 	c.Parked, c.LastParked = r.lot.owed(c.Settled)
 	c.Logs = make(map[string]onewrite.LogCursor, len(r.tracks))
 	r.spans = 0

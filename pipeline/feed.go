@@ -59,6 +59,18 @@ func (r *deliverer) resume() error {
 	return r.accept(f)
 }
 
+// wasSettled reports whether an event that the loop comes to was delivered or skipped
+// before, as an entry of the parking lot that the cursor was not past.
+func (r *deliverer) wasSettled(m *onewrite.Message) bool {
+	at := place{m.Log, m.Offset}
+	if _, ahead := r.lot.ahead[at]; !ahead {
+		return false
+	}
+	delete(r.lot.ahead, at)
+	hash, settled := r.passed(at)
+	return settled && hash == hashOf(m.ID)
+}
+
 // accept takes events from the reader.
 func (r *deliverer) accept(f feed) error {
 	for i := range f.msgs {
@@ -75,7 +87,10 @@ func (r *deliverer) accept(f feed) error {
 		}
 		r.accepted++
 		r.unread -= min(r.unread, 1)
-		delete(r.lot.ahead, place{m.Log, m.Offset})
+		if r.wasSettled(m) {
+			t.finish(m.Offset)
+			continue
+		}
 		if id, parked := r.lot.at[place{m.Log, m.Offset}]; parked && id == m.ID {
 			t.finish(m.Offset) // the last owner died between the lot and the cursor
 			continue
@@ -102,7 +117,13 @@ func (r *deliverer) accept(f feed) error {
 	}
 	for name, offset := range f.upto {
 		r.cursor.Filtered += r.track(name).pass(offset)
-		maps.DeleteFunc(r.lot.ahead, func(p place, _ struct{}) bool { return p.log == name && p.offset <= offset })
+		maps.DeleteFunc(r.lot.ahead, func(p place, _ struct{}) bool {
+			gone := p.log == name && p.offset <= offset
+			if gone {
+				r.passed(p)
+			}
+			return gone
+		})
 	}
 	if r.d.Linger > 0 && r.linger.IsZero() && len(f.msgs) > 0 {
 		r.linger = time.Now().Add(r.d.Linger)

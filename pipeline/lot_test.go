@@ -50,6 +50,42 @@ func TestParkedAhead(t *testing.T) {
 	want(2, 2)
 }
 
+// TestSettledAhead: what was settled before its turn is known by its id when that comes,
+// and forgotten then. Only so many are named.
+func TestSettledAhead(t *testing.T) {
+	r := &deliverer{
+		d: &Delivery{}, lanes: newLanes(), tracks: map[string]*track{},
+		lot: lot{places: map[uint64]place{}, at: map[place]string{}, ahead: map[place]struct{}{}},
+	}
+	settle := func(offset uint64, id string) {
+		r.lot.ahead[place{"shop", offset}] = struct{}{}
+		r.settledAhead(place{"shop", offset}, hashOf(id))
+	}
+	settle(2, "settled")
+	settle(3, "another")
+	settle(5, "vanished")
+	r.settledAhead(place{"shop", 4}, hashOf("met")) // the cursor is past it
+	if len(r.cursor.Ahead) != 3 {
+		t.Errorf("%+v", r.cursor.Ahead)
+	}
+	var msgs []onewrite.Message
+	for i, id := range []string{"a", "settled", "of a log that was made anew", "met"} {
+		msgs = append(msgs, onewrite.Message{Event: onewrite.Event{ID: id}, Log: "shop", Offset: uint64(i + 1)})
+	}
+	if err := r.accept(feed{msgs: msgs, upto: map[string]uint64{"shop": 6}}); err != nil || r.lanes.count != 3 {
+		t.Errorf("%d events are delivered, %v; want all but the settled one", r.lanes.count, err)
+	}
+	if len(r.cursor.Ahead)+len(r.lot.ahead) != 0 {
+		t.Errorf("%+v and %v are left", r.cursor.Ahead, r.lot.ahead)
+	}
+	for i := range uint64(maxAhead + 9) {
+		settle(100+i, "x")
+	}
+	if n := len(r.cursor.Ahead); n != maxAhead || r.cursor.Ahead[0].Offset != 109 {
+		t.Errorf("%d are named, from %d on", n, r.cursor.Ahead[0].Offset)
+	}
+}
+
 // TestOwed: what the cursor says of the parking lot never claims an entry that may
 // be forgotten already.
 func TestOwed(t *testing.T) {

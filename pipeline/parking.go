@@ -82,6 +82,11 @@ func (l *lot) owed(settled []uint64) (n, last uint64) {
 
 const page = 500
 
+// maxAhead bounds the events that a cursor names ahead of its place: those of the last
+// moment of an owner that died are fewer. In a replay there may be more, and the oldest
+// come again with it.
+const maxAhead = 4096
+
 // loadLot counts the parked entries and holds the lanes that they hold. Entries
 // that the last owner had counted, and died before it forgot them, are forgotten
 // now.
@@ -113,9 +118,44 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 			}
 		}
 		if len(list) < page {
-			return nil
+			break
 		}
 	}
+	known := r.cursor.Ahead
+	r.cursor.Ahead = nil
+	for _, a := range known {
+		if !covers(r.cursor.Logs[a.Log], a.Offset) {
+			r.cursor.Ahead = append(r.cursor.Ahead, a)
+			r.lot.ahead[place{a.Log, a.Offset}] = struct{}{}
+		}
+	}
+	return nil
+}
+
+// settledAhead notes that an event which the loop has not come to is delivered or
+// skipped: it is not in the parking lot any more when its turn comes.
+func (r *deliverer) settledAhead(at place, hash uint64) {
+	if _, ahead := r.lot.ahead[at]; !ahead {
+		return
+	}
+	r.passed(at)
+	delete(r.placed.read, at) // it is counted
+	r.cursor.Ahead = append(r.cursor.Ahead, onewrite.Ahead{Log: at.log, Offset: at.offset, ID: hash})
+	if n := len(r.cursor.Ahead); n > maxAhead {
+		r.cursor.Ahead = r.cursor.Ahead[n-maxAhead:]
+	}
+}
+
+// passed forgets what was settled ahead at a place, and returns the hash of its id.
+func (r *deliverer) passed(at place) (hash uint64, settled bool) {
+	r.cursor.Ahead = slices.DeleteFunc(r.cursor.Ahead, func(a onewrite.Ahead) bool {
+		here := a.Log == at.log && a.Offset == at.offset
+		if here {
+			hash, settled = a.ID, true
+		}
+		return here
+	})
+	return hash, settled
 }
 
 // poison acts on an event that the destination refuses while it takes others.
@@ -292,6 +332,9 @@ func (r *deliverer) redelivered(e *entry) error {
 // durably, before it is gone from the lot, and by its ref in one of the two only.
 func (r *deliverer) forget(l *lane, ref uint64) error {
 	r.cursor.Settled = append(r.cursor.Settled, ref)
+	if at, parked := r.lot.places[ref]; parked {
+		r.settledAhead(at, hashOf(r.lot.at[at]))
+	}
 	err := r.flush()
 	if err == nil {
 		err = sabotage.At("delivery.forget")

@@ -74,6 +74,9 @@ type placeRecord struct {
 	// Again are parked events that were delivered and may not be forgotten yet: the
 	// hashes of their ids by their refs.
 	Again map[uint64]uint64 `json:"again,omitempty"`
+	// Ahead is that of the cursor when all of Again is forgotten: a cursor that is set
+	// back to this record hands those events out once more.
+	Ahead []onewrite.Ahead `json:"ahead,omitempty"`
 }
 
 type recordedLog struct {
@@ -97,10 +100,11 @@ func hashOf(id string) uint64 {
 
 // record is what is stored with a batch.
 func (r *deliverer) record(batch []*entry) ([]byte, error) {
-	rec := placeRecord{Version: 1, Pair: r.placed.pair.String(), Delivered: r.cursor.Delivered + uint64(len(batch)), Filtered: r.cursor.Filtered, Skipped: r.cursor.Skipped, Logs: map[string]recordedLog{}}
+	rec := placeRecord{Version: 1, Pair: r.placed.pair.String(), Delivered: r.cursor.Delivered + uint64(len(batch)), Filtered: r.cursor.Filtered, Skipped: r.cursor.Skipped, Logs: map[string]recordedLog{}, Ahead: slices.Clone(r.cursor.Ahead)}
 	written := maps.Clone(r.placed.written)
 	if len(written)+len(r.placed.read) <= 2*maxWritten { // what does not come again in all that time never will
 		maps.Copy(written, r.placed.read)
+		rec.Delivered += r.unmet()
 	}
 	for ref, at := range r.lot.places {
 		if rec.Lot == nil {
@@ -119,14 +123,19 @@ func (r *deliverer) record(batch []*entry) ([]byte, error) {
 			rec.Again = map[uint64]uint64{}
 		}
 		rec.Again[e.ref] = hashOf(e.msg.ID)
+		if _, ahead := r.lot.ahead[place{e.msg.Log, e.msg.Offset}]; ahead {
+			rec.Ahead = append(rec.Ahead, onewrite.Ahead{Log: e.msg.Log, Offset: e.msg.Offset, ID: hashOf(e.msg.ID)})
+		}
 	}
 	offsets := map[string][]uint64{}
 	for p := range written {
 		offsets[p.log] = append(offsets[p.log], p.offset)
 	}
 	for name, t := range r.tracks {
-		l := recordedLog{LogCursor: t.cursor()}
-		list := offsets[name]
+		rec.Logs[name] = recordedLog{LogCursor: t.cursor()}
+	}
+	for name, list := range offsets { // one that the loop has read nothing of yet has no track
+		l := rec.Logs[name]
 		slices.Sort(list)
 		ids := make([]byte, 0, 8*len(list))
 		for _, o := range list {
@@ -141,6 +150,17 @@ func (r *deliverer) record(batch []*entry) ([]byte, error) {
 		rec.Logs[name] = l
 	}
 	return json.Marshal(rec)
+}
+
+// unmet is how much of what an earlier session has written is yet to come from the bus,
+// and to be counted.
+func (r *deliverer) unmet() (n uint64) {
+	for at := range r.placed.read {
+		if t := r.tracks[at.log]; t == nil || !covers(onewrite.LogCursor{Floor: t.handed, Done: t.prior}, at.offset) {
+			n++
+		}
+	}
+	return n
 }
 
 // readRecord reads what a sink keeps; nil if it keeps nothing yet.

@@ -101,7 +101,7 @@ func (r *deliverer) rewind(rec *placeRecord, written map[place]uint64) error {
 		"forgotten", int64(r.cursor.Delivered)-int64(rec.Delivered))
 	c := r.cursor
 	c.Placed, c.Delivered, c.Filtered, c.Skipped = rec.Pair, rec.Delivered, rec.Filtered, rec.Skipped
-	c.Logs = make(map[string]onewrite.LogCursor, len(rec.Logs))
+	c.Logs, c.Ahead = make(map[string]onewrite.LogCursor, len(rec.Logs)), rec.Ahead
 	// What was parked then, and was delivered or skipped since, comes again too.
 	left := map[string][]uint64{}
 	for ref, at := range rec.Lot {

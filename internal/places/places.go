@@ -52,6 +52,7 @@ func (r *Record) Rewind(owner string, back map[string]onewrite.LogCursor) {
 		logs[log] = rewound(lc, back[log].Floor)
 	}
 	r.Cursor.Logs = logs
+	r.Cursor.Ahead = slices.DeleteFunc(slices.Clone(r.Cursor.Ahead), func(a onewrite.Ahead) bool { return a.Offset > back[a.Log].Floor })
 	if p := r.Cursor.Placed; p != "" && !strings.HasPrefix(p, onewrite.PlacedVoid) {
 		r.Cursor.Placed = onewrite.PlacedVoid + p
 	}
@@ -109,6 +110,7 @@ func Clone(c onewrite.Cursor) onewrite.Cursor {
 		lc.Done = slices.Clone(lc.Done)
 		c.Logs[log] = lc
 	}
+	c.Ahead = slices.Clone(c.Ahead)
 	return c
 }
 

@@ -51,14 +51,16 @@ func TestMayTake(t *testing.T) {
 }
 
 func TestRewind(t *testing.T) {
-	r := Record{Owner: "a", Epoch: 3, Rewinds: 1, Cursor: onewrite.Cursor{Delivered: 9, Placed: "pair/1/x", Logs: map[string]onewrite.LogCursor{
+	r := Record{Owner: "a", Epoch: 3, Rewinds: 1, Cursor: onewrite.Cursor{Delivered: 9, Placed: "pair/1/x", Ahead: []onewrite.Ahead{
+		{Log: "part", Offset: 6}, {Log: "part", Offset: 11}, {Log: "gone", Offset: 8},
+	}, Logs: map[string]onewrite.LogCursor{
 		"back": {Floor: 10, Done: []onewrite.Span{{From: 12, To: 14}, {From: 20, To: 20}}},
 		"part": {Floor: 3, Done: []onewrite.Span{{From: 5, To: 9}}},
 		"gone": {Floor: 7},
 	}}}
 	was := r.Cursor.Logs
 	r.Rewind("b", map[string]onewrite.LogCursor{"back": {Floor: 4}, "part": {Floor: 6}, "new": {Floor: 2}})
-	want := Record{Owner: "b", Epoch: 4, Rewinds: 2, Released: true, Cursor: onewrite.Cursor{Delivered: 9, Placed: onewrite.PlacedVoid + "pair/1/x", Logs: map[string]onewrite.LogCursor{
+	want := Record{Owner: "b", Epoch: 4, Rewinds: 2, Released: true, Cursor: onewrite.Cursor{Delivered: 9, Placed: onewrite.PlacedVoid + "pair/1/x", Ahead: []onewrite.Ahead{{Log: "part", Offset: 6}}, Logs: map[string]onewrite.LogCursor{
 		"back": {Floor: 4}, "part": {Floor: 3, Done: []onewrite.Span{{From: 5, To: 6}}}, "gone": {},
 	}}}
 	if !reflect.DeepEqual(r, want) {
@@ -96,10 +98,10 @@ func TestParseAndClone(t *testing.T) {
 	if _, err := Parse([]byte("{")); err == nil {
 		t.Error("half a record was read")
 	}
-	c := onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"l": {Done: []onewrite.Span{{From: 1, To: 1}}}}}
+	c := onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"l": {Done: []onewrite.Span{{From: 1, To: 1}}}}, Ahead: []onewrite.Ahead{{Log: "l", Offset: 3}}}
 	d := Clone(c)
-	d.Logs["l"].Done[0].To, d.Logs["m"] = 9, onewrite.LogCursor{}
-	if c.Logs["l"].Done[0].To != 1 || len(c.Logs) != 1 {
+	d.Logs["l"].Done[0].To, d.Logs["m"], d.Ahead[0].Offset = 9, onewrite.LogCursor{}, 9
+	if c.Logs["l"].Done[0].To != 1 || len(c.Logs) != 1 || c.Ahead[0].Offset != 3 {
 		t.Errorf("a copy shares with its original: %+v", c)
 	}
 }
