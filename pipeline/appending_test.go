@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,12 +15,13 @@ import (
 	"github.com/onewrite/onewrite/pipeline"
 )
 
-// aheadBus takes several appends at once. bad says what becomes of append n: whether it is
-// stored, and whether its answer is lost; then those begun before that is known are not stored.
+// aheadBus takes several appends at once. bad says what becomes of batch n when it is given for
+// the try-th time: whether it is stored, and whether its answer is lost; then those begun before
+// that is known are not stored.
 type aheadBus struct {
 	*onewritetest.MemoryBus
-	bad    func(n int) (stored, lost bool)
-	n      int
+	bad    func(n, try int) (stored, lost bool)
+	times  map[onewrite.Pos]int
 	most   *atomic.Int32
 	begun  atomic.Int32
 	before chan struct{}
@@ -34,10 +36,11 @@ func (b *aheadBus) Position(ctx context.Context, source string) (onewrite.Pos, u
 func (b *aheadBus) Prepare(source string, batch onewrite.Batch) func(context.Context, onewrite.Pos) (uint64, <-chan error, error) {
 	return func(ctx context.Context, prev onewrite.Pos) (uint64, <-chan error, error) {
 		b.most.Store(max(b.most.Load(), b.begun.Add(1)))
-		b.n++
+		n, _ := strconv.Atoi(string(batch.Pos)) // the number of the source's events up to there
 		err, answer := b.broken, make(chan error, 1)
 		if err == nil {
-			stored, lost := b.bad(b.n)
+			b.times[batch.Pos]++
+			stored, lost := b.bad(n/7, b.times[batch.Pos])
 			if lost {
 				b.broken = errInjected
 			}
@@ -57,11 +60,7 @@ func (b *aheadBus) Prepare(source string, batch onewrite.Batch) func(context.Con
 			answer <- err
 			close(landed)
 		}()
-		var last uint64
-		for i := range string(batch.Pos) { // the source's position is the number of its events
-			last = last*10 + uint64(batch.Pos[i]-'0')
-		}
-		return last, answer, nil
+		return uint64(n), answer, nil
 	}
 }
 
@@ -71,19 +70,19 @@ func (b *aheadBus) Prepare(source string, batch onewrite.Batch) func(context.Con
 func TestAppendsGoOn(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		bad   func(n int) (stored, lost bool)
+		bad   func(n, try int) (stored, lost bool)
 		opens int32
 	}{
-		{"none", func(int) (bool, bool) { return true, false }, 1},
-		{"lost", func(n int) (bool, bool) { return n%11 != 5, n%11 == 5 }, 1},
-		{"stored, the answer lost", func(n int) (bool, bool) { return true, n%11 == 5 }, 1},
-		{"two in turn", func(n int) (bool, bool) { return n != 5 && n != 8, n == 5 || n == 8 }, 2},
-		{"the first", func(n int) (bool, bool) { return n != 1, n == 1 }, 2},
+		{"none", func(int, int) (bool, bool) { return true, false }, 1},
+		{"lost", func(n, try int) (bool, bool) { bad := n%11 == 5 && try == 1; return !bad, bad }, 1},
+		{"stored, the answer lost", func(n, _ int) (bool, bool) { return true, n%11 == 5 }, 1},
+		{"twice", func(n, try int) (bool, bool) { bad := n == 5 && try < 3; return !bad, bad }, 2},
+		{"the first", func(n, try int) (bool, bool) { bad := n == 1 && try == 1; return !bad, bad }, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				source, most, opens := newMemSource("shop"), &atomic.Int32{}, atomic.Int32{}
-				b := &aheadBus{MemoryBus: &onewritetest.MemoryBus{}, bad: c.bad, most: most}
+				b := &aheadBus{MemoryBus: &onewritetest.MemoryBus{}, bad: c.bad, times: map[onewrite.Pos]int{}, most: most}
 				in := &pipeline.Ingest{Name: "shop", Bus: b, AckDurable: true, Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
 					opens.Add(1)
 					return source.open(ctx, pos)
