@@ -46,12 +46,17 @@ var noError = func() <-chan error { c := make(chan error); close(c); return c }(
 // one is on its way.
 const mostUnderWay = 3
 
+// enoughUnderWay are as many bytes of events as there may be under way before another append
+// is begun: large ones take longer to send than to wait for.
+const enoughUnderWay = 4 << 20
+
 // underWay is an append that was begun.
 type underWay struct {
 	offer
 	last   uint64
 	stored <-chan error
 	since  time.Time
+	size   int
 }
 
 // appending stores each batch behind the one before it.
@@ -83,7 +88,7 @@ func (a *appending) run(ctx context.Context, batches <-chan offer) error {
 			default:
 			}
 		}
-		if len(a.begun) == mostUnderWay {
+		if len(a.begun) == mostUnderWay || a.bytes() >= enoughUnderWay {
 			next = nil
 		}
 		select {
@@ -99,6 +104,14 @@ func (a *appending) run(ctx context.Context, batches <-chan offer) error {
 			}
 		}
 	}
+}
+
+// bytes are those of the events under way.
+func (a *appending) bytes() (n int) {
+	for _, u := range a.begun {
+		n += u.size
+	}
+	return n
 }
 
 // take begins the append of a batch.
@@ -130,6 +143,9 @@ func (a *appending) begin(ctx context.Context, b offer) error {
 			u.last, u.stored, err = b.begin(context.WithoutCancel(ctx), a.prev)
 		}
 		if err == nil {
+			for i := range b.Events {
+				u.size += b.Events[i].Size()
+			}
 			a.begun, a.prev = append(a.begun, u), b.Pos
 			return nil
 		}

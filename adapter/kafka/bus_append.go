@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -84,20 +85,24 @@ func (l *busLog) prepare(batch *onewrite.Batch, limit int) *unsent {
 		u.packer, l.spare = l.spare[free-1], l.spare[:free-1]
 	}
 	l.mu.Unlock()
-	u.mark(from, alone, limit)
+	u.mark(from, alone, limit, l.runBytes)
 	l.expect(u.behind())
 	return u
 }
 
 // mark makes the records, which are to lie behind an end. alone: what lies before is stored.
-func (u *unsent) mark(from logEnd, alone bool, limit int) {
+func (u *unsent) mark(from logEnd, alone bool, limit int, most int64) {
 	u.from, u.run, u.limit, u.made = from, from.run, limit, time.Now()
 	u.bytes, u.largest, u.most = 0, 0, 0
-	if alone || u.run.appends == 0 || u.run.appends >= runAppends || u.run.bytes >= runBytes {
+	if alone || u.run.appends == 0 || u.run.appends >= runAppends || u.run.bytes >= most {
 		u.run = run{first: from.end, nonce: rand.Uint64() >> 1}
 	}
 	u.begin(u.made)
-	n := len(u.batch.Events)
+	n, room := len(u.batch.Events), batchOverhead
+	for i := range u.batch.Events {
+		room += u.batch.Events[i].Size() + 2*maxMark
+	}
+	u.buf = slices.Grow(u.buf, room)
 	m := mark{at: from.end, first: u.run.first, last: from.end + int64(n) - 1, seq: from.last + 1, nonce: u.run.nonce, sum: from.sum}
 	var value [maxMark]byte
 	for i := range u.batch.Events {
@@ -160,7 +165,7 @@ func (b *Bus) begin(ctx context.Context, l *busLog, prev onewrite.Pos, u *unsent
 	limit := int(b.limit(l.topic))
 	// What was to lie before them was not stored, or they have waited for long.
 	if u.from != l.logEnd || u.limit != limit || time.Since(u.made) > staleAfter {
-		u.mark(l.logEnd, l.wire.idle(), limit)
+		u.mark(l.logEnd, l.wire.idle(), limit, l.runBytes)
 		l.expect(u.behind())
 	}
 	if u.most+batchOverhead > limit {

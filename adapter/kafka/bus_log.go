@@ -15,6 +15,7 @@ import (
 // busLog is what the bus knows of one source's log.
 type busLog struct {
 	source, topic string
+	runBytes      int64 // of a run
 
 	// writing is held while an append is given to the brokers, one at a time. It guards the
 	// fields below.
@@ -68,7 +69,7 @@ func (b *Bus) logOf(source string) *busLog {
 	defer b.mu.Unlock()
 	l := b.logs[source]
 	if l == nil {
-		l = &busLog{writing: make(gate, 1), source: source, topic: b.logTopic(source)}
+		l = &busLog{writing: make(gate, 1), source: source, topic: b.logTopic(source), runBytes: min(runBytes, b.cfg.MaxBytes/16)}
 		b.logs[source] = l
 	}
 	return l
@@ -108,8 +109,8 @@ func (b *Bus) Position(ctx context.Context, source string) (onewrite.Pos, uint64
 }
 
 // tailReaches are how many records before the end are read to find the newest event: an
-// append first, then a run of them and what stale writers may have left behind it.
-var tailReaches = []int64{onewrite.MaxBatch + 50, (runAppends + 2) * onewrite.MaxBatch}
+// append first, then what stale writers may have left behind it, and the run before that.
+var tailReaches = []int64{onewrite.MaxBatch + 50, 10 * onewrite.MaxBatch}
 
 // locate reads end, last and pos from the topic, which is made if it is missing;
 // l.writing is held.
@@ -162,7 +163,12 @@ type newestEvent struct {
 func (b *Bus) newest(ctx context.Context, l *busLog, start, end int64) (n newestEvent, found bool, err error) {
 	for _, reach := range append(tailReaches, end-start) {
 		from := max(start, end-reach)
-		var u unfold // an append that it cuts is not the newest, or read whole the next time
+		if reach > tailReaches[0] {
+			if from, err = b.aligned(ctx, l.topic, from); err != nil {
+				return n, false, err
+			}
+		}
+		var u unfold // a run that it cuts is not the newest, or read whole the next time
 		err = b.scan(ctx, l.topic, from, end, func(r *kgo.Record) error {
 			whole, m, _ := u.take(r)
 			for _, r := range whole {

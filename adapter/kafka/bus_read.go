@@ -165,14 +165,15 @@ func (b *Bus) reach(ctx context.Context, l *busLog, o origin, seq uint64) (int64
 }
 
 // aligned returns the offset to begin at to see all that counts from an offset on: that
-// one, or before it the first of an append that it would cut.
+// one, or before it the first of a run that it would cut. At the end of the topic that is
+// the run before, which may go on.
 func (b *Bus) aligned(ctx context.Context, topic string, from int64) (int64, error) {
 	start, end, err := b.bounds(ctx, topic)
 	if err != nil {
 		return from, err
 	}
 	from = max(from, start) // what is not there any more is not waited for
-	err = b.scan(ctx, topic, from, end, func(r *kgo.Record) error {
+	err = b.scan(ctx, topic, max(start, min(from, end-1)), end, func(r *kgo.Record) error {
 		if m, ok := markOf(r); ok && m.at == r.Offset {
 			from = max(start, min(from, m.first))
 			return errEnough

@@ -1,9 +1,13 @@
 package kafka_test
 
 import (
+	"context"
+	"errors"
 	"strconv"
 	"testing"
+	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
@@ -196,4 +200,236 @@ func TestBusRunRefused(t *testing.T) {
 	}
 	run(t, b, 6, 5, 3)
 	whole(t, readAll(t, other, 20), 20)
+}
+
+// begin is the beginning of an append that was prepared.
+type begin = func(ctx context.Context, prev onewrite.Pos) (last uint64, stored <-chan error, err error)
+
+// appended begins an append and waits for its answer.
+func appended(t *testing.T, f begin, prev string) {
+	t.Helper()
+	_, stored, err := f(t.Context(), onewrite.Pos(prev))
+	if err == nil {
+		err = <-stored
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBusRunJoined: who begins to read at the end of a run that goes on later gets the rest.
+func TestBusRunJoined(t *testing.T) {
+	k := servers.Kafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("joined")}
+	c.Vanished = func(d, s string, from, to uint64) { t.Errorf("vanished: %s %s %d to %d", d, s, from, to) }
+	b, other := openBus(t, c), openBus(t, c)
+	defer b.Close()
+	defer other.Close()
+	if _, _, err := b.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	old := subscribe(t, other, "old")
+	if err := old.Commit(t.Context(), floor(7)); err != nil {
+		t.Fatal(err)
+	}
+	_ = old.Close()
+	one, two := b.Prepare("shop", shop(1, 7)), b.Prepare("shop", shop(8, 5)) // one run
+	appended(t, one, "")
+	caughtUp := subscribe(t, other, "old") // it has all there is
+	defer caughtUp.Close()
+	live, err := other.Subscribe(t.Context(), onewrite.Interest{Name: "live", Sources: []string{"shop"}, From: onewrite.From{Now: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	appended(t, two, "7")
+	recs := records(t, k, c.Name+".log.shop")
+	if at := kafka.Run(recs[len(recs)-1]); at != 0 {
+		t.Fatalf("the second append is in a run that begins at %d", at)
+	}
+	for name, sub := range map[string]onewrite.Subscription{"caught up": caughtUp, "live": live} {
+		for next := uint64(8); next <= 12; {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			msgs, _, err := sub.Read(ctx)
+			cancel()
+			if err != nil {
+				t.Fatalf("%s: %v; next was to be %d", name, err, next)
+			}
+			for _, m := range msgs {
+				if m.Offset != next || m.ID != strconv.FormatUint(next, 10) {
+					t.Fatalf("%s: event %s at %d, want %d", name, m.ID, m.Offset, next)
+				}
+				next++
+			}
+		}
+	}
+}
+
+// TestBusRunFull: a bus whose room is small gets some back when all is confirmed, though
+// appends are under way all the time.
+func TestBusRunFull(t *testing.T) {
+	k := servers.Kafka(t)
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("runfull"), MaxBytes: 60_000})
+	defer b.Close()
+	if _, _, err := b.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	const n = 16
+	var ahead []begin
+	var answers []<-chan error
+	prepare := func() { ahead = append(ahead, b.Prepare("shop", shop(1+(len(answers)+len(ahead))*n, n))) }
+	for range 3 {
+		prepare()
+	}
+	pos := func() onewrite.Pos {
+		if len(answers) == 0 {
+			return ""
+		}
+		return onewrite.Pos(strconv.Itoa(len(answers) * n))
+	}
+	for {
+		if done := len(answers); done >= 3 { // as the pipeline has them under way
+			if err := <-answers[done-3]; err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, stored, err := ahead[0](t.Context(), pos())
+		if errors.Is(err, onewrite.ErrFull) {
+			break
+		}
+		if err != nil || len(answers) > 200 {
+			t.Fatal(len(answers), err)
+		}
+		ahead, answers = ahead[1:], append(answers, stored)
+		prepare()
+	}
+	for _, a := range answers[len(answers)-2:] {
+		if err := <-a; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Retain(t.Context(), "shop", uint64(len(answers)*n), retention.Keep{Size: 1}); err != nil {
+		t.Fatal(err)
+	}
+	appended(t, ahead[0], string(pos()))
+}
+
+// TestBusRunEmptied: what is acknowledged counts, though somebody empties the topic in the midst
+// of a run.
+func TestBusRunEmptied(t *testing.T) {
+	k := servers.Kafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("runemptied")}
+	b := openBus(t, c)
+	defer b.Close()
+	if _, _, err := b.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	one, two := b.Prepare("shop", shop(1, 5)), b.Prepare("shop", shop(6, 5))
+	appended(t, one, "")
+	with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+		ends, err := adm.ListEndOffsets(ctx, c.Name+".log.shop")
+		if err == nil {
+			_, err = adm.DeleteRecords(ctx, ends.Offsets())
+		}
+		return err
+	})
+	_, stored, err := two(t.Context(), "5")
+	if err == nil {
+		err = <-stored
+	}
+	if err == nil || errors.Is(err, onewrite.ErrFenced) {
+		t.Errorf("an append that counts no more: %v", err)
+	}
+}
+
+// TestBusRunBehindFailed: an append behind one without an answer is not acknowledged.
+func TestBusRunBehindFailed(t *testing.T) {
+	k := servers.NewKafka(t)
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}})
+	defer b.Close()
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	thaw := k.Freeze(t)
+	var answers []<-chan error
+	for i := range 2 {
+		_, stored, err := b.Prepare("shop", shop(2+i, 1))(t.Context(), onewrite.Pos(strconv.Itoa(1+i)))
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		answers = append(answers, stored)
+	}
+	for i, a := range answers {
+		if <-a == nil {
+			t.Errorf("append %d was acknowledged by a frozen broker", i)
+		}
+	}
+	thaw()
+	_, stored, err := b.Prepare("shop", shop(4, 1))(t.Context(), "3")
+	if err == nil && <-stored == nil { // if both were stored all the same
+		whole(t, readAll(t, b, 4), 4)
+	}
+}
+
+// TestBusRunBytes: a run of large appends is no longer than others can bear.
+func TestBusRunBytes(t *testing.T) {
+	k := servers.Kafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("runbytes")}
+	b := openBus(t, c)
+	defer b.Close()
+	if _, _, err := b.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	const appends, n, size = 12, 10, 150_000
+	var ahead []begin
+	for i := range appends {
+		batch := shop(1+i*n, n)
+		for j := range batch.Events {
+			batch.Events[j].Data = make([]byte, size)
+		}
+		ahead = append(ahead, b.Prepare("shop", batch))
+	}
+	pos := ""
+	for i, f := range ahead {
+		appended(t, f, pos)
+		pos = strconv.Itoa((i + 1) * n)
+	}
+	runs := map[int64]int{}
+	for _, r := range records(t, k, c.Name+".log.shop") {
+		runs[kafka.Run(r)] += len(r.Value)
+	}
+	for first, bytes := range runs {
+		if bytes > 8<<20+n*size {
+			t.Errorf("the run at %d has %d bytes", first, bytes)
+		}
+	}
+	if len(runs) < 2 || len(runs) > 4 {
+		t.Errorf("%d runs", len(runs))
+	}
+}
+
+// TestBusWaited: records that waited long for their append have the time at which they were sent.
+func TestBusWaited(t *testing.T) {
+	k := servers.Kafka(t)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("waited")}
+	name := c.Name + ".log.shop"
+	topic(t, k, name, 1, "message.timestamp.type", "CreateTime", "retention.ms", "-1", "retention.bytes", "-1", "cleanup.policy", "delete")
+	b := openBus(t, c)
+	defer b.Close()
+	if _, _, err := b.Position(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	f := b.Prepare("shop", shop(1, 3))
+	made := time.Now()
+	time.Sleep(1200 * time.Millisecond) // the time itself is what is tested
+	appended(t, f, "")
+	recs := records(t, k, name)
+	for _, r := range recs {
+		if r.Timestamp.Before(made.Add(time.Second)) {
+			t.Errorf("record %d has the time %v, and was made at %v", r.Offset, r.Timestamp, made)
+		}
+	}
+	if len(recs) != 3 {
+		t.Errorf("%d records", len(recs))
+	}
 }

@@ -166,7 +166,7 @@ func (b *Bus) put(ctx context.Context, cancel func(), l *busLog, u *unsent) (*fl
 	for i, c := range u.cuts {
 		answers[i] = w.send(ctx, u.buf[u.start(i):c.to])
 	}
-	at, end := u.from.end, u.behind()
+	at, first, end := u.from.end, u.run.first, u.behind()
 	go func() {
 		defer cancel()
 		var err error
@@ -182,6 +182,8 @@ func (b *Bus) put(ctx context.Context, cancel func(), l *busLog, u *unsent) (*fl
 				err = b.worded(p.err, "append", l.topic)
 			case p.at != at:
 				err = fmt.Errorf("kafka: append for source %s: another copy was faster: %w", l.source, onewrite.ErrFenced)
+			case p.start > first:
+				err = fmt.Errorf("kafka: append for source %s: topic %s was emptied from outside while it was written", l.source, l.topic)
 			}
 			at += int64(u.cuts[i].records)
 		}
@@ -202,18 +204,22 @@ func (l *busLog) stored(end logEnd, p packer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tail, l.looked = max(l.tail, end.last), end.end
-	if cap(p.buf) <= spareBytes {
+	if len(l.spare) < spares && cap(p.buf) <= spareBytes {
 		l.spare = append(l.spare, p)
 	}
 }
 
-// spareBytes is how large may be what is kept for the next append. Most are smaller.
-const spareBytes = 4 << 20
+// spares is how much is kept for the next appends, and spareBytes how large each may be. Most
+// are smaller.
+const (
+	spares     = 4
+	spareBytes = 2 << 20
+)
 
-// produced is the answer to a batch: the offset of its first record.
+// produced is the answer to a batch: the offset of its first record, and of that of the topic.
 type produced struct {
-	at  int64
-	err error
+	at, start int64
+	err       error
 }
 
 // send sends a batch, and returns when it is written.
@@ -254,5 +260,5 @@ func outcome(resp kmsg.Response, err error) produced {
 		return produced{err: errors.New("the answer is about something else")}
 	}
 	p := r.Topics[0].Partitions[0]
-	return produced{p.BaseOffset, kerr.ErrorForCode(p.ErrorCode)}
+	return produced{p.BaseOffset, p.LogStartOffset, kerr.ErrorForCode(p.ErrorCode)}
 }
