@@ -114,3 +114,30 @@ func TestAppendsGoOn(t *testing.T) {
 		})
 	}
 }
+
+// TestAppendsEnd: an ingest that stops waits for what is under way, and knows what became of it.
+func TestAppendsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newMemSource("shop")
+		b := &aheadBus{MemoryBus: &onewritetest.MemoryBus{}, bad: func(int, int) (bool, bool) { return true, false }, times: map[onewrite.Pos]int{}, most: &atomic.Int32{}}
+		in := &pipeline.Ingest{Name: "shop", Bus: b, AckDurable: true, Open: source.open}
+		for i := range 2000 {
+			source.commit(event(i, ""))
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = in.Run(ctx) }()
+		time.Sleep(15 * time.Millisecond)
+		if b.begun.Load() == 0 {
+			t.Fatal("nothing is under way")
+		}
+		stop()
+		<-done
+		if n := b.begun.Load(); n != 0 {
+			t.Errorf("%d appends are under way", n)
+		}
+		if n := len(b.Events("shop")); in.Status().Events != uint64(n) {
+			t.Errorf("%d events are on the bus, the status says %d", n, in.Status().Events)
+		}
+	})
+}

@@ -211,17 +211,18 @@ func (b *Bus) Close() error {
 	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout+time.Second)
 	defer cancel()
+	var errs []error
 	for _, l := range logs {
-		if err := l.writing.enter(ctx); err != nil {
-			return fmt.Errorf("kafka: close the bus: an append for source %s does not end: %w", l.source, err)
+		err := l.writing.enter(ctx)
+		if err == nil {
+			err = l.drop(ctx)
+			l.writing.leave()
 		}
-		err := l.drop(ctx)
-		l.writing.leave()
 		if err != nil {
-			return fmt.Errorf("kafka: close the bus: an append for source %s does not end: %w", l.source, err)
+			errs = append(errs, fmt.Errorf("kafka: close the bus: an append for source %s does not end: %w", l.source, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (b *Bus) logTopic(source string) string { return b.cfg.Name + ".log." + source }

@@ -28,8 +28,8 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 // marked as if all that was prepared before were stored, since [Bus.Position] was asked for.
 // What it returns begins that Append, with its arguments; several may be under way. It returns
 // the offset of the newest event, and whether that is stored: one answer, which comes
-// after those of all before it and is an error if one of those is. An err says that nothing
-// was sent, and that it may be called again.
+// after those of all that are under way before it, and is an error if one of those is. An err
+// says that nothing was sent, and that it may be called again.
 func (b *Bus) Prepare(source string, batch onewrite.Batch) func(ctx context.Context, prev onewrite.Pos) (last uint64, stored <-chan error, err error) {
 	if err := checkSource(source); err != nil {
 		return func(context.Context, onewrite.Pos) (uint64, <-chan error, error) { return 0, nil, err }
@@ -79,6 +79,9 @@ func (l *busLog) prepare(batch *onewrite.Batch, limit int) *unsent {
 			return u
 		}
 	}
+	if sizeOfAll(batch) > spareBytes { // packed when it is sent: it would be there twice until then
+		return u
+	}
 	l.mu.Lock()
 	from, alone := l.ahead, l.looked == l.ahead.end
 	if free := len(l.spare); free > 0 {
@@ -90,6 +93,14 @@ func (l *busLog) prepare(batch *onewrite.Batch, limit int) *unsent {
 	return u
 }
 
+// sizeOfAll is what the events of a batch take.
+func sizeOfAll(batch *onewrite.Batch) (n int) {
+	for i := range batch.Events {
+		n += batch.Events[i].Size()
+	}
+	return n
+}
+
 // mark makes the records, which are to lie behind an end. alone: what lies before is stored.
 func (u *unsent) mark(from logEnd, alone bool, limit int, most int64) {
 	u.from, u.run, u.limit, u.made = from, from.run, limit, time.Now()
@@ -98,11 +109,8 @@ func (u *unsent) mark(from logEnd, alone bool, limit int, most int64) {
 		u.run = run{first: from.end, nonce: rand.Uint64() >> 1}
 	}
 	u.begin(u.made)
-	n, room := len(u.batch.Events), batchOverhead
-	for i := range u.batch.Events {
-		room += u.batch.Events[i].Size() + 2*maxMark
-	}
-	u.buf = slices.Grow(u.buf, room)
+	n := len(u.batch.Events)
+	u.buf = slices.Grow(u.buf, sizeOfAll(u.batch)+n*2*maxMark+batchOverhead)
 	m := mark{at: from.end, first: u.run.first, last: from.end + int64(n) - 1, seq: from.last + 1, nonce: u.run.nonce, sum: from.sum}
 	var value [maxMark]byte
 	for i := range u.batch.Events {
