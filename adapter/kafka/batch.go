@@ -41,8 +41,8 @@ func (p *packer) start(i int) int {
 	return p.cuts[i-1].to
 }
 
-// begin forgets what was written.
-func (p *packer) begin(now time.Time) {
+// reset forgets what was written.
+func (p *packer) reset(now time.Time) {
 	p.buf, p.cuts, p.now = p.buf[:0], p.cuts[:0], now.UnixMilli()
 }
 

@@ -79,7 +79,7 @@ func (l *busLog) prepare(batch *onewrite.Batch, limit int) *unsent {
 			return u
 		}
 	}
-	if sizeOfAll(batch) > spareBytes { // packed when it is sent: it would be there twice until then
+	if len(batch.Events) == 0 || sizeOfAll(batch) > spareBytes { // packed when it is sent: it would be there twice until then
 		return u
 	}
 	l.mu.Lock()
@@ -108,7 +108,7 @@ func (u *unsent) mark(from logEnd, alone bool, limit int, most int64) {
 	if alone || u.run.appends == 0 || u.run.appends >= runAppends || u.run.bytes >= most {
 		u.run = run{first: from.end, nonce: rand.Uint64() >> 1}
 	}
-	u.begin(u.made)
+	u.reset(u.made)
 	n := len(u.batch.Events)
 	u.buf = slices.Grow(u.buf, sizeOfAll(u.batch)+n*2*maxMark+batchOverhead)
 	m := mark{at: from.end, first: u.run.first, last: from.end + int64(n) - 1, seq: from.last + 1, nonce: u.run.nonce, sum: from.sum}
@@ -130,9 +130,7 @@ func (u *unsent) mark(from logEnd, alone bool, limit int, most int64) {
 		r.mark = strconv.AppendUint(head, m.sum, 10)
 		u.add(&r, size+1, limit) // the sum may have one digit more
 	}
-	if n > 0 {
-		u.close()
-	}
+	u.close()
 	u.run.appends++
 	u.run.bytes += u.bytes
 }
@@ -167,7 +165,13 @@ func (b *Bus) begin(ctx context.Context, l *busLog, prev onewrite.Pos, u *unsent
 		l.known = false // another copy may have written: look again next time
 		return 0, nil, fmt.Errorf("kafka: append for source %s: its position on the bus is another one: %w", l.source, onewrite.ErrFenced)
 	}
-	if u.err != nil {
+	switch {
+	case len(u.batch.Events) == 0:
+		done := make(chan error, 1)
+		done <- nil
+		cancel()
+		return l.last, done, nil
+	case u.err != nil:
 		return 0, nil, u.err
 	}
 	limit := int(b.limit(l.topic))
@@ -188,12 +192,6 @@ func (b *Bus) begin(ctx context.Context, l *busLog, prev onewrite.Pos, u *unsent
 		if err := l.wire.landed(ctx); err != nil {
 			return 0, nil, err
 		}
-	}
-	if len(u.batch.Events) == 0 {
-		done := make(chan error, 1)
-		done <- nil
-		cancel()
-		return l.last, done, nil
 	}
 	f, err := b.put(ctx, cancel, l, u)
 	if err != nil {
