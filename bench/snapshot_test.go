@@ -158,8 +158,8 @@ func BenchmarkSnapshotToBus(b *testing.B) {
 	s := newSnapshotTables(b, 1)
 	s.migrate(s.tables)
 	dir := b.TempDir()
-	start := time.Now()
 	cmd, _ := program(b, fmt.Sprintf("sources: {shop: {type: postgres, url: %q, tables: [public.ticks, %s]}}\nbus: {dir: %q, max_size: 20GB}", s.url, s.tables[0], filepath.Join(dir, "bus")))
+	start := time.Now() // it is built by now
 	defer s.write()()
 	await(b, 20*time.Minute, "the snapshot is on the bus", func() bool {
 		var done bool
