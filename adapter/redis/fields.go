@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,34 +22,48 @@ const (
 )
 
 // known saves building the names of the usual attributes.
-var known = func() map[string]any {
-	m := map[string]any{}
+var known = func() map[string]string {
+	m := map[string]string{}
 	for _, n := range []string{"specversion", "id", "source", "type", "time", "datacontenttype", "topic", "partitionkey", "sequence", "traceparent", "tracestate", "txid", "txindex", "txlast", "subject", "dataschema"} {
 		m[n] = attrPrefix + n
 	}
 	return m
 }()
 
-// appendFields appends the fields of an entry and their values: attributes, content
-// type, headers that are no attributes under their own names, data. Equal events give
-// equal fields in equal order.
-func appendFields(dst []any, e *onewrite.Event) []any {
+// alike are the fields that have few values in many events.
+var alike = map[string]bool{
+	attrPrefix + "specversion": true, attrPrefix + "source": true, attrPrefix + "type": true, attrPrefix + "topic": true,
+	attrPrefix + "datacontenttype": true, attrPrefix + "dataschema": true, fieldType: true,
+}
+
+// field is a field of an entry: its value is data if that is not nil.
+type field struct {
+	name, value string
+	data        []byte
+	alike       bool
+}
+
+// appendFields appends the fields of an entry: attributes, content type, headers that
+// are no attributes under their own names, data. Equal events give equal fields in
+// equal order.
+func appendFields(dst []field, e *onewrite.Event) []field {
+	add := func(name, value string) { dst = append(dst, field{name: name, value: value, alike: alike[name]}) }
 	var room [16]cloudevents.Attr
 	for _, a := range cloudevents.Attributes(room[:0], e) {
 		name, ok := known[a.Name]
 		if !ok {
 			name = attrPrefix + a.Name
 		}
-		dst = append(dst, name, a.Value)
+		add(name, a.Value)
 	}
 	if e.ContentType != "" { // what consumers of Kafka look for, beside the attribute
-		dst = append(dst, fieldType, e.ContentType)
+		add(fieldType, e.ContentType)
 	}
 	var odd map[string]string
 	if len(e.Header) > 0 {
 		for _, h := range cloudevents.Headers(nil, e) {
 			if own(h.Name) {
-				dst = append(dst, h.Name, h.Value)
+				add(h.Name, h.Value)
 				continue
 			}
 			if odd == nil {
@@ -59,74 +74,130 @@ func appendFields(dst []any, e *onewrite.Event) []any {
 	}
 	if odd != nil {
 		text, _ := json.Marshal(odd) // a map of strings cannot fail
-		dst = append(dst, fieldHeaders, string(text))
+		add(fieldHeaders, string(text))
 	}
 	if e.Data != nil {
-		dst = append(dst, fieldData, e.Data)
+		dst = append(dst, field{name: fieldData, data: e.Data})
 	}
 	return dst
 }
 
-// forms collects the arguments of a script: the names of the fields of entries, each
-// set of them once, and the events with the values alone.
+// maxForms bounds the forms that differ by values alone, so that events of which
+// each has a type of its own do not bring a form each.
+const maxForms = 64
+
+// forms collects the arguments of a script: the forms of entries, which are the names
+// of their fields and the values that are alike; the kinds, a stream and a form each;
+// and the events with their other values.
 type forms struct {
-	count  int
-	names  []any
-	events []any
-	number map[string]int // of a form, by its names
-	last   []any          // fields and values of the newest event, whose form is form
-	form   int
+	forms, kinds []any
+	events       []any
+
+	numbers map[string]form // by names and values
+	known   map[kind]int
+	text    []byte  // of a form
+	last    []field // of the newest event
+	form    form    // of the newest event
 }
+
+// form is a form of entries: its number, from 1, and whether it has the values that
+// are alike.
+type form struct {
+	number int
+	values bool
+}
+
+// kind is a stream, by its number, and a form.
+type kind struct{ stream, form int }
 
 // newForms returns an empty collection with room for n events.
 func newForms(n int) *forms {
-	return &forms{events: make([]any, 0, n*18), number: map[string]int{}}
+	return &forms{events: make([]any, 0, n*9), numbers: map[string]form{}, known: map[kind]int{}}
 }
 
 // add adds an event of a stream and returns how many fields it has.
 func (f *forms) add(stream int, offset uint64, e *onewrite.Event) int {
-	var room [40]any
+	var room [40]field
 	fields := appendFields(room[:0], e)
-	if !sameNames(f.last, fields) {
+	if !f.isLast(fields) {
 		f.form = f.of(fields)
+		f.last = append(f.last[:0], fields...)
 	}
-	f.last = append(f.last[:0], fields...)
-	f.events = append(f.events, stream, strconv.FormatUint(offset, 10), f.form)
-	for i := 1; i < len(fields); i += 2 {
-		f.events = append(f.events, fields[i])
+	is := kind{stream, f.form.number}
+	number, ok := f.known[is]
+	if !ok {
+		f.kinds = append(f.kinds, stream, f.form.number)
+		number = len(f.kinds) / 2
+		f.known[is] = number
 	}
-	return len(fields) / 2
+	f.events = append(f.events, number, strconv.FormatUint(offset, 10)+"-*")
+	for i := range fields {
+		switch x := &fields[i]; {
+		case x.data != nil:
+			f.events = append(f.events, x.data)
+		case !x.alike || !f.form.values:
+			f.events = append(f.events, x.value)
+		}
+	}
+	return len(fields)
 }
 
-// of returns the number of a form, from 1, and adds it if it is new.
-func (f *forms) of(fields []any) int {
-	var all strings.Builder
-	for i := 0; i < len(fields); i += 2 {
-		name, _ := fields[i].(string)
-		fmt.Fprintf(&all, "%d:%s", len(name), name)
-	}
-	if number, ok := f.number[all.String()]; ok {
-		return number
-	}
-	f.count++
-	f.number[all.String()] = f.count
-	f.names = append(f.names, len(fields)/2)
-	for i := 0; i < len(fields); i += 2 {
-		f.names = append(f.names, fields[i])
-	}
-	return f.count
+// args are the arguments.
+func (f *forms) args(head []any) []any {
+	return slices.Concat(head, []any{len(f.numbers)}, f.forms, []any{len(f.kinds) / 2}, f.kinds, f.events)
 }
 
-func sameNames(a, b []any) bool {
-	if len(a) != len(b) {
+// isLast reports whether an entry is of the form of the newest event.
+func (f *forms) isLast(fields []field) bool {
+	if len(f.last) != len(fields) {
 		return false
 	}
-	for i := 0; i < len(a); i += 2 {
-		if a[i] != b[i] {
+	for i := range fields {
+		if a, b := &f.last[i], &fields[i]; a.name != b.name || b.alike && f.form.values && a.value != b.value {
 			return false
 		}
 	}
 	return true
+}
+
+// of returns the form of an entry, and adds it if it is new.
+func (f *forms) of(fields []field) form {
+	if known, ok := f.numbers[string(f.describe(fields, true))]; ok {
+		return known
+	}
+	values := len(f.numbers) < maxForms
+	if known, ok := f.numbers[string(f.describe(fields, values))]; ok {
+		return known
+	}
+	is := form{number: len(f.numbers) + 1, values: values}
+	f.numbers[string(f.text)] = is
+	at := len(f.forms) + 1
+	f.forms = append(f.forms, len(fields), 0)
+	for i := range fields {
+		f.forms = append(f.forms, fields[i].name)
+	}
+	for i := range fields {
+		if values && fields[i].alike {
+			f.forms = append(f.forms, i+1, fields[i].value)
+		}
+	}
+	f.forms[at] = (len(f.forms) - at - 1 - len(fields)) / 2
+	return is
+}
+
+// describe writes what tells one form from another.
+func (f *forms) describe(fields []field, values bool) []byte {
+	part := func(s string) {
+		f.text = append(append(strconv.AppendInt(f.text, int64(len(s)), 10), ':'), s...)
+	}
+	f.text = strconv.AppendBool(f.text[:0], values)
+	for i := range fields {
+		part(fields[i].name)
+		if values && fields[i].alike {
+			part(fields[i].value)
+		}
+	}
+	return f.text
 }
 
 // own reports whether a header can be a field without being taken for another.

@@ -1,10 +1,13 @@
 package redis_test
 
 import (
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/redis"
 	"github.com/onewrite/onewrite/internal/servers"
 )
@@ -59,6 +62,53 @@ func TestFields(t *testing.T) {
 	for _, bad := range [][]string{{"ce_id"}, {"a", "b"}, {"ce_id", "1", "ce_source", "/s", "ce_type", "t", "ce_time", "x"}, {"ce_headers", "{"}} {
 		if _, err := redis.Decode(bad); err == nil || !strings.HasPrefix(err.Error(), "redis: ") {
 			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// TestForms: entries of more forms than have values of their own, into several streams in
+// turns, are those of their events, field by field and in their order.
+func TestForms(t *testing.T) {
+	srv := servers.Redis(t)
+	c := plain(t, srv)
+	name := unique(t)
+	for _, types := range []int{3, 100} {
+		stream := fmt.Sprintf("%s-%d:", name, types)
+		s := openPlaced(t, redis.Config{URL: srv.URL(), Destination: fmt.Sprint(name, types), Stream: stream + "{topic}"})
+		if _, err := s.Place(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		list := events("t", 0, 400, "a", "b", "c")
+		want := map[string][]onewrite.Event{}
+		for i := range list {
+			e := &list[i]
+			e.Topic, e.Type, e.Source = fmt.Sprint("t", i%5), fmt.Sprint("type", i%types), fmt.Sprint("shop", i%7/6)
+			switch i % 11 {
+			case 1:
+				e.Header = map[string]string{"tenant": fmt.Sprint(i)}
+			case 2:
+				e.ContentType, e.Data = "", nil
+			case 3:
+				e.Key, e.Data = "", []byte{}
+			case 4:
+				e.Header = map[string]string{"x-Trace": fmt.Sprint(i), "ce_odd": ""}
+			}
+			want[e.Topic] = append(want[e.Topic], *e)
+		}
+		if bad, err := s.WriteAt(t.Context(), messages(1, list...), []byte("here")); err != nil {
+			t.Fatal(bad, err)
+		}
+		for topic, events := range want {
+			got := entries(t, c, stream+topic)
+			if len(got) != len(events) {
+				t.Fatalf("%s has %d entries, want %d", topic, len(got), len(events))
+			}
+			for i := range got {
+				e, err := redis.Decode(got[i].fields)
+				if err != nil || !reflect.DeepEqual(e, events[i]) {
+					t.Fatalf("%s, entry %d: %+v, %v, want %+v", topic, i, e, err, events[i])
+				}
+			}
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -143,7 +142,7 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 	if ctx.Err() != nil {
 		return 0, unsent{fmt.Errorf("redis: %w", context.Cause(ctx))}
 	}
-	head := []any{0, "", "", "", "", "", 0}
+	head := []any{0, "", "", "", "", ""}
 	if s.set.maxLen > 0 {
 		head[1] = strconv.FormatInt(s.set.maxLen, 10)
 	}
@@ -170,12 +169,12 @@ func (s *Sink) run(ctx context.Context, n int, event func(i int) (*onewrite.Even
 			return i, refuse("event "+e.ID, fmt.Errorf("it has %d headers, %d go into an entry; publish it with fewer", len(e.Header), maxFields))
 		}
 	}
-	head[0], head[6] = len(keys), forms.count
+	head[0] = len(keys)
 	if p != nil {
 		head[2], head[3], head[4], head[5] = p.owner, p.writes, p.next, p.record
 		keys = append(keys, s.set.placeKey())
 	}
-	args := slices.Concat(head, forms.names, forms.events)
+	args := forms.args(head)
 	if err := sabotage.At("redis.write"); err != nil {
 		return 0, unsent{err}
 	}
