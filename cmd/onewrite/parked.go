@@ -166,6 +166,16 @@ func (a *app) parkedAct(cmd *cobra.Command, args []string, what, payload string)
 	if err != nil {
 		return err
 	}
+	if len(args) == 1 {
+		var list []dashboard.Parked
+		if err := cl.call(cmd.Context(), "GET", "/api/parked/"+url.PathEscape(args[0]), url.Values{"limit": {"1"}}, &list); err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing is parked\n", args[0])
+			return nil
+		}
+	}
 	var answer map[string]any
 	if err := cl.send(cmd.Context(), "POST", "/api/parked/"+url.PathEscape(args[0])+"/"+what, q, body, &answer); err != nil {
 		return err

@@ -56,5 +56,9 @@ func TestParkedPayload(t *testing.T) {
 		}
 		return err
 	})
+	p.must("parked", "skip", "archive", ref)
+	if out, err := p.command("parked", "retry", "archive", "--all").Output(); err != nil || string(out) != "archive: nothing is parked\n" {
+		t.Errorf("retry of nothing says %q, %v", out, err)
+	}
 	p.stop()
 }
