@@ -13,7 +13,8 @@ import (
 
 // BenchmarkLogToSink carries rows from the log through the embedded bus to one
 // destination by the program: what a destination costs beside the bus alone, of which
-// BenchmarkLogByProgram tells. In bus, Kafka is the bus, and nothing is behind it.
+// BenchmarkLogByProgram tells. In bus, Kafka is the bus, and nothing is behind it; in
+// bus-file, a file is.
 func BenchmarkLogToSink(b *testing.B) {
 	kafka := func(b *testing.B) string {
 		return fmt.Sprintf("{type: kafka, brokers: [%q], topic: \"rows%d.{topic}\"", servers.Kafka(b).Addr(), time.Now().UnixNano())
@@ -34,8 +35,15 @@ func BenchmarkLogToSink(b *testing.B) {
 			logToSink(p)
 		})
 	}
-	b.Run("bus", func(b *testing.B) {
-		logToSink(newLogProgramOn(b, fmt.Sprintf("{type: kafka, name: rows%d, brokers: [%q], max_size: 20GB}", time.Now().UnixNano(), servers.Kafka(b).Addr()), ""))
+	bus := func(b *testing.B) string {
+		return fmt.Sprintf("{type: kafka, name: rows%d, brokers: [%q], max_size: 20GB}", time.Now().UnixNano(), servers.Kafka(b).Addr())
+	}
+	b.Run("bus", func(b *testing.B) { logToSink(newLogProgramOn(b, bus(b), "")) })
+	b.Run("bus-file", func(b *testing.B) {
+		to := fmt.Sprintf("{type: file, path: %q}", filepath.Join(b.TempDir(), "rows.jsonl"))
+		p := newLogProgramOn(b, bus(b), "destinations:\n  to: "+to+"\n")
+		p.to = "to"
+		logToSink(p)
 	})
 }
 

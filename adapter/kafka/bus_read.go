@@ -17,7 +17,7 @@ import (
 
 const (
 	readCount = 1000    // records that are taken at once
-	readBytes = 8 << 20 // that an answer may have
+	readBytes = 2 << 20 // that an answer may have; an event that waits keeps all of its answer in memory
 	// report is how often a reader says that it passed what does not match.
 	report = 200 * time.Millisecond
 )
