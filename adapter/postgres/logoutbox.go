@@ -145,6 +145,14 @@ func (r *logReader) outboxRow(m *pgoutput.Message) error {
 	if err != nil {
 		return err
 	}
+	if *r.member == 0 && r.tx.outbox == 0 { // sooner than the watch: the ring has rows from before that come first
+		r.side.Lock()
+		err := r.lookAtOutbox(r.alive)
+		r.side.Unlock()
+		if err != nil {
+			return err
+		}
+	}
 	r.tx.outbox = row.xid
 	if !r.skipped(0) {
 		p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, index: r.tx.index + 1, snaps: r.at.snaps}

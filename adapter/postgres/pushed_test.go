@@ -189,6 +189,49 @@ func TestPushedForgets(t *testing.T) {
 	})
 }
 
+// The outbox is put into the publication while it is read: what was committed before comes
+// first, from the ring.
+func TestPushedPutIn(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url := newOutbox(t, pg, pushedCapture)
+		conn := dial(t, url)
+		sql(t, conn, `ALTER PUBLICATION onewrite_shop DROP TABLE onewrite.outbox`)
+		r := &rig{t: t, url: url, conn: conn, cfg: Config{Name: "shop", URL: url, BusID: "bus1", Pushed: true}}
+		r.open()
+		b := r.src.(*Both)
+		for b.log.Load() == nil || b.ring.looks <= b.pushed.looks+1 {
+			sql(t, conn, `SELECT onewrite.publish('mark', 'k', 'mark'::text)`)
+			r.read()
+		}
+		b.pushed.timer.Stop() // the next look is not soon
+		if b.pushed.due {
+			t.Fatal("the ring is looked at now")
+		}
+		sql(t, conn, `SELECT onewrite.publish('a', 'k', '1'::text)`)
+		if _, err := Migrate(t.Context(), url, pushedCapture); err != nil {
+			t.Fatal(err)
+		}
+		sql(t, conn, `SELECT onewrite.publish('a', 'k', '2'::text)`)
+		var came []string
+		eventually(t, "both", func() bool {
+			batch, err := r.src.Read(t.Context())
+			if err != nil {
+				r.open()
+			}
+			for _, e := range batch.Events {
+				came = append(came, string(e.Data))
+			}
+			return len(came) >= 2
+		})
+		if !slices.Equal(came, []string{"1", "2"}) {
+			t.Errorf("%q came", came)
+		}
+		if r.src == b {
+			t.Error("the source was not opened again")
+		}
+	})
+}
+
 // The log tells a commit before others see it, by as long as a synchronous standby takes.
 // A sweep in that time does not forget that it was told.
 func TestPushedBeforeVisible(t *testing.T) {
