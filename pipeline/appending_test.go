@@ -141,3 +141,48 @@ func TestAppendsEnd(t *testing.T) {
 		}
 	})
 }
+
+// TestLastBatchFull: a backlog that ends with a full batch is caught up with, though nothing
+// comes after it.
+func TestLastBatchFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newMemSource("shop")
+		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{}, AckDurable: true, Open: func(context.Context, onewrite.Pos) (onewrite.Source, error) {
+			return &fullBatches{memSource: source}, nil
+		}}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = in.Run(ctx) }()
+		time.Sleep(time.Second)
+		if s := in.Status(); s.State != pipeline.CatchingUp || s.Lag == 0 || s.Events != onewrite.MaxBatch {
+			t.Errorf("while it may go on: %+v", s)
+		}
+		time.Sleep(time.Minute)
+		if s := in.Status(); s.State != pipeline.OK || s.Lag != 0 {
+			t.Errorf("long after: %+v", s)
+		}
+		stop()
+		<-done
+	})
+}
+
+// fullBatches has one batch, as large as one may be.
+type fullBatches struct {
+	*memSource
+	told bool
+}
+
+func (f *fullBatches) Read(ctx context.Context) (onewrite.Batch, error) {
+	if f.told {
+		<-ctx.Done()
+		return onewrite.Batch{}, ctx.Err()
+	}
+	f.told = true
+	b := onewrite.Batch{Pos: "1"}
+	for i := range onewrite.MaxBatch {
+		e := event(i, "")
+		e.Time = time.Now().Add(-time.Minute)
+		b.Events = append(b.Events, e)
+	}
+	return b, nil
+}

@@ -52,6 +52,9 @@ type IngestStatus struct {
 	LastEvent time.Time
 }
 
+// settled is how long nothing comes after a full batch until it was the last of a backlog.
+const settled = 3 * time.Second
+
 // Status returns what the ingest is doing now.
 func (in *Ingest) Status() IngestStatus {
 	in.mu.Lock()
@@ -59,6 +62,9 @@ func (in *Ingest) Status() IngestStatus {
 	s := in.status
 	if s.State == "" {
 		s.State = Waiting
+	}
+	if s.State == CatchingUp && in.asked.IsZero() && time.Since(s.LastEvent) > settled {
+		s.State, s.Lag = OK, 0 // the last batch was full, and nothing came after it
 	}
 	if !in.asked.IsZero() && time.Since(in.asked) > silence && s.State != Stopped {
 		s.State, s.LastError, s.Lag = Waiting, errSilent.Error(), time.Since(in.asked)

@@ -11,7 +11,7 @@ const (
 	// first, which is itself log. What was an event counts too: a server lets go of the log
 	// before a place where it noted what is running, once the slot is past that, and after
 	// the last event of a backlog there may be none for hours.
-	idleStep = 16 << 20
+	idleStep = 4 << 20
 	// idleAgain is when the slot moves once more after a step: servers make that note
 	// every 15 s.
 	idleAgain = 20 * time.Second
