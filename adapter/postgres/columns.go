@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/onewrite/onewrite/internal/masking"
+	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
 // Known is what a process saw of the captured tables when it looked first. A table that is
@@ -23,6 +24,8 @@ type Known struct {
 	begun bool
 	rules map[uint32]string // as migrate stored them, by table
 	said  map[string]string // what is wrong with tables and rules, as it was told last
+
+	strayed [2]pgoutput.LSN // of a place inside a transaction that the log does not have: the slot's beginning, the commit
 }
 
 // tell says what is wrong, when that is news.

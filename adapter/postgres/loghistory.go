@@ -12,19 +12,23 @@ import (
 )
 
 // forked says how the server's history differs from the one that led to a place; ""
-// is not at all. A slot that was confirmed up to the place is a proof; it is behind
+// is not at all. A transaction that was read in part is part of it; whether it is there
+// shows when it is read on, see meets. A slot that was confirmed up to the place is a proof; it is behind
 // after a crash, of the server or of the reader, but also in a backup that was
 // restored, where the log may be beyond the place again.
 func (s *asked) forked(p *logPlace) (string, error) {
-	if p.done > s.flushed {
+	if p.done > s.flushed || p.tx != 0 && p.tx >= s.flushed {
 		return fmt.Sprintf("the database went back in time (a backup was restored, or a failover lost commits): its log ends at %s", s.flushed), nil
 	}
 	if p.line != s.line {
 		at, err := s.ended(p.line)
-		if err == nil && p.done > at {
+		if err == nil && (p.done > at || p.tx != 0 && p.tx >= at) {
 			return fmt.Sprintf("a failover lost commits that were read already: timeline %d ended at %s", p.line, at), nil
 		}
 		return "", err
+	}
+	if s.strayed {
+		return fmt.Sprintf("the database went back in time (a backup was restored): no transaction commits at %s, where one that was read in part did", p.tx), nil
 	}
 	if s.slot.confirmed >= p.done {
 		return "", nil
@@ -34,6 +38,40 @@ func (s *asked) forked(p *logPlace) (string, error) {
 		return fmt.Sprintf("the database went back in time (a backup was restored): no transaction ends at %s, where one that was read did", p.done), nil
 	}
 	return "", err
+}
+
+// meets is told the commit of each transaction that the log has: where the place that
+// reading began at is inside of one, that one has to come, and none in its stead.
+func (r *logReader) meets(commit pgoutput.LSN, ends int64) error {
+	if r.inside != 0 && commit == r.inside && (r.begin.ends == 0 || ends == r.begin.ends) {
+		r.inside = 0
+	}
+	return r.passes(commit)
+}
+
+// passes is told how far the log has come.
+func (r *logReader) passes(at pgoutput.LSN) error {
+	if r.inside == 0 || at < r.inside {
+		return nil
+	}
+	r.cfg.Known.stray(&r.begin)
+	return errStrayed // opening it again says what is missing
+}
+
+var errStrayed = errors.New("postgres: the transaction that was read in part is not in the log")
+
+// stray notes that the server's log does not have the transaction that a place is inside of.
+func (k *Known) stray(p *logPlace) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.strayed = [2]pgoutput.LSN{p.slot, p.tx}
+}
+
+// strays reports whether that was noted of a place.
+func (k *Known) strays(p *logPlace) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return p != nil && p.tx != 0 && k.strayed == [2]pgoutput.LSN{p.slot, p.tx}
 }
 
 // timelineHistory asks a server how it came to a timeline.

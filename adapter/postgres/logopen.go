@@ -141,6 +141,7 @@ type asked struct {
 	stored  *logPlace // nil: nothing
 	before  bool      // snapshots were finished: something was on a bus
 	broken  bool      // the outbox says that this is another history
+	strayed bool      // the log does not have the transaction that stored is inside of
 	system  uint64
 	busID   string
 	ended   func(line uint32) (pgoutput.LSN, error) // where a timeline did
@@ -278,6 +279,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		}
 	}
 	begin, fresh, why, err := judgeLog(asked{logState: state, stored: stored, system: system, busID: r.cfg.BusID, broken: broken && stored != nil,
+		strayed: r.cfg.Known.strays(stored),
 		before:  slices.ContainsFunc(list, func(c captured) bool { return c.finished > 0 }),
 		ended:   func(line uint32) (pgoutput.LSN, error) { return timelineEnd(ctx, r.cfg.logURL(), line, state.line) },
 		history: func(p *logPlace) (bool, error) { return r.endsThere(ctx, p) },
@@ -426,7 +428,8 @@ func (r *logReader) startAt(begin logPlace, list []captured) {
 		}
 	}
 	r.begin, r.at, r.snaps = begin, begin, begin.snaps
-	r.at.tx, r.at.index, r.at.sub = 0, 0, 0
+	r.inside = begin.tx
+	r.at.tx, r.at.ends, r.at.index, r.at.sub = 0, 0, 0, 0
 }
 
 // renew makes the slot anew. Everything before it is in the tables only.

@@ -155,7 +155,7 @@ func (r *logReader) outboxRow(m *pgoutput.Message) error {
 	}
 	r.tx.outbox = row.xid
 	if !r.skipped(0) {
-		p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, index: r.tx.index + 1, snaps: r.at.snaps}
+		p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, ends: r.tx.ends, index: r.tx.index + 1, snaps: r.at.snaps}
 		r.tail = append(r.tail, item{event: &row.event, at: p, xid: row.xid, seq: row.seq})
 		if r.tailSize += row.event.Size(); r.tailSize >= maxTailBytes || len(r.tail) >= maxTail {
 			last := len(r.tail) - 1 // the newest is kept: it may be the last of all

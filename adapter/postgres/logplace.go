@@ -22,6 +22,7 @@ type logPlace struct {
 	done  pgoutput.LSN
 	when  int64        // the moment of the commit that ended at done, as the server writes it; 0: not known
 	tx    pgoutput.LSN // 0: not inside a transaction
+	ends  int64        // the moment of its commit, as when; 0: not known
 	index uint32       // changes of tx that were handed over whole
 	sub   uint8        // events of the next change that were handed over
 	snaps *snapPlaces
@@ -86,6 +87,10 @@ func (p logPlace) append(b []byte) []byte {
 		b = append(b, ",@"...)
 		b = strconv.AppendInt(b, p.when, 16)
 	}
+	if p.ends != 0 {
+		b = append(b, ",~"...)
+		b = strconv.AppendInt(b, p.ends, 16)
+	}
 	if p.snaps == nil {
 		return b
 	}
@@ -122,6 +127,12 @@ func parseLogPlace(text string) (p logPlace, err error) {
 	for _, word := range f[7:] {
 		if when, ok := strings.CutPrefix(word, "@"); ok {
 			if p.when, err = strconv.ParseInt(when, 16, 64); err != nil {
+				return p, bad
+			}
+			continue
+		}
+		if ends, ok := strings.CutPrefix(word, "~"); ok {
+			if p.ends, err = strconv.ParseInt(ends, 16, 64); err != nil {
 				return p, bad
 			}
 			continue

@@ -55,8 +55,9 @@ type logReader struct {
 	msg      pgoutput.Message
 	start    pgoutput.LSN // of the message at hand
 	tables   map[uint32]*table
-	at       logPlace // after the last whole transaction; its snaps are the newest
-	begin    logPlace // where reading began
+	at       logPlace     // after the last whole transaction; its snaps are the newest
+	begin    logPlace     // where reading began
+	inside   pgoutput.LSN // the commit of the transaction that begin is inside of, until it comes
 	tx       transaction
 	kept     keeper
 	held     *item  // the newest event of tx that is not of the outbox: is it the last?
@@ -87,6 +88,7 @@ type transaction struct {
 	open   bool
 	old    bool         // it was handed over before
 	lsn    pgoutput.LSN // of its commit
+	ends   int64        // the moment of its commit, as the server writes it
 	xid    uint32
 	at     time.Time
 	origin *string // where it was replicated from; nil: it is this server's own
@@ -140,6 +142,9 @@ func (r *logReader) loop() error {
 		case pgoutput.FrameKeepalive:
 			k, err := pgoutput.ParseKeepalive(data)
 			if err != nil {
+				return err
+			}
+			if err := r.passes(max(k.WALEnd, 1) - 1); err != nil {
 				return err
 			}
 			r.keepalive(k)
@@ -207,7 +212,8 @@ func (r *logReader) atServer() bool { return r.cfg.LocalOnly && r.version >= 160
 func (r *logReader) handle(m *pgoutput.Message) error {
 	switch m.Kind {
 	case pgoutput.KindBegin:
-		r.tx = transaction{open: true, lsn: m.FinalLSN, xid: m.XID, at: m.CommitTime.Time(), old: m.FinalLSN < r.at.done}
+		r.tx = transaction{open: true, lsn: m.FinalLSN, ends: int64(m.CommitTime), xid: m.XID, at: m.CommitTime.Time(), old: m.FinalLSN < r.at.done}
+		return r.meets(m.FinalLSN, r.tx.ends)
 	case pgoutput.KindCommit:
 		return r.commit(m)
 	case pgoutput.KindRelation:
@@ -336,7 +342,7 @@ func (r *logReader) stamp(c *change) bool {
 // hold keeps the event of a change until it is known whether it is the transaction's
 // last.
 func (r *logReader) hold(c *change, last bool, i item) {
-	p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, index: c.index, sub: c.sub + 1, snaps: r.at.snaps}
+	p := logPlace{slot: r.at.slot, line: r.at.line, done: r.at.done, when: r.at.when, tx: r.tx.lsn, ends: r.tx.ends, index: c.index, sub: c.sub + 1, snaps: r.at.snaps}
 	if last {
 		p.index, p.sub = c.index+1, 0
 	}

@@ -1,0 +1,101 @@
+package postgres
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// half reads a part of a transaction of 5,000 rows and stops there.
+func (f *follower) half() {
+	f.t.Helper()
+	f.cfg.Known = &Known{}
+	sql(f.t, f.conn, `INSERT INTO a SELECT i, 5 FROM generate_series(20001, 25000) i`)
+	n := len(f.ids)
+	f.until("a part of the transaction", func() bool { return len(f.ids) >= n+1000 })
+	f.close()
+	if p, _, err := splitPlaces(f.pos); err != nil || p.tx == 0 || p.ends == 0 || len(f.ids) >= n+5000 {
+		f.t.Fatalf("%d events of it were read, the place is %+v, %v", len(f.ids)-n, p, err)
+	}
+}
+
+// A standby takes over that lacks a transaction of which a part was read.
+func TestPromotedStandbyThatLacksTheRest(t *testing.T) {
+	o := newFailover(t, 18)
+	o.follows(true)
+	o.change(1)
+	o.settle()
+	o.follows(false)
+	o.standby.Stop(t)
+	o.half()
+	o.primary.Crash(t)
+	o.standby.Start(t)
+	o.promote()
+	sql(t, o.conn, `INSERT INTO a SELECT i, 6 FROM generate_series(30001, 31000) i`, `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 3000)`)
+	o.cfg.HoldGap = true
+	o.held("a failover lost commits")
+	o.cfg.HoldGap = false
+	lingering := o.lingering()
+	if len(lingering) < 1000 {
+		t.Fatalf("%d rows are lost; nothing is proven", len(lingering))
+	}
+	o.heals("a failover lost commits", lingering...)
+}
+
+// The disk's snapshot of a running server is put back, of before a transaction of which a
+// part was read. If the log is beyond its commit again, that shows when it is read on.
+func TestRestoredLogOfHalf(t *testing.T) {
+	for _, c := range []struct{ name, since, says string }{
+		{"nothing written since", "", "its log ends at"},
+		{"another transaction since", `INSERT INTO a SELECT i, 6 FROM generate_series(30001, 60000) i`, "no transaction commits at"},
+		{"nothing of ours since", `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 9000)`, "no transaction commits at"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
+				f := newFollower(t, pg)
+				data := one[string](t, f.conn, `SHOW data_directory`)
+				f.begin()
+				pg.Pause(t)
+				copied := copyData(t, data)
+				pg.Resume(t)
+				f.half()
+				swap(t, pg, data, copied)
+				f.redial()
+				if c.since != "" {
+					sql(t, f.conn, c.since)
+					if p, _, _ := splitPlaces(f.pos); !one[bool](t, f.conn, `SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn`, p.tx.String()) {
+						t.Fatal("the log is not beyond the place")
+					}
+				}
+				lingering := f.lingering()
+				if len(lingering) < 1000 {
+					t.Fatalf("%d rows are of the history that is gone; nothing is proven", len(lingering))
+				}
+				f.heals(c.says, lingering...)
+			})
+		})
+	}
+}
+
+// What was read in part is read on, after a crash of the server too: its slot is behind
+// then.
+func TestHalfGoesOn(t *testing.T) {
+	eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
+		f := newFollower(t, pg)
+		f.begin()
+		f.half()
+		f.noGap()
+		f.equal()
+		sql(t, f.conn, `DELETE FROM a WHERE id > 20000`)
+		f.half()
+		pg.Crash(t)
+		pg.Start(t)
+		f.redial()
+		f.noGap()
+		f.equal()
+		if f.again > 0 || len(f.gaps) > 0 {
+			t.Error(fmt.Sprintf("%d events came again, gaps %v", f.again, f.gaps))
+		}
+	})
+}
