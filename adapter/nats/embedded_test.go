@@ -482,3 +482,45 @@ func TestRebuiltIndexIsNoWarning(t *testing.T) {
 		t.Errorf("it says %s", text)
 	}
 }
+
+// TestFolderRemoved: nothing is stored in files that are gone; a folder that is put back is
+// written to again.
+func TestFolderRemoved(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a folder in use cannot be removed")
+	}
+	dir := filepath.Join(t.TempDir(), "bus")
+	b := open(t, nats.Config{Dir: dir})
+	n := 0
+	add := func() error { // behind what is there: a refused one may be there when the folder is back
+		prev, _, err := b.Position(t.Context(), "shop")
+		if err != nil {
+			return err
+		}
+		n++
+		next := batch(n, 1)
+		_, err = b.Append(t.Context(), "shop", prev, next)
+		return err
+	}
+	if err := add(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, filepath.Join(dir, "jetstream")} {
+		if err := os.Rename(path, dir+"-away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := add(); err == nil || !strings.Contains(err.Error(), "was removed or put elsewhere") {
+			t.Errorf("without %s an append says %v", path, err)
+		}
+		if err := os.Rename(dir+"-away", path); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the bus goes on", func() bool { return add() == nil })
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(); err == nil || !strings.Contains(err.Error(), "was removed or put elsewhere") {
+		t.Errorf("when all is gone an append says %v", err)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	natsgo "github.com/nats-io/nats.go"
 
 	"github.com/onewrite/onewrite/internal/disk"
@@ -27,14 +28,45 @@ const needed = 2 << 20
 // illness says which streams of the embedded server cannot be written.
 type illness struct {
 	dir  string
-	wake chan struct{} // holds one token when something was added
+	home map[string]os.FileInfo // the folder and that of the store, as they were at the start
+	wake chan struct{}          // holds one token when something was added
 
 	mu      sync.Mutex
 	streams map[string]string // by name, what the server said; "" is all of them
 }
 
 func newIllness(dir string) *illness {
-	return &illness{dir: dir, wake: make(chan struct{}, 1), streams: map[string]string{}}
+	return &illness{dir: dir, home: map[string]os.FileInfo{}, wake: make(chan struct{}, 1), streams: map[string]string{}}
+}
+
+// settle notes which folders are written to.
+func (i *illness) settle() error {
+	for _, path := range []string{i.dir, filepath.Join(i.dir, server.JetStreamStoreDir)} {
+		info, err := os.Stat(path)
+		if err != nil {
+			return fmt.Errorf("nats: bus folder: %w", err)
+		}
+		i.home[path] = info
+	}
+	return nil
+}
+
+// removed reports whether the folders are there no more. The server would go on writing
+// to files that are gone, and answer that they are synced.
+func (i *illness) removed() bool {
+	for path, was := range i.home {
+		if now, err := os.Stat(path); err != nil || !os.SameFile(was, now) {
+			return true
+		}
+	}
+	return false
+}
+
+// look notes that the folders are there no more.
+func (i *illness) look() {
+	if i.removed() {
+		i.add("", "the folder was removed")
+	}
 }
 
 // hear takes the server's errors. It is called under the server's locks.
@@ -83,8 +115,11 @@ func (i *illness) of(stream string) error {
 	if !ill {
 		text, ill = i.streams[""]
 	}
-	if !ill {
+	switch {
+	case !ill:
 		return nil
+	case i.removed():
+		return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again, and what was not delivered is read again", i.dir)
 	}
 	return fmt.Errorf("nats: the embedded bus cannot write to its folder: %s; nothing is lost, what is new waits in the database and goes on by itself when there is room on the disk: df -h %s", text, i.dir)
 }
@@ -114,12 +149,25 @@ func (b *Bus) suspect(stream string, err error) error {
 	return err
 }
 
+// stored is called before a write that the server has confirmed is: its files have to be
+// those of the folder.
+func (b *Bus) stored(stream string) error {
+	if b.emb == nil {
+		return nil
+	}
+	b.emb.ill.look()
+	return b.emb.ill.of(stream)
+}
+
 // publish stores one message in a stream of the bus and waits for the answer.
 func (b *Bus) publish(ctx context.Context, stream string, m *natsgo.Msg) (uint64, error) {
 	if err := b.writable(stream); err != nil {
 		return 0, err
 	}
 	seq, err := b.link.publish(ctx, m)
+	if err == nil {
+		err = b.stored(stream)
+	}
 	return seq, b.suspect(stream, err)
 }
 
@@ -138,17 +186,26 @@ func hasRoom(dir string) error {
 func (b *Bus) tend(ctx context.Context) {
 	var started time.Time
 	pause := time.Duration(0)
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+			b.emb.ill.look()
+			continue
 		case <-b.emb.ill.wake:
 		}
 		if time.Since(started) > time.Minute {
 			pause = 0
 		}
 		b.link.drop() // who waits for an answer waits in vain
-		b.log.Error("the embedded bus cannot write and is started again when there is room; what is new waits in the database", "folder", b.emb.dir, "cure", "df -h "+b.emb.dir)
+		if b.emb.ill.removed() {
+			b.log.Error("the folder of the embedded bus was removed or put elsewhere; what is new waits in the database", "folder", b.emb.dir, "cure", "put it back; if it is lost, stop onewrite and start it again")
+		} else {
+			b.log.Error("the embedded bus cannot write and is started again when there is room; what is new waits in the database", "folder", b.emb.dir, "cure", "df -h "+b.emb.dir)
+		}
 		if !b.revive(ctx, pause) {
 			return
 		}
@@ -171,7 +228,7 @@ func (b *Bus) revive(ctx context.Context, pause time.Duration) bool {
 			continue
 		case <-tick.C:
 		}
-		if time.Now().Before(from) || hasRoom(b.emb.dir) != nil {
+		if time.Now().Before(from) || b.emb.ill.removed() || hasRoom(b.emb.dir) != nil {
 			continue
 		}
 		err := b.emb.restart(ctx, &b.cfg, b.link.drop)

@@ -71,7 +71,13 @@ func startEmbedded(ctx context.Context, c *Config) (_ *embedded, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e.srv, err = e.start(ctx, c)
+	if e.srv, err = e.start(ctx, c); err != nil {
+		return nil, err
+	}
+	if err = e.ill.settle(); err != nil {
+		e.srv.Shutdown()
+		e.srv.WaitForShutdown()
+	}
 	return e, err
 }
 
