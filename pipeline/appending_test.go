@@ -187,3 +187,36 @@ func (f *fullBatches) Read(ctx context.Context) (onewrite.Batch, error) {
 	}
 	return b, nil
 }
+
+// TestSourceBehind: a source that says how far it is behind is not up to date, whatever came
+// last.
+func TestSourceBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source, lag := newMemSource("shop"), atomic.Int64{}
+		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{}, AckDurable: true, Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
+			s, err := source.open(ctx, pos)
+			return behind{s, &lag}, err
+		}}
+		source.commit(event(0, ""))
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = in.Run(ctx) }()
+		time.Sleep(time.Second)
+		for _, want := range []time.Duration{0, time.Minute, 0} {
+			lag.Store(int64(want))
+			if s := in.Status(); s.Lag != want || (s.State == pipeline.OK) != (want == 0) || s.Events != 1 {
+				t.Errorf("%v behind: %+v", want, s)
+			}
+		}
+		stop()
+		<-done
+	})
+}
+
+// behind says how far it is behind.
+type behind struct {
+	onewrite.Source
+	lag *atomic.Int64
+}
+
+func (b behind) Lag() time.Duration { return time.Duration(b.lag.Load()) }

@@ -36,8 +36,9 @@ type Ingest struct {
 	status    IngestStatus
 	marks     marks
 	confirmed uint64
-	wake      chan struct{} // holds one token when confirmed moved
-	asked     time.Time     // since when an append is under way; zero: none is
+	wake      chan struct{}        // holds one token when confirmed moved
+	asked     time.Time            // since when an append is under way; zero: none is
+	behind    func() time.Duration // how far the source is, as far as it knows; nil: it does not
 }
 
 // IngestStatus is a snapshot of an Ingest.
@@ -65,6 +66,11 @@ func (in *Ingest) Status() IngestStatus {
 	}
 	if s.State == CatchingUp && in.asked.IsZero() && time.Since(s.LastEvent) > settled {
 		s.State, s.Lag = OK, 0 // the last batch was full, and nothing came after it
+	}
+	if in.behind != nil && (s.State == OK || s.State == CatchingUp) {
+		if d := in.behind(); d > 0 { // the source has not read it so far
+			s.State, s.Lag = CatchingUp, max(s.Lag, d)
+		}
 	}
 	if !in.asked.IsZero() && time.Since(in.asked) > silence && s.State != Stopped {
 		s.State, s.LastError, s.Lag = Waiting, errSilent.Error(), time.Since(in.asked)
@@ -171,7 +177,10 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 	}
 	defer src.Close()
 	in.mu.Lock()
-	in.marks = marks{}
+	in.marks, in.behind = marks{}, nil
+	if l, ok := src.(interface{ Lag() time.Duration }); ok {
+		in.behind = l.Lag
+	}
 	in.marks.add(offset, pos)
 	in.status.State, in.status.Position, in.status.Offset, in.status.LastError = OK, pos, offset, ""
 	in.mu.Unlock()

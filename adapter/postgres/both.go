@@ -48,6 +48,9 @@ type logResult struct {
 // slotWaits is said while the slot cannot be made.
 const slotWaits = "row changes are not read yet: the slot can be made when the transactions that are open now have ended; the oldest: SELECT pid, xact_start, application_name FROM pg_stat_activity ORDER BY xact_start LIMIT 1"
 
+// logWaits is said while the log is being opened, and its slot is there.
+const logWaits = "row changes are not read yet: the server has not opened its log so far; look there: SELECT pid, wait_event, left(query, 80) FROM pg_stat_activity WHERE application_name = 'onewrite log'"
+
 // soon is how long the opening of the log is waited for. A slot can be made only when
 // the transactions that are open have ended, which may take hours: the outbox does not
 // wait for that. Where the ring has all that the log has, it hardly waits: a takeover
@@ -91,7 +94,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 			waiting = r.gap != nil || r.anew
 		case <-late:
 			if !b.fallsBack() { // otherwise what is wrong was said
-				b.ring.cfg.trouble("log", slotWaits)
+				b.ring.cfg.trouble("log", map[bool]string{true: slotWaits, false: logWaits}[b.ring.slotting.Load()])
 			}
 		case <-ctx.Done():
 			err = ctx.Err()

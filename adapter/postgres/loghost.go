@@ -182,6 +182,8 @@ func (r *logReader) checkHost(ctx context.Context) (behind string, err error) {
 // createSlot makes the slot and returns where it begins. A standby can do so when its log
 // has told which transactions are open, which the primary writes now and then.
 func (r *logReader) createSlot(ctx context.Context, system uint64, version int) (began string, err error) {
+	r.slotting.Store(true)
+	defer r.slotting.Store(false)
 	const create = `SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput', %s)`
 	options := "false, false"
 	if r.host == r.cat.conn {

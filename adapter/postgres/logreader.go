@@ -42,6 +42,8 @@ type logReader struct {
 	streams atomic.Bool  // rep has the slot
 	judged  pgoutput.LSN // where the slot was when it was opened
 
+	slotting *atomic.Bool // the slot is being made
+
 	side sync.Mutex // guards cat and its session, and host
 	cat  catalog
 	host *pgx.Conn // where the slot is: cat's, or a session on a standby
@@ -77,7 +79,8 @@ type logReader struct {
 	stored  handed
 	wanted  pgoutput.LSN // an idle place that is being noted
 	noted   pgoutput.LSN // up to which the slot may move without an event
-	again   time.Time    // when it may move once more without a step; zero: not
+	lag     logLag
+	again   time.Time // when it may move once more without a step; zero: not
 	finish  []finished
 	changed chan struct{} // holds a token when stored moved
 	stirred chan struct{} // holds a token when a row change came; nil: nobody wants to know

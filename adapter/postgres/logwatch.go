@@ -75,6 +75,13 @@ func (r *logReader) check() error {
 			return err
 		}
 	}
+	says, err := r.measure(ctx)
+	if err != nil {
+		return err
+	}
+	if behind == "" {
+		behind = says
+	}
 	return r.guard(ctx, s, behind)
 }
 

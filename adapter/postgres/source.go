@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -116,6 +117,8 @@ type Source struct {
 	pages pager
 	nap   nap
 	ring  ring
+
+	slotting atomic.Bool // the slot of the log is being made
 
 	looks  int
 	pushed bool // the log told rows since the last look; see Both

@@ -1,0 +1,88 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/onewrite/onewrite/internal/pgoutput"
+)
+
+// logLag tells how far the reading is behind the log. What the server decodes for us and
+// does not send, or decodes long before it sends anything, no batch shows.
+type logLag struct {
+	marks []logMark // where the log ended, in the order of time; all are ahead of the reading
+	at    pgoutput.LSN
+	moved time.Time // when at was another one
+}
+
+type logMark struct {
+	when time.Time
+	end  pgoutput.LSN
+}
+
+const (
+	// lagTold is from when on a lag is one: the log is looked at every watchEvery.
+	lagTold = 2 * watchEvery
+	// stuck is how long the server may send nothing of a log that it has before it is said.
+	stuck = 10 * time.Second
+	// maxMarks bounds what is remembered, of an hour.
+	maxMarks = 1200
+)
+
+// note adds where the log ends, and how far it was read or sent.
+func (l *logLag) note(now time.Time, end, at pgoutput.LSN) {
+	if at != l.at || l.moved.IsZero() {
+		l.at, l.moved = at, now
+	}
+	for len(l.marks) > 0 && l.marks[0].end <= at {
+		l.marks = l.marks[1:]
+	}
+	if end > at && len(l.marks) < maxMarks {
+		l.marks = append(l.marks, logMark{now, end})
+	}
+}
+
+// behind is since when the log has what was not read; 0: not for long.
+func (l *logLag) behind(now time.Time) time.Duration {
+	if len(l.marks) == 0 || now.Sub(l.marks[0].when) < lagTold {
+		return 0
+	}
+	return now.Sub(l.marks[0].when)
+}
+
+// measure looks where the log ends.
+func (r *logReader) measure(ctx context.Context) (says string, err error) {
+	var end, sent string
+	err = r.host.QueryRow(ctx, `SELECT (`+endOfLog+`)::text, coalesce((SELECT sent_lsn::text FROM pg_stat_replication WHERE pid = $1), '0/0')`, int(r.rep.pid)).Scan(&end, &sent)
+	if err != nil {
+		return "", explain(err)
+	}
+	endAt, err := pgoutput.ParseLSN(end)
+	if err != nil {
+		return "", err
+	}
+	sentAt, err := pgoutput.ParseLSN(sent)
+	if err != nil {
+		return "", err
+	}
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lag.note(now, endAt, max(sentAt, pgoutput.LSN(r.rep.received.Load())))
+	if d := now.Sub(r.lag.moved); r.streams.Load() && r.lag.behind(now) > 0 && d >= stuck {
+		says = fmt.Sprintf("the server has sent nothing of its log for %v, and has more: it decodes a large transaction, or its sender hangs; look there: SELECT pid, state, sent_lsn, s.wait_event FROM pg_stat_replication r JOIN pg_stat_activity s USING (pid)", d.Round(time.Second))
+	}
+	return says, nil
+}
+
+// Lag is how far row changes are behind, as far as no batch shows it; 0: they are not.
+func (b *Both) Lag() time.Duration {
+	log := b.log.Load()
+	if log == nil {
+		return 0
+	}
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	return log.lag.behind(time.Now())
+}

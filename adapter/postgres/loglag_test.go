@@ -1,0 +1,77 @@
+//go:build unix
+
+package postgres
+
+import (
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/onewrite/onewrite/internal/pgoutput"
+	"github.com/onewrite/onewrite/internal/servers"
+)
+
+// What the server has in its log and does not send is a lag, and is said; when it sends
+// again it is none.
+func TestLag(t *testing.T) {
+	eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
+		var mu sync.Mutex
+		said := ""
+		f := newFollower(t, pg)
+		f.cfg.Trouble = func(name, problem string) {
+			if name == "log" {
+				mu.Lock()
+				said = problem
+				mu.Unlock()
+			}
+		}
+		f.begin()
+		lag := f.src.(*Both).Lag
+		if d := lag(); d != 0 {
+			t.Errorf("a lag of %v where all was read", d)
+		}
+		pid := one[int](t, f.conn, `SELECT pid FROM pg_stat_replication`)
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		cont := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+		t.Cleanup(cont)
+		n := len(f.ids)
+		sql(t, f.conn, `INSERT INTO a VALUES (77777, 1)`)
+		f.until("the lag is said", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return lag() >= stuck && strings.Contains(said, "has sent nothing of its log for")
+		})
+		if len(f.ids) != n {
+			t.Fatal("the server has sent something; nothing is proven")
+		}
+		cont()
+		f.until("there is none", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return lag() == 0 && said == "" && len(f.ids) > n
+		})
+	})
+}
+
+// The oldest end of the log that was not read up to is the lag; what is new is none yet.
+func TestLogLag(t *testing.T) {
+	var l logLag
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	for _, c := range []struct {
+		second   int
+		end, got uint64
+		want     time.Duration
+	}{
+		{0, 10, 10, 0}, {3, 20, 10, 0}, {6, 30, 10, 0}, {9, 40, 10, 6 * time.Second}, {12, 50, 10, 9 * time.Second},
+		{15, 60, 35, 6 * time.Second}, {18, 70, 60, 0}, {21, 70, 70, 0}, {60, 70, 70, 0},
+	} {
+		l.note(at(c.second), pgoutput.LSN(c.end), pgoutput.LSN(c.got))
+		if d := l.behind(at(c.second)); d != c.want {
+			t.Errorf("after %d s: %v, want %v", c.second, d, c.want)
+		}
+	}
+}
