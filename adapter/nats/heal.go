@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,33 +29,39 @@ const needed = 2 << 20
 // illness says which streams of the embedded server cannot be written.
 type illness struct {
 	dir  string
-	home map[string]os.FileInfo // the folder and that of the store, as they were at the start
-	wake chan struct{}          // holds one token when something was added
+	home atomic.Pointer[map[string]os.FileInfo] // the folder and that of the store, as they were when the server began
+	wake chan struct{}                          // holds one token when something was added
 
 	mu      sync.Mutex
 	streams map[string]string // by name, what the server said; "" is all of them
 }
 
 func newIllness(dir string) *illness {
-	return &illness{dir: dir, home: map[string]os.FileInfo{}, wake: make(chan struct{}, 1), streams: map[string]string{}}
+	return &illness{dir: dir, wake: make(chan struct{}, 1), streams: map[string]string{}}
 }
 
 // settle notes which folders are written to.
 func (i *illness) settle() error {
+	home := map[string]os.FileInfo{}
 	for _, path := range []string{i.dir, filepath.Join(i.dir, server.JetStreamStoreDir)} {
 		info, err := os.Stat(path)
 		if err != nil {
 			return fmt.Errorf("nats: bus folder: %w", err)
 		}
-		i.home[path] = info
+		home[path] = info
 	}
+	i.home.Store(&home)
 	return nil
 }
 
 // removed reports whether the folders are there no more. The server would go on writing
 // to files that are gone, and answer that they are synced.
 func (i *illness) removed() bool {
-	for path, was := range i.home {
+	home := i.home.Load()
+	if home == nil {
+		return false
+	}
+	for path, was := range *home {
 		if now, err := os.Stat(path); err != nil || !os.SameFile(was, now) {
 			return true
 		}

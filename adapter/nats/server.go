@@ -71,13 +71,7 @@ func startEmbedded(ctx context.Context, c *Config) (_ *embedded, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.srv, err = e.start(ctx, c); err != nil {
-		return nil, err
-	}
-	if err = e.ill.settle(); err != nil {
-		e.srv.Shutdown()
-		e.srv.WaitForShutdown()
-	}
+	e.srv, err = e.start(ctx, c)
 	return e, err
 }
 
@@ -114,6 +108,11 @@ func (e *embedded) start(ctx context.Context, c *Config) (*server.Server, error)
 		srv.Shutdown()
 		srv.WaitForShutdown()
 		return nil, short(c.Dir, fmt.Errorf("nats: the embedded bus did not start: %s; look at the folder %s and at bus.listen", log.last(), c.Dir))
+	}
+	if err := e.ill.settle(); err != nil {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+		return nil, err
 	}
 	return srv, nil
 }
