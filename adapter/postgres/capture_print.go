@@ -102,21 +102,21 @@ END $migrate$;
 	}
 	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
     (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, keyed, filter, columns, wanted)
+INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, names, keyed, filter, columns, wanted)
 SELECT %[1]s, r.prrelid, n.nspname || '.' || c.relname, r.oid, p.xmin, c.relreplident,
-    %[7]s, pg_current_wal_insert_lsn(),
+    %[7]s, %[9]s, pg_current_wal_insert_lsn(),
     %[5]s,
     %[6]s,
     CASE WHEN %[3]d > 0 OR EXISTS (SELECT FROM onewrite.log l WHERE l.source = %[1]s) THEN %[4]s + 1 ELSE 0 END
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
-    key = excluded.key, filter = excluded.filter, columns = excluded.columns,
+    key = excluded.key, names = excluded.names, filter = excluded.filter, columns = excluded.columns,
     (keyed, wanted) = (SELECT CASE WHEN same THEN o.keyed ELSE excluded.keyed END, CASE WHEN same THEN o.wanted ELSE greatest(o.wanted, o.finished, %[4]s) + 1 END
         FROM (SELECT o.member = excluded.member AND o.altered::text = excluded.altered::text AND o.key IN ('%[8]s', excluded.key)
             AND (o.filter = excluded.filter OR o.wanted = o.finished OR o.asked = o.wanted) AS same) s);
 `, source, quoteText(publication), first, snapshotNumber,
-		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns), keyColumns, unknownKey)
+		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns), keyColumns, unknownKey, keyColumnNames)
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
 	}

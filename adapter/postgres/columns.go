@@ -292,8 +292,9 @@ func (r *logReader) tablesNow(ctx context.Context) ([]captured, error) {
 		return nil, err
 	}
 	text := ""
+	r.gone = gone
 	if len(gone) > 0 {
-		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate", strings.Join(gone, ", "))
+		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate", strings.Join(namesOf(gone), ", "))
 	}
 	r.cfg.Known.tell(&r.cfg, "tables", text)
 	if err := r.cfg.Known.check(list, r.cfg.Masks); err != nil {
@@ -303,6 +304,13 @@ func (r *logReader) tablesNow(ctx context.Context) ([]captured, error) {
 		return nil, err
 	}
 	return list, r.tellRules(ctx, list)
+}
+
+func namesOf(list []captured) (names []string) {
+	for _, c := range list {
+		names = append(names, c.name)
+	}
+	return names
 }
 
 // tellRules says what is wrong with the rules, for as long as no change shows it.

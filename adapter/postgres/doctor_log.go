@@ -266,7 +266,7 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if err := e.leaves(ctx, tx, list); err != nil {
 		return err
 	}
-	for _, name := range gone {
+	for _, name := range namesOf(gone) {
 		e.problem("tables", "take it out of tables: and run onewrite migrate", "the table %s was dropped", name)
 	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)

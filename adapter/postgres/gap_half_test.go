@@ -99,3 +99,24 @@ func TestHalfGoesOn(t *testing.T) {
 		}
 	})
 }
+
+// Changes of a table that was dropped before they were read have the key that its rows had,
+// also where the log does not say which columns that is.
+func TestDroppedBeforeRead(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE c (gone int, id int PRIMARY KEY, v int); ALTER TABLE c DROP gone; ALTER TABLE c REPLICA IDENTITY FULL; CREATE TABLE b (id int PRIMARY KEY)`, "public.c", "public.b")
+		r.open()
+		sql(t, r.conn, `INSERT INTO c VALUES (1, 1)`)
+		r.events(1)
+		_ = r.src.Close()
+		sql(t, r.conn, `UPDATE c SET v = 2`, `DELETE FROM c`, `DROP TABLE c`, `INSERT INTO b VALUES (1)`)
+		r.src = nil
+		r.open()
+		want := []string{"update", "delete", "insert"}
+		for i, e := range r.events(len(want)) {
+			if e.Type != want[i] || e.Key != `{"id":1}` {
+				t.Errorf("event %d is %s of %s, key %s", i, e.Type, e.Topic, e.Key)
+			}
+		}
+	})
+}

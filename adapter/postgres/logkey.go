@@ -20,6 +20,11 @@ const keyColumns = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THE
 	FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
 	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '')`
 
+// keyColumnNames are the names of those columns, in their order, as JSON.
+const keyColumnNames = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN NULL ELSE json_agg(a.attname ORDER BY a.attnum) END
+	FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END)::text, '[]')`
+
 // unknownKey is the key of a table that was registered by an older version, or that is
 // gone: it is compared with nothing.
 const unknownKey = "?"

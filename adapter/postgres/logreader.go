@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,9 +45,10 @@ type logReader struct {
 
 	slotting *atomic.Bool // the slot is being made
 
-	side sync.Mutex // guards cat and its session, and host
+	side sync.Mutex // guards cat and its session, host, and gone
 	cat  catalog
-	host *pgx.Conn // where the slot is: cat's, or a session on a standby
+	host *pgx.Conn  // where the slot is: cat's, or a session on a standby
+	gone []captured // tables that were dropped: the log may have changes of them
 
 	// Of a standby, and of the goroutine that watches.
 	ahead   pgoutput.LSN // a place that it had not replayed when it was looked at last
@@ -297,6 +299,9 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 		}
 	}
 	c := r.fill.of(rel.ID)
+	if i := slices.IndexFunc(r.gone, func(c captured) bool { return c.rel == rel.ID }); i >= 0 {
+		c = r.gone[i]
+	}
 	t, err := r.cat.describe(r.alive, r.database, rel, c, func() error { return r.untilVisible(r.tx.xid) })
 	if err != nil {
 		return err

@@ -14,10 +14,10 @@ import (
 const cureMigrate = "run onewrite migrate: it puts the publication right, and reading goes on by itself, with a snapshot of what missed changes"
 
 // verifyCapture compares the publication with the registry. It returns the tables that are
-// there, and the names of those that were dropped: the others go on without them, as
+// there, and those that were dropped: the others go on without them, as
 // nothing is missing of a table that is gone.
-func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []captured) (there []captured, gone []string, err error) {
-	gap := func(format string, args ...any) ([]captured, []string, error) {
+func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []captured) (there, gone []captured, err error) {
+	gap := func(format string, args ...any) ([]captured, []captured, error) {
 		return nil, nil, &onewrite.Gap{Reason: "row changes: " + fmt.Sprintf(format, args...), From: "the change of the publication", To: "now", Cure: cureMigrate}
 	}
 	rows, err := conn.Query(ctx, `SELECT r.prrelid, r.oid, r.prqual IS NOT NULL OR r.prattrs IS NOT NULL, c.relreplident::text,
@@ -55,7 +55,7 @@ func verifyCapture(ctx context.Context, conn *pgx.Conn, source string, list []ca
 				return nil, nil, err
 			}
 			if dropped {
-				gone = append(gone, c.name)
+				gone = append(gone, c)
 				continue
 			}
 		}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"slices"
@@ -266,6 +267,9 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 	}
 	if silent && reg.key != unknownKey {
 		key = keyNames(columns, nums, reg.key)
+		if len(now.attributes) == 0 { // the table is gone
+			key = reg.names
+		}
 	}
 	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
 	t.nums, t.partitioned = nums, now.partitioned
@@ -286,6 +290,7 @@ type captured struct {
 	finished int          // and made
 	where    string       // the condition of the rows of the one that is wanted; "": all
 	key      string       // of its events, as keyColumns has it
+	names    []string     // of its columns, when migrate ran
 	keyed    pgoutput.LSN // what was committed before has rows under other keys, perhaps, and a snapshot of after
 	columns  string       // the rules for its columns, as migrate was given them
 }
@@ -302,14 +307,17 @@ func (c captured) quoted() string {
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
 	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
 		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, ''),
-		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', '')
+		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', ''), coalesce(to_jsonb(c) ->> 'names', '[]')
 		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		var keyed string
-		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns); err != nil {
+		var keyed, names string
+		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns, &names); err != nil {
+			return c, err
+		}
+		if err := json.Unmarshal([]byte(names), &c.names); err != nil {
 			return c, err
 		}
 		c.keyed, err = pgoutput.ParseLSN(keyed)
