@@ -147,8 +147,9 @@ func TestAppendsEnd(t *testing.T) {
 func TestLastBatchFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newMemSource("shop")
-		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{}, AckDurable: true, Open: func(context.Context, onewrite.Pos) (onewrite.Source, error) {
-			return &fullBatches{memSource: source}, nil
+		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{}, AckDurable: true, Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
+			s, err := source.open(ctx, pos)
+			return &fullBatches{Source: s}, err
 		}}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -168,7 +169,7 @@ func TestLastBatchFull(t *testing.T) {
 
 // fullBatches has one batch, as large as one may be.
 type fullBatches struct {
-	*memSource
+	onewrite.Source
 	told bool
 }
 
