@@ -182,7 +182,7 @@ func (f *fullBatches) Read(ctx context.Context) (onewrite.Batch, error) {
 	b := onewrite.Batch{Pos: "1"}
 	for i := range onewrite.MaxBatch {
 		e := event(i, "")
-		e.Time = time.Now().Add(-time.Minute)
+		e.Source, e.Time = "shop", time.Now().Add(-time.Minute)
 		b.Events = append(b.Events, e)
 	}
 	return b, nil
