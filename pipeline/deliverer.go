@@ -203,6 +203,9 @@ func (r *deliverer) step(now time.Time) (wake time.Time, err error) {
 		if err := r.sweep(); err != nil {
 			return wake, err
 		}
+		if len(r.lot.sweep) > 0 && !r.full() {
+			soonest(now)
+		}
 	}
 	if r.halted == nil && r.mayWrite(now) {
 		due, err := r.dispatch(now)

@@ -14,7 +14,7 @@ func TestPlaceOfParked(t *testing.T) {
 		d: &Delivery{}, lanes: newLanes(), tracks: map[string]*track{},
 		lot: lot{places: map[uint64]place{}, at: map[place]string{}},
 	}
-	r.lot.add(1, place{"shop", 2}, "parked")
+	r.lot.add(1, &onewrite.Message{Log: "shop", Offset: 2, Event: onewrite.Event{ID: "parked"}})
 	msgs := []onewrite.Message{
 		{Event: onewrite.Event{ID: "a"}, Log: "shop", Offset: 1},
 		{Event: onewrite.Event{ID: "b"}, Log: "shop", Offset: 2},
@@ -31,8 +31,8 @@ func TestParkedAhead(t *testing.T) {
 		d: &Delivery{}, lanes: newLanes(), tracks: map[string]*track{}, unread: 3,
 		lot: lot{places: map[uint64]place{}, at: map[place]string{}, ahead: map[place]struct{}{{"shop", 2}: {}, {"shop", 9}: {}}},
 	}
-	r.lot.add(1, place{"shop", 2}, "parked")
-	r.lot.add(2, place{"shop", 9}, "filtered")
+	r.lot.add(1, &onewrite.Message{Log: "shop", Offset: 2, Event: onewrite.Event{ID: "parked"}})
+	r.lot.add(2, &onewrite.Message{Log: "shop", Offset: 9, Event: onewrite.Event{ID: "filtered"}})
 	want := func(pending, parked uint64) {
 		t.Helper()
 		if s := r.publish(time.Now()); s.Pending != pending || s.Parked != parked {
@@ -91,7 +91,7 @@ func TestSettledAhead(t *testing.T) {
 func TestOwed(t *testing.T) {
 	l := lot{places: map[uint64]place{}, at: map[place]string{}}
 	for ref := range uint64(4) {
-		l.add(ref+1, place{"shop", ref + 1}, "")
+		l.add(ref+1, &onewrite.Message{Log: "shop", Offset: ref + 1})
 	}
 	want := func(n, last uint64, settled ...uint64) {
 		t.Helper()

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -12,14 +13,15 @@ import (
 
 // lot is what a deliverer knows of its parking lot.
 type lot struct {
-	top    uint64              // the greatest ref
-	places map[uint64]place    // the parked entries, and where each stood on the bus
-	at     map[place]string    // the ids of the events at those places
-	ahead  map[place]struct{}  // those of them that the loop has not accepted since: the cursor was older
-	loaded map[uint64]struct{} // refs of those loaded to be delivered again
-	edited map[uint64][]byte   // the payloads that some of them get for it
-	sweep  bool                // all entries are being loaded, as there is room
-	swept  uint64              // up to this ref
+	top    uint64                     // the greatest ref
+	places map[uint64]place           // the parked entries, and where each stood on the bus
+	at     map[place]string           // the ids of the events at those places
+	keys   map[uint64]string          // the keys of those that have one
+	ahead  map[place]struct{}         // those of them that the loop has not accepted since: the cursor was older
+	loaded map[uint64]struct{}        // refs of those loaded to be delivered again
+	edited map[uint64][]byte          // the payloads that some of them get for it
+	sweep  []uint64                   // refs that are still to be loaded, as there is room: all are to be delivered again
+	begun  map[onewrite.Lane]struct{} // lanes that were loaded for it
 }
 
 // place is an offset in a log.
@@ -41,15 +43,20 @@ func (l *lot) below(log string, floor uint64) uint64 {
 }
 
 // add notes a parked entry, drop forgets it.
-func (l *lot) add(ref uint64, p place, id string) {
+func (l *lot) add(ref uint64, m *onewrite.Message) {
+	p := place{m.Log, m.Offset}
 	l.places[ref] = p
-	l.at[p] = id
+	l.at[p] = m.ID
+	if m.Key != "" {
+		l.keys[ref] = m.Key
+	}
 	l.top = max(l.top, ref)
 }
 
 func (l *lot) drop(ref uint64) {
 	delete(l.at, l.places[ref])
 	delete(l.places, ref)
+	delete(l.keys, ref)
 	if ref != l.top {
 		return
 	}
@@ -80,7 +87,9 @@ func (l *lot) owed(settled []uint64) (n, last uint64) {
 	return n, last
 }
 
-const page = 500
+// page is how many parked events are read at once: they are in memory then, and each may
+// be as large as events are.
+const page = 100
 
 // maxAhead bounds the events that a cursor names ahead of its place: those of the last
 // moment of an owner that died are fewer. In a replay there may be more, and the oldest
@@ -91,7 +100,10 @@ const maxAhead = 4096
 // that the last owner had counted, and died before it forgot them, are forgotten
 // now.
 func (r *deliverer) loadLot(ctx context.Context) error {
-	r.lot.edited, r.lot.loaded, r.lot.places, r.lot.at, r.lot.ahead = map[uint64][]byte{}, map[uint64]struct{}{}, map[uint64]place{}, map[place]string{}, map[place]struct{}{}
+	r.lot = lot{
+		edited: map[uint64][]byte{}, loaded: map[uint64]struct{}{}, places: map[uint64]place{}, at: map[place]string{},
+		keys: map[uint64]string{}, ahead: map[place]struct{}{},
+	}
 	for _, ref := range r.cursor.Settled {
 		if err := r.sub.Unpark(ctx, ref); err != nil {
 			return fmt.Errorf("bus: forget parked event %d of %s: %w", ref, r.d.Interest.Name, err)
@@ -108,7 +120,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 			p := &list[i]
 			after = p.Ref
 			at := place{p.Message.Log, p.Message.Offset}
-			r.lot.add(p.Ref, at, p.Message.ID)
+			r.lot.add(p.Ref, &p.Message)
 			if !covers(r.cursor.Logs[at.log], at.offset) {
 				r.lot.ahead[at] = struct{}{}
 			}
@@ -217,7 +229,7 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 	r.health.settled(e)
 	r.track(e.msg.Log).finish(e.msg.Offset)
 	r.dirty = true
-	r.lot.add(ref, place{e.msg.Log, e.msg.Offset}, e.msg.ID)
+	r.lot.add(ref, &e.msg)
 	if r.d.Observe.Parked != nil {
 		r.d.Observe.Parked(r.d.Interest.Name, e.msg.ID, reason, behind)
 	}
@@ -228,7 +240,7 @@ func (r *deliverer) park(e *entry, holds bool, reason string, behind bool) error
 // of all entries.
 func (r *deliverer) redrive(ref uint64) error {
 	if ref == 0 {
-		r.lot.sweep, r.lot.swept = true, 0
+		r.lot.sweep, r.lot.begun = slices.Sorted(maps.Keys(r.lot.places)), map[onewrite.Lane]struct{}{}
 		return nil
 	}
 	p, err := r.parked(ref)
@@ -250,22 +262,61 @@ func (r *deliverer) parked(ref uint64) (*onewrite.Parked, error) {
 	return &list[0], nil
 }
 
-// sweep loads the next page while everything parked is being redriven.
+// sweep loads what comes next while everything parked is being redriven, about a page, if
+// there is room for it. A lane is loaded by itself, as its turn comes; it is read once, and
+// one that is refused again stays parked.
 func (r *deliverer) sweep() error {
-	if !r.lot.sweep {
-		return nil
+	for most := r.lanes.count + page; len(r.lot.sweep) > 0 && r.lanes.count < most && !r.full(); {
+		ref := r.lot.sweep[0]
+		id, l := r.heldBy(ref)
+		_, parked := r.lot.places[ref]
+		_, begun := r.lot.begun[id]
+		switch {
+		case parked && l == nil:
+			if err := r.sweepAlone(); err != nil {
+				return err
+			}
+			continue
+		case parked && !begun:
+			r.lot.begun[id] = struct{}{}
+			if err := r.redoLane(l); err != nil {
+				return err
+			}
+		}
+		r.lot.sweep = r.lot.sweep[1:]
 	}
-	list, err := r.sub.Parked(r.finish, r.lot.swept, page, nil)
+	return nil
+}
+
+// heldBy returns the lane that a parked entry holds up, or waits in; nil: none, it was
+// parked alone.
+func (r *deliverer) heldBy(ref uint64) (onewrite.Lane, *lane) {
+	id := onewrite.Lane{Log: r.lot.places[ref].log, Key: r.lot.keys[ref]}
+	if l := r.lanes.byKey[id]; id.Key != "" && l != nil && l.parked {
+		return id, l
+	}
+	return id, nil
+}
+
+// sweepAlone loads the next entries that were parked alone.
+func (r *deliverer) sweepAlone() error {
+	n := 0
+	for ; n < min(page, len(r.lot.sweep)); n++ {
+		_, parked := r.lot.places[r.lot.sweep[n]]
+		if _, l := r.heldBy(r.lot.sweep[n]); !parked || l != nil {
+			break
+		}
+	}
+	list, err := r.sub.Parked(r.finish, r.lot.sweep[0]-1, n, nil)
 	if err != nil {
 		return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
 	}
+	r.lot.sweep = r.lot.sweep[n:]
 	for i := range list {
-		r.lot.swept = list[i].Ref
 		if err := r.redo(&list[i]); err != nil {
 			return err
 		}
 	}
-	r.lot.sweep = len(list) == page
 	return nil
 }
 
@@ -273,11 +324,7 @@ func (r *deliverer) sweep() error {
 func (r *deliverer) redo(p *onewrite.Parked) error {
 	id := onewrite.Lane{Log: p.Message.Log, Key: p.Message.Key}
 	if l := r.lanes.byKey[id]; id.Key != "" && l != nil && l.parked {
-		if l.redo {
-			return nil
-		}
-		l.redo, l.after = true, 0
-		return r.refill(l)
+		return r.redoLane(l)
 	}
 	if id.Key != "" { // parked alone by on_reject: skip; its key flows
 		id.Key = ""
@@ -285,6 +332,15 @@ func (r *deliverer) redo(p *onewrite.Parked) error {
 	l := &lane{id: id, index: -1}
 	r.load(l, p)
 	return nil
+}
+
+// redoLane puts what is parked of a lane back to work, if it is not under way.
+func (r *deliverer) redoLane(l *lane) error {
+	if l.redo {
+		return nil
+	}
+	l.redo, l.after = true, 0
+	return r.refill(l)
 }
 
 func (r *deliverer) load(l *lane, p *onewrite.Parked) {
@@ -306,7 +362,7 @@ func (r *deliverer) load(l *lane, p *onewrite.Parked) {
 // refill loads the next parked entries of a lane; when there are none left, the
 // lane flows again.
 func (r *deliverer) refill(l *lane) error {
-	list, err := r.sub.Parked(r.finish, l.after, 100, &l.id)
+	list, err := r.sub.Parked(r.finish, l.after, page, &l.id)
 	if err != nil {
 		return fmt.Errorf("bus: parked events of %s: %w", r.d.Interest.Name, err)
 	}

@@ -20,6 +20,7 @@ import (
 type world struct {
 	source *memSource
 	bus    *onewritetest.MemoryBus
+	over   onewrite.Bus // what the destination has for it; nil: itself
 	sink   *onewritetest.MemorySink
 	ingest *pipeline.Ingest
 	d      *pipeline.Delivery
@@ -31,6 +32,9 @@ func (w *world) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.ingest = &pipeline.Ingest{Name: "shop", Open: w.source.open, Bus: w.bus}
 	w.d.Interest, w.d.Bus = onewrite.Interest{Name: "wh", Sources: []string{"shop"}, Topics: w.d.Interest.Topics}, w.bus
+	if w.over != nil {
+		w.d.Bus = w.over
+	}
 	if w.d.Open == nil {
 		w.d.Open = w.sink.Open
 	}

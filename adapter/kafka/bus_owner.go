@@ -1,11 +1,11 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -172,38 +172,20 @@ func (s *subscription) Parked(ctx context.Context, after uint64, limit int, key 
 	return p.fetch(ctx, want)
 }
 
-// together is how far apart two records may lie to be read in one go.
-const together = 200
-
 // fetch reads parked events.
 func (p *place) fetch(ctx context.Context, want []entry) ([]onewrite.Parked, error) {
 	events := make(map[int64]onewrite.Event, len(want))
-	at := make([]int64, len(want))
-	for i, e := range want {
-		at[i] = e.at
-	}
-	slices.Sort(at)
-	for i := 0; i < len(at); {
-		j := i + 1
-		for j < len(at) && at[j]-at[j-1] < together {
-			j++
-		}
-		wanted := at[i:j]
-		err := p.b.scan(ctx, p.topic, max(at[i], p.start), at[j-1]+1, func(r *kgo.Record) error {
-			if _, is := slices.BinarySearch(wanted, r.Offset); !is {
-				return nil
-			}
-			e, err := eventOf(r)
-			if err != nil {
-				return fmt.Errorf("kafka: parked event at offset %d of topic %s: %w", r.Offset, p.topic, err)
-			}
-			events[r.Offset] = e
-			return nil
-		})
+	err := p.pick(ctx, want, func(r *kgo.Record) error {
+		e, err := eventOf(r)
 		if err != nil {
-			return nil, err
+			return fmt.Errorf("kafka: parked event at offset %d of topic %s: %w", r.Offset, p.topic, err)
 		}
-		i = j
+		e.Data = bytes.Clone(e.Data) // it may wait for long, and what it was read with would wait with it
+		events[r.Offset] = e
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	list := make([]onewrite.Parked, 0, len(want))
 	for _, e := range want {

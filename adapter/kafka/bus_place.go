@@ -47,6 +47,7 @@ type place struct {
 type entry struct {
 	parkedMark
 	at, first int64 // offsets in the topic: its own, and that of the first of its append
+	size      int   // of its record
 }
 
 // parkedMark is what is kept beside a parked event.
@@ -173,7 +174,7 @@ func (p *place) apply(r *kgo.Record, first int64) error {
 		}
 		p.rec, p.rev, p.first = rec, r.Offset, first
 	case parkedHeader:
-		e := entry{at: r.Offset, first: first}
+		e := entry{at: r.Offset, first: first, size: sizeOf(r)}
 		if err := json.Unmarshal(h.Value, &e.parkedMark); err != nil {
 			return err
 		}
@@ -196,6 +197,19 @@ func (p *place) apply(r *kgo.Record, first int64) error {
 		p.parked = nil
 	}
 	return nil
+}
+
+// pick calls f with the records of entries, in the order in which they lie. One that is
+// not there any more is left out.
+func (p *place) pick(ctx context.Context, of []entry, f func(*kgo.Record) error) error {
+	at := make([]int64, 0, len(of))
+	for _, e := range of {
+		if e.at >= p.start {
+			at = append(at, e.at)
+		}
+	}
+	slices.Sort(at)
+	return p.b.pick(ctx, p.topic, at, f)
 }
 
 // find returns where an entry is, or would be.

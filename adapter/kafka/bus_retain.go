@@ -92,6 +92,10 @@ func (b *Bus) stored(ctx context.Context, l *busLog, o origin) (t time.Time, err
 	return t, err
 }
 
+// moveBytes bounds what is moved at once: to read one of those again is to read all, as
+// they lie in one batch.
+const moveBytes = 1 << 20
+
 // tidy removes what counts no more from the log of a place; what is parked since long is
 // moved to its end, some at a time. p.busy is held, and this copy is the owner.
 func (p *place) tidy(ctx context.Context) error {
@@ -100,20 +104,19 @@ func (p *place) tidy(ctx context.Context) error {
 	}
 	half := p.start + (p.end-p.start)/2
 	var old []entry
+	size := 0
 	for _, e := range p.parked {
-		if e.at < half && len(old) < 100 {
-			old = append(old, e)
+		if e.at < half && len(old) < 100 && (len(old) == 0 || size+e.size <= moveBytes) {
+			old, size = append(old, e), size+e.size
 		}
 	}
 	var recs []*kgo.Record
-	for _, e := range old {
-		err := p.b.scan(ctx, p.topic, e.at, e.at+1, func(r *kgo.Record) error {
-			recs = append(recs, &kgo.Record{Key: r.Key, Value: r.Value, Headers: r.Headers[1:]})
-			return nil
-		})
-		if err != nil {
-			return err
-		}
+	err := p.pick(ctx, old, func(r *kgo.Record) error {
+		recs = append(recs, &kgo.Record{Key: r.Key, Value: r.Value, Headers: r.Headers[1:]})
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if len(recs) > 0 {
 		if err := p.write(ctx, recs...); err != nil {
