@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// SchemaWithCapture is [Schema] with what captures row changes. It asks the database at
+// SchemaWithCapture is [Schema] with what captures row changes, or ends that. It asks the database at
 // url, as any role, what the tables are; it changes nothing.
 func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (string, error) {
 	if len(o.Capture.Tables) == 0 {
@@ -55,10 +55,13 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 }
 
 func (o MigrateOptions) withCapture(want []found) string {
-	if !o.Capture.on() {
-		return Schema(o)
-	}
 	text := strings.TrimSuffix(Schema(o), "COMMIT;\n")
+	switch {
+	case !o.Capture.on() && o.Capture.Source == "":
+		return text + "COMMIT;\n"
+	case !o.Capture.on():
+		return text + releaseScript(o.Capture.Source) + "COMMIT;\n"
+	}
 	head, grants, _ := strings.Cut(text, "\n-- The application's role:")
 	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n"
 }

@@ -173,8 +173,16 @@ func (e *examiner) leftSlot(ctx context.Context, name string) error {
 	if err != nil || s == nil {
 		return err
 	}
+	var published bool
+	if err := e.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, publicationOf(e.o.Capture.Source)).Scan(&published); err != nil {
+		return explain(err)
+	}
 	cure := "onewrite migrate"
-	if s.pid != 0 {
+	switch {
+	case !published && s.pid == 0: // migrate was run by a role that may not drop it
+		e.problem("slot", dropped(name)+"; -- as superuser, or as a role with REPLICATION", "the log is read no more, and slot %s is left: it keeps the log of its server", name)
+		return nil
+	case s.pid != 0:
 		cure = "restart onewrite run, which reads it still, with this configuration; stop it and run onewrite migrate"
 	}
 	e.problem("slot", cure, says, name)
