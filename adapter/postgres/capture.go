@@ -65,6 +65,7 @@ type found struct {
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
 	where                  string
+	again                  bool   // a snapshot of it is asked for; looked up for the script alone
 	leaves                 []leaf // partitions that log other rows than it; looked up for the script alone
 }
 
@@ -159,7 +160,7 @@ func (c Capture) published(ctx context.Context, tx pgx.Tx, want []found) ([]foun
 		return want, nil
 	}
 	f := found{schema: "onewrite", name: "outbox"}
-	err := tx.QueryRow(ctx, `SELECT 'onewrite.outbox'::regclass::oid`).Scan(&f.rel)
+	err := tx.QueryRow(ctx, `SELECT oid, pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'onewrite.outbox'::regclass`).Scan(&f.rel, &f.owned)
 	return append(slices.Clip(want), f), explain(err)
 }
 
@@ -287,6 +288,30 @@ func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, er
 // publishAll are the options of the publication.
 const publishAll = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
 
+// createPublication makes the publication. That needs a right on the database, and the
+// tables to be the role's own.
+func createPublication(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, err error) {
+	var owner bool
+	if err := tx.QueryRow(ctx, `SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'onewrite'`).Scan(&owner); err != nil {
+		return nil, explain(err)
+	}
+	sql, tables := "CREATE PUBLICATION "+pgx.Identifier{publicationOf(source)}.Sanitize(), make([]string, len(want))
+	for i, f := range want {
+		tables[i] = "ONLY " + f.quoted()
+		owner = owner && f.owned
+	}
+	if len(want) > 0 {
+		sql += " FOR TABLE " + strings.Join(tables, ", ")
+	}
+	if _, err := tx.Exec(ctx, sql+" WITH "+publishAll); err != nil {
+		if !owner {
+			return nil, ungranted(explain(err))
+		}
+		return nil, explain(err)
+	}
+	return []string{"created the publication " + publicationOf(source)}, nil
+}
+
 // publish makes the publication, or takes tables in and out of it.
 // damaged: it left changes out; kept are the tables that it had.
 func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, damaged bool, kept map[uint32]bool, err error) {
@@ -297,18 +322,8 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		return nil, false, nil, explain(err)
 	}
 	if !there {
-		tables := make([]string, len(want))
-		for i, f := range want {
-			tables[i] = "ONLY " + f.quoted()
-		}
-		sql := "CREATE PUBLICATION " + name
-		if len(want) > 0 {
-			sql += " FOR TABLE " + strings.Join(tables, ", ")
-		}
-		if _, err := tx.Exec(ctx, sql+" WITH "+publishAll); err != nil {
-			return nil, false, nil, explain(err)
-		}
-		return []string{"created the publication " + publicationOf(source)}, false, nil, nil
+		applied, err = createPublication(ctx, tx, source, want)
+		return applied, false, nil, err
 	}
 	if !whole {
 		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" SET "+publishAll); err != nil {

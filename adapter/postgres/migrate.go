@@ -152,7 +152,7 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	defer func() { err = withRelay(withNames(err, conn), o.RelayRole) }()
+	defer func() { err = withOptions(withNames(err, conn), o) }()
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return nil, explain(err)
