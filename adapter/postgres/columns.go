@@ -290,7 +290,7 @@ func (r *logReader) tablesNow(ctx context.Context) ([]captured, error) {
 	}
 	text := ""
 	if len(gone) > 0 {
-		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate", strings.Join(gone, ", "))
+		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate as the owner of the tables", strings.Join(gone, ", "))
 	}
 	r.cfg.Known.tell(&r.cfg, "tables", text)
 	if err := r.cfg.Known.check(list, r.cfg.Masks); err != nil {

@@ -90,7 +90,7 @@ func TestDroppedTableStopsNobody(t *testing.T) {
 				text = <-said
 			}
 		}
-		const dropped = "the table public.plain was dropped; take it out of tables: and run onewrite migrate"
+		const dropped = "the table public.plain was dropped; take it out of tables: and run onewrite migrate as the owner of the tables"
 		sql(t, r.conn, `INSERT INTO plain VALUES (2)`, `DROP TABLE plain`)
 		until(dropped)
 		for range 2 { // while it runs, and when it opens again
