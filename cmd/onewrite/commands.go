@@ -117,6 +117,9 @@ refuse one.`,
 			}
 			problems = append(problems, warnings...)
 			if a.json {
+				if problems == nil {
+					problems = config.Problems{} // an empty list, and no null
+				}
 				if err := printJSON(cmd.OutOrStdout(), problems); err != nil {
 					return err
 				}
