@@ -39,6 +39,7 @@ type Ingest struct {
 	wake      chan struct{}        // holds one token when confirmed moved
 	asked     time.Time            // since when an append is under way; zero: none is
 	behind    func() time.Duration // how far the source is, as far as it knows; nil: it does not
+	held      string               // the gap that keeps the source from being opened, without its end; "": none
 }
 
 // IngestStatus is a snapshot of an Ingest.
@@ -126,10 +127,7 @@ func (in *Ingest) Run(ctx context.Context) error {
 			pause = time.Second
 			in.note(log, Waiting, err)
 		case errors.Is(err, onewrite.ErrGap):
-			in.note(log, InGap, err)
-			if in.Observe.Gap != nil {
-				in.Observe.Gap(in.Name, err.Error(), false)
-			}
+			in.hold(log, err)
 		default:
 			in.note(log, Waiting, err)
 		}
@@ -142,9 +140,6 @@ func (in *Ingest) note(log *slog.Logger, state State, err error) {
 	in.mu.Lock()
 	fresh := in.status.LastError != err.Error() || in.status.State != state
 	in.status.State, in.status.LastError = state, err.Error()
-	if state == InGap {
-		in.status.Gap = err.Error()
-	}
 	in.mu.Unlock()
 	if !fresh {
 		return
@@ -154,6 +149,27 @@ func (in *Ingest) note(log *slog.Logger, state State, err error) {
 		return
 	}
 	log.Warn("ingest interrupted, will try again", "state", state, "error", err)
+}
+
+// hold records a gap that waits for a person. It is told once, however often the source is
+// tried: the end of its range moves on while nobody acts.
+func (in *Ingest) hold(log *slog.Logger, err error) {
+	held := err.Error()
+	if g := (*onewrite.Gap)(nil); errors.As(err, &g) {
+		held = g.Reason + "\x00" + g.From
+	}
+	in.mu.Lock()
+	fresh := in.held != held
+	in.held = held
+	in.status.State, in.status.LastError, in.status.Gap = InGap, err.Error(), err.Error()
+	in.mu.Unlock()
+	if !fresh {
+		return
+	}
+	log.Error("gap in the source, waiting for a person", "error", err)
+	if in.Observe.Gap != nil {
+		in.Observe.Gap(in.Name, err.Error(), false)
+	}
 }
 
 func (in *Ingest) update(f func(*IngestStatus)) {
@@ -182,7 +198,7 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 		in.behind = l.Lag
 	}
 	in.marks.add(offset, pos)
-	in.status.State, in.status.Position, in.status.Offset, in.status.LastError = OK, pos, offset, ""
+	in.status.State, in.status.Position, in.status.Offset, in.status.LastError, in.held = OK, pos, offset, "", ""
 	in.mu.Unlock()
 	log.Info("reading", "offset", offset)
 

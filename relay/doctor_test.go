@@ -382,3 +382,34 @@ func TestDoctorBesideAGap(t *testing.T) {
 		return false
 	})
 }
+
+// TestTableMadeAnew: that a table was dropped is in the status until it is there again.
+func TestTableMadeAnew(t *testing.T) {
+	url, exec := newPostgres(t)
+	exec(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`)
+	g := newRig(t, "", file("archive", "archive.jsonl"))
+	g.text("listen: 127.0.0.1:0\nbus: {dir: bus}\nsources:\n  shop:\n    type: postgres\n    url: " + url + "\n    tables: [a, b]\ndestinations:\n  archive: {type: file, path: archive.jsonl}\n")
+	migrate := func() {
+		t.Helper()
+		if err := relay.Migrate(t.Context(), io.Discard, g.load(), relay.MigrateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	migrate()
+	g.start()
+	until(t, "the source reads", func() bool { return g.status().Sources["shop"].State == pipeline.OK })
+	dropped := func() bool { return strings.Contains(strings.Join(g.status().Warnings, "\n"), "public.b was dropped") }
+	for _, noticed := range []bool{true, false} {
+		exec(`DROP TABLE b`)
+		until(t, "it is said", dropped)
+		exec(`CREATE TABLE b (id int PRIMARY KEY)`)
+		if noticed {
+			until(t, "it is not captured", func() bool { return g.status().Sources["shop"].State == pipeline.InGap })
+			if dropped() {
+				t.Errorf("the status says beside the gap: %q", g.status().Warnings)
+			}
+		}
+		migrate()
+		until(t, "it is said no more", func() bool { s := g.status(); return s.Sources["shop"].State == pipeline.OK && len(s.Warnings) == 0 })
+	}
+}

@@ -109,6 +109,7 @@ func newBackfill(r *logReader, url string, list []captured) *backfill {
 
 // set replaces the tables by what the registry says. What was finished here stays so.
 func (f *backfill) set(list []captured) {
+	f.r.cfg.Known.settle(&f.r.cfg, list)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	tables := make(map[uint32]captured, len(list))
@@ -202,13 +203,17 @@ func (f *backfill) work() {
 			return
 		}
 		problem := ""
+		if err != nil && !f.knows(c.rel) { // the table was dropped, or taken out
+			f.leave(c.rel)
+			continue
+		}
 		if err != nil {
 			problem = fmt.Sprintf("the snapshot of %s is held up: %v", c.name, err)
 			time.AfterFunc(heldUp, func() { f.leave(c.rel) }) // other tables do not wait for it
 		} else {
 			f.leave(c.rel)
 		}
-		f.r.cfg.trouble("snapshot of "+c.name, problem)
+		f.r.cfg.Known.tell(&f.r.cfg, snapshotOf+c.name, problem)
 	}
 }
 
@@ -268,13 +273,13 @@ func (f *backfill) settled(ctx context.Context, conn *pgx.Conn, c captured) erro
 		}
 		if now.xmin >= open {
 			if said {
-				f.r.cfg.trouble("snapshot of "+c.name, "")
+				f.r.cfg.Known.tell(&f.r.cfg, snapshotOf+c.name, "")
 			}
 			return nil
 		}
 		if !said && time.Since(begun) > soon {
 			said = true
-			f.r.cfg.trouble("snapshot of "+c.name, "the snapshot of "+c.name+" begins when the transactions that are open now have ended; the oldest: "+oldest)
+			f.r.cfg.Known.tell(&f.r.cfg, snapshotOf+c.name, "the snapshot of "+c.name+" begins when the transactions that are open now have ended; the oldest: "+oldest)
 		}
 		select {
 		case <-ctx.Done():

@@ -54,6 +54,10 @@ func (p *progress) begins(ctx context.Context, conn *pgx.Conn, c captured, of st
 	if err := conn.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+of).Scan(&text); err != nil {
 		return c.refused(err)
 	}
+	var bytes int64 // the planner takes a table that it knows nothing of for one of ten pages
+	if err := conn.QueryRow(ctx, `SELECT pg_relation_size($1::oid::regclass) + coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree($1::oid::regclass)), 0)::bigint`, c.rel).Scan(&bytes); err != nil {
+		return explain(err)
+	}
 	var plans []struct {
 		Plan struct {
 			Rows float64 `json:"Plan Rows"`
@@ -61,6 +65,9 @@ func (p *progress) begins(ctx context.Context, conn *pgx.Conn, c captured, of st
 	}
 	if err := json.Unmarshal([]byte(text), &plans); err == nil && len(plans) == 1 {
 		p.about.Store(int64(plans[0].Plan.Rows))
+	}
+	if bytes == 0 {
+		p.about.Store(0)
 	}
 	p.r.log.Info("snapshot begins", "table", p.table, "rows", fmt.Sprint("about ", p.about.Load()))
 	return nil

@@ -65,6 +65,7 @@ type found struct {
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
 	where                  string
+	again                  bool   // a snapshot of it is asked for; looked up for the script alone
 	leaves                 []leaf // partitions that log other rows than it; looked up for the script alone
 }
 
@@ -159,7 +160,7 @@ func (c Capture) published(ctx context.Context, tx pgx.Tx, want []found) ([]foun
 		return want, nil
 	}
 	f := found{schema: "onewrite", name: "outbox"}
-	err := tx.QueryRow(ctx, `SELECT 'onewrite.outbox'::regclass::oid`).Scan(&f.rel)
+	err := tx.QueryRow(ctx, `SELECT oid, pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'onewrite.outbox'::regclass`).Scan(&f.rel, &f.owned)
 	return append(slices.Clip(want), f), explain(err)
 }
 
@@ -287,6 +288,30 @@ func identifyRows(ctx context.Context, tx pgx.Tx, f found) (applied []string, er
 // publishAll are the options of the publication.
 const publishAll = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
 
+// createPublication makes the publication. That needs a right on the database, and the
+// tables to be the role's own.
+func createPublication(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, err error) {
+	var owner bool
+	if err := tx.QueryRow(ctx, `SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'onewrite'`).Scan(&owner); err != nil {
+		return nil, explain(err)
+	}
+	sql, tables := "CREATE PUBLICATION "+pgx.Identifier{publicationOf(source)}.Sanitize(), make([]string, len(want))
+	for i, f := range want {
+		tables[i] = "ONLY " + f.quoted()
+		owner = owner && f.owned
+	}
+	if len(want) > 0 {
+		sql += " FOR TABLE " + strings.Join(tables, ", ")
+	}
+	if _, err := tx.Exec(ctx, sql+" WITH "+publishAll); err != nil {
+		if !owner {
+			return nil, ungranted(explain(err))
+		}
+		return nil, explain(err)
+	}
+	return []string{"created the publication " + publicationOf(source)}, nil
+}
+
 // publish makes the publication, or takes tables in and out of it.
 // damaged: it left changes out; kept are the tables that it had.
 func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, damaged bool, kept map[uint32]bool, err error) {
@@ -297,18 +322,8 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		return nil, false, nil, explain(err)
 	}
 	if !there {
-		tables := make([]string, len(want))
-		for i, f := range want {
-			tables[i] = "ONLY " + f.quoted()
-		}
-		sql := "CREATE PUBLICATION " + name
-		if len(want) > 0 {
-			sql += " FOR TABLE " + strings.Join(tables, ", ")
-		}
-		if _, err := tx.Exec(ctx, sql+" WITH "+publishAll); err != nil {
-			return nil, false, nil, explain(err)
-		}
-		return []string{"created the publication " + publicationOf(source)}, false, nil, nil
+		applied, err = createPublication(ctx, tx, source, want)
+		return applied, false, nil, err
 	}
 	if !whole {
 		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" SET "+publishAll); err != nil {
@@ -316,8 +331,8 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		}
 		applied = append(applied, "made the publication "+publicationOf(source)+" whole again")
 	}
-	rows, err := tx.Query(ctx, `SELECT r.prrelid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), r.prqual IS NOT NULL OR r.prattrs IS NOT NULL
-		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, publicationOf(source))
+	rows, err := tx.Query(ctx, `SELECT r.prrelid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), r.prqual IS NOT NULL OR r.prattrs IS NOT NULL, EXISTS (SELECT FROM onewrite.captured k WHERE k.source = $2 AND k.rel = r.prrelid)
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, publicationOf(source), source)
 	if err != nil {
 		return nil, false, nil, explain(err)
 	}
@@ -325,10 +340,13 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 	var drop []string
 	var rel uint32
 	var quoted string
-	var partial bool
-	_, err = pgx.ForEachRow(rows, []any{&rel, &quoted, &partial}, func() error {
+	var partial, known bool
+	_, err = pgx.ForEachRow(rows, []any{&rel, &quoted, &partial, &known}, func() error {
 		if partial || !slices.ContainsFunc(want, func(f found) bool { return f.rel == rel }) {
 			drop = append(drop, quoted)
+			if !known { // of those the registry tells what becomes of them
+				applied = append(applied, "took "+quoted+" out of the publication "+publicationOf(source))
+			}
 			return nil
 		}
 		has[rel] = true
@@ -349,123 +367,9 @@ func publish(ctx context.Context, tx pgx.Tx, source string, want []found) (appli
 		if _, err := tx.Exec(ctx, "ALTER PUBLICATION "+name+" ADD TABLE ONLY "+f.quoted()); err != nil {
 			return nil, false, nil, explain(err)
 		}
+		if f.schema == "onewrite" { // register tells of the others
+			applied = append(applied, "put "+f.full()+" into the publication "+publicationOf(source))
+		}
 	}
 	return applied, !whole, has, nil
-}
-
-// snapshotNumber is one that no snapshot had before, also of a table that was captured
-// some time ago: a position may still say that it is finished.
-const snapshotNumber = `(pg_current_xact_id()::text::bigint & 1073741823)::int`
-
-// register writes down what is captured. A table has missed changes, and gets a snapshot
-// whatever is configured, if its membership in the publication is another than before,
-// or if it is another table of the name, or if nobody knows, as the registry was lost:
-// kept are the tables that were in the publication.
-func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[uint32]bool) (applied []string, err error) {
-	rels := make([]uint32, len(want))
-	for i, f := range want {
-		rels[i] = f.rel
-	}
-	rows, err := tx.Query(ctx, `DELETE FROM onewrite.captured WHERE source = $1 AND rel <> ALL ($2) RETURNING name`, c.Source, rels)
-	if err != nil {
-		return nil, explain(err)
-	}
-	gone, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, explain(err)
-	}
-	for _, name := range gone {
-		applied = append(applied, "row changes of "+name+" are captured no more")
-	}
-	again, err := c.findAgain(ctx, tx, rels)
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range want {
-		step, snapshot, err := c.decide(ctx, tx, f, slices.Contains(gone, f.full()), kept[f.rel], again[f.rel])
-		if err != nil {
-			return nil, err
-		}
-		if step != "" {
-			applied = append(applied, step)
-		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, names, keyed, filter, columns, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, `+keyColumnNames+`, pg_current_wal_insert_lsn(), $6, $7, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
-			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, names = excluded.names, filter = excluded.filter, columns = excluded.columns,
-				keyed = CASE WHEN $5 > 0 THEN excluded.keyed ELSE c.keyed END, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
-			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.names, c.filter, c.columns) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.names, excluded.filter, excluded.columns) OR $5 > 0`,
-			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where, c.columns(f))
-		if err == nil && again[f.rel] && c.AgainWhere != "" {
-			_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET once = $3, asked = wanted WHERE source = $1 AND rel = $2`, c.Source, f.rel, c.AgainWhere)
-		}
-		if err != nil {
-			return nil, explain(err)
-		}
-	}
-	return applied, nil
-}
-
-// decide returns what is said of a table, and whether it gets a snapshot: 1 or 0.
-func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, again bool) (step string, snapshot int, err error) {
-	var was *bool // whether its membership is as it was; nil: it is new
-	var read, rekeyed, filtered, pending, masked bool
-	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.log l WHERE l.source = $1), c.member = r.oid AND c.altered = p.xmin,
-			coalesce(c.key NOT IN ('`+unknownKey+`', (SELECT `+keyColumns+` FROM pg_class c WHERE c.oid = r.prrelid)), false), coalesce(c.filter <> $4, false), coalesce(c.wanted > c.finished AND c.asked <> c.wanted, false), coalesce(c.columns <> $5, false)
-		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid LEFT JOIN onewrite.captured c ON c.source = $1 AND c.rel = r.prrelid WHERE p.pubname = $2 AND r.prrelid = $3`, c.Source, publicationOf(c.Source), f.rel, f.where, c.columns(f)).
-		Scan(&read, &was, &rekeyed, &filtered, &pending, &masked)
-	if err != nil {
-		return "", 0, explain(err)
-	}
-	switch {
-	case was == nil && (gone || read && kept):
-		step, snapshot = f.full()+" is another table than before, or was not known any more: it gets a new snapshot", 1
-	case was == nil && c.Snapshot:
-		step, snapshot = "row changes of "+f.full()+" are captured, with a snapshot first", 1
-	case was == nil:
-		step = "row changes of " + f.full() + " are captured"
-	case !*was:
-		step, snapshot = f.full()+" was out of the publication, or the publication was altered, or a partition logged less than the table: it gets a new snapshot", 1
-	case rekeyed:
-		step, snapshot = "the key of "+f.full()+" is another one than before: it gets a new snapshot", 1
-	case again:
-		step, snapshot = f.full()+" gets a new snapshot", 1
-	case filtered && pending:
-		step, snapshot = "the snapshot of "+f.full()+" begins anew", 1
-	case filtered:
-		step = "later snapshots of " + f.full() + " have other rows"
-	}
-	where := f.where
-	if again && c.AgainWhere != "" {
-		where = c.AgainWhere
-	}
-	if where != "" && (snapshot > 0 || filtered) {
-		step += ", of the rows WHERE " + where
-	}
-	if step == "" && masked {
-		step = "columns: has other rules for " + f.full() + "; restart onewrite run, if it runs"
-	}
-	return step, snapshot, nil
-}
-
-// findAgain looks up the tables that are to get another snapshot.
-func (c Capture) findAgain(ctx context.Context, tx pgx.Tx, rels []uint32) (map[uint32]bool, error) {
-	if len(c.Again) == 0 {
-		return nil, nil
-	}
-	list, err := findTables(ctx, tx, c.Again)
-	if err != nil {
-		return nil, err
-	}
-	again := map[uint32]bool{}
-	for _, f := range list {
-		if !slices.Contains(rels, f.rel) {
-			return nil, fmt.Errorf("%s is not captured; put it into the setting tables", f.full())
-		}
-		if err := checkCondition(ctx, tx, f, c.AgainWhere); err != nil {
-			return nil, fmt.Errorf("--where: %w", err)
-		}
-		again[f.rel] = true
-	}
-	return again, nil
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// SchemaWithCapture is [Schema] with what captures row changes. It asks the database at
+// SchemaWithCapture is [Schema] with what captures row changes, or ends that. It asks the database at
 // url, as any role, what the tables are; it changes nothing.
 func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (string, error) {
-	if len(o.Capture.Tables) == 0 {
+	if len(o.Capture.Tables) == 0 && len(o.Capture.Again) == 0 {
 		return o.withCapture(nil), nil
 	}
 	conn, _, err := connect(ctx, url)
@@ -43,6 +43,17 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 			}
 		}
 	}
+	rels := make([]uint32, len(want))
+	for i, f := range want {
+		rels[i] = f.rel
+	}
+	again, err := o.Capture.findAgain(ctx, tx, rels)
+	if err != nil {
+		return "", err
+	}
+	for i := range want {
+		want[i].again = again[want[i].rel]
+	}
 	warnings, err := o.Capture.checkMasks(ctx, tx, want)
 	if err != nil {
 		return "", err
@@ -55,10 +66,13 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 }
 
 func (o MigrateOptions) withCapture(want []found) string {
-	if !o.Capture.on() {
+	if !o.Capture.on() && o.Capture.Source == "" {
 		return Schema(o)
 	}
 	text := strings.TrimSuffix(Schema(o), "COMMIT;\n")
+	if !o.Capture.on() {
+		return text + releaseScript(o.Capture.Source) + "COMMIT;\n"
+	}
 	head, grants, _ := strings.Cut(text, "\n-- The application's role:")
 	return head + o.captureScript(want) + "\n-- The application's role:" + grants + "COMMIT;\n"
 }
@@ -117,11 +131,28 @@ ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.
             AND (o.filter = excluded.filter OR o.wanted = o.finished OR o.asked = o.wanted) AS same) s);
 `, source, quoteText(publication), first, snapshotNumber,
 		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns), keyColumns, unknownKey, keyColumnNames)
+	b.WriteString(o.Capture.againScript(want))
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
 	}
 	if o.Capture.Messages {
 		b.WriteString(o.emitScript())
+	}
+	return b.String()
+}
+
+// againScript asks for the snapshots that are to be made once more.
+func (c Capture) againScript(want []found) string {
+	var b strings.Builder
+	for _, f := range want {
+		if !f.again {
+			continue
+		}
+		row := fmt.Sprintf("WHERE source = %s AND name = %s", quoteText(c.Source), quoteText(f.full()))
+		fmt.Fprintf(&b, "UPDATE onewrite.captured SET wanted = greatest(wanted, finished, %s) + 1, keyed = pg_current_wal_insert_lsn() %s; -- a snapshot, each time that this runs\n", snapshotNumber, row)
+		if c.AgainWhere != "" {
+			fmt.Fprintf(&b, "UPDATE onewrite.captured SET once = %s, asked = wanted %s;\n", quoteText(c.AgainWhere), row)
+		}
 	}
 	return b.String()
 }

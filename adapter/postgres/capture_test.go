@@ -217,3 +217,88 @@ func TestTablesLeftOut(t *testing.T) {
 		}
 	})
 }
+
+// The owner of the tables may not drop a slot as a rule: migrate does the rest, and names a
+// way that the relay's role has too. What it prints for an administrator does all of it.
+func TestOwnerEndsCapture(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		for _, script := range []bool{false, true} {
+			url, owner, relay := pg.NewDatabase(t), pg.NewRole(t), pg.NewRole(t, "REPLICATION")
+			admin := dial(t, url)
+			sql(t, admin, `GRANT CREATE ON DATABASE `+one[string](t, admin, `SELECT quote_ident(current_database())`)+` TO `+owner.Name, `GRANT CREATE ON SCHEMA public TO `+owner.Name)
+			as := owner.URL(url)
+			sql(t, dial(t, as), `CREATE TABLE a (id int PRIMARY KEY)`)
+			o := MigrateOptions{RelayRole: relay.Name, Capture: Capture{Source: "shop", Tables: []string{"a"}}}
+			if _, err := Migrate(t.Context(), as, o); err != nil {
+				t.Fatal(err)
+			}
+			r := &rig{t: t, url: url, conn: admin, cfg: Config{Name: "shop", URL: relay.URL(url), BusID: "bus1", Tables: o.Capture.Tables}}
+			r.open()
+			const left = `SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM onewrite.captured), (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()), (SELECT count(*) FROM onewrite.log)`
+			state := func() (got [3]int) {
+				t.Helper()
+				if err := admin.QueryRow(t.Context(), left).Scan(&got[0], &got[1], &got[2]); err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+			o.Capture.Tables = nil
+			text, err := SchemaWithCapture(t.Context(), url, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out, err := psql(t, url, text); err == nil || !strings.Contains(out, "stop it, and run this again") {
+				t.Errorf("the script while the slot is read: %s", out)
+			}
+			_ = r.src.Close()
+			eventually(t, "the slot is free", func() bool {
+				return one[bool](t, admin, `SELECT NOT bool_or(active) FROM pg_replication_slots WHERE database = current_database()`)
+			})
+			if script {
+				for range 2 {
+					mustPsql(t, url, text)
+				}
+			} else {
+				done, err := Migrate(t.Context(), as, o)
+				_, cure, found := strings.Cut(errText(err), "which that of onewrite run has: ")
+				if got := state(); !found || got != [3]int{0, 1, 1} || !strings.Contains(strings.Join(done, "; "), "captured no more") {
+					t.Fatalf("%v are left after %q, %v", got, done, err)
+				}
+				if f := findingOf(Examine(t.Context(), url, o), "slot"); !strings.Contains(f.Cure, cure) {
+					t.Errorf("the doctor says %s; %s", f.Text, f.Cure)
+				}
+				sql(t, dial(t, relay.URL(url)), cure)
+				if _, err := Migrate(t.Context(), as, o); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := state(); got != [3]int{} {
+				t.Errorf("script %v: %v are left", script, got)
+			}
+		}
+	})
+}
+
+// migrate --down of such an owner removes the outbox, and names the slot that is left.
+func TestOwnerRemovesTheOutbox(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		url, owner := pg.NewDatabase(t), pg.NewRole(t)
+		admin := dial(t, url)
+		sql(t, admin, `GRANT CREATE ON DATABASE `+one[string](t, admin, `SELECT quote_ident(current_database())`)+` TO `+owner.Name, `GRANT CREATE ON SCHEMA public TO `+owner.Name)
+		sql(t, dial(t, owner.URL(url)), `CREATE TABLE a (id int PRIMARY KEY)`)
+		r := &rig{t: t, url: owner.URL(url), conn: admin, tables: []string{"a"}, cfg: Config{Name: "shop", URL: url, BusID: "bus1", Tables: []string{"a"}}}
+		r.migrate()
+		r.open()
+		_ = r.src.Close()
+		var err error
+		eventually(t, "the slot is free", func() bool {
+			err = Rollback(t.Context(), r.url, true)
+			return !strings.Contains(errText(err), "stop it")
+		})
+		slot := one[string](t, admin, `SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()`)
+		if !strings.HasSuffix(errText(err), dropped(slot)) || !one[bool](t, admin, `SELECT to_regnamespace('onewrite') IS NULL`) {
+			t.Fatalf("migrate --down: %v", err)
+		}
+		sql(t, admin, dropped(slot))
+	})
+}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/masking"
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -39,6 +40,25 @@ func (k *Known) tell(cfg *Config, name, problem string) {
 	k.mu.Unlock()
 	if news {
 		cfg.trouble(name, problem)
+	}
+}
+
+// snapshotOf begins the name of what is wrong with the snapshot of a table.
+const snapshotOf = "snapshot of "
+
+// settle withdraws what was told of snapshots that are not to be made any more.
+func (k *Known) settle(cfg *Config, list []captured) {
+	k.mu.Lock()
+	var over []string
+	for name, problem := range k.said {
+		table, is := strings.CutPrefix(name, snapshotOf)
+		if is && problem != "" && !slices.ContainsFunc(list, func(c captured) bool { return c.name == table && c.pending() }) {
+			over = append(over, name)
+		}
+	}
+	k.mu.Unlock()
+	for _, name := range over {
+		k.tell(cfg, name, "")
 	}
 }
 
@@ -288,13 +308,16 @@ func (r *logReader) tablesNow(ctx context.Context) ([]captured, error) {
 		return nil, err
 	}
 	list, gone, err := verifyCapture(ctx, r.cat.conn, r.cfg.Name, list)
+	if errors.Is(err, onewrite.ErrGap) { // it says what is wrong: a table that was dropped may be there again
+		r.cfg.Known.tell(&r.cfg, "tables", "")
+	}
 	if err != nil {
 		return nil, err
 	}
 	text := ""
 	r.gone = gone
 	if len(gone) > 0 {
-		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate", strings.Join(namesOf(gone), ", "))
+		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate as the owner of the tables", strings.Join(namesOf(gone), ", "))
 	}
 	r.cfg.Known.tell(&r.cfg, "tables", text)
 	if err := r.cfg.Known.check(list, r.cfg.Masks); err != nil {

@@ -139,7 +139,7 @@ func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
 	if e.host == nil {
 		return nil // that was said
 	}
-	anew := "onewrite run -- it makes the slot anew and reads the tables again"
+	anew := "onewrite run  # it makes the slot anew and reads the tables again"
 	if e.o.Capture.HoldGap {
 		anew = "set on_gap: snapshot for the source and restart onewrite run, which makes the slot anew and reads the tables again"
 	}
@@ -166,16 +166,24 @@ func (e *examiner) leftSlot(ctx context.Context, name string) error {
 	}
 	const says = "the configuration reads the log no more, and nobody has run onewrite migrate since: slot %s keeps the log of its server"
 	if strings.HasSuffix(name, standbySlot) {
-		e.problem("slot", "onewrite migrate; then on the standby that log_url named: "+dropped(name)+";", says, name)
+		e.problem("slot", "onewrite migrate  # then on the standby that log_url named: "+dropped(name)+";", says, name)
 		return nil
 	}
 	s, err := lookAtSlot(ctx, e.conn, name, 150000)
 	if err != nil || s == nil {
 		return err
 	}
+	var published bool
+	if err := e.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, publicationOf(e.o.Capture.Source)).Scan(&published); err != nil {
+		return explain(err)
+	}
 	cure := "onewrite migrate"
-	if s.pid != 0 {
-		cure = "restart onewrite run, which reads it still, with this configuration; stop it and run onewrite migrate"
+	switch {
+	case !published && s.pid == 0: // migrate was run by a role that may not drop it
+		e.problem("slot", dropped(name)+"; -- as superuser, or as a role with REPLICATION", "the log is read no more, and slot %s is left: it keeps the log of its server", name)
+		return nil
+	case s.pid != 0:
+		cure = "onewrite migrate  # when onewrite run, which reads it still, was restarted with this configuration"
 	}
 	e.problem("slot", cure, says, name)
 	return nil
@@ -267,7 +275,7 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	for _, name := range namesOf(gone) {
-		e.problem("tables", "take it out of tables: and run onewrite migrate", "the table %s was dropped", name)
+		e.problem("tables", "onewrite migrate  # as the owner of the tables, with it taken out of tables:", "the table %s was dropped", name)
 	}
 	want, err := findTables(ctx, tx, e.o.Capture.Tables)
 	if err != nil {

@@ -19,7 +19,9 @@ import (
 type serverError struct {
 	says, cure string // in the cure, the marks below stand for names
 	role, db   string // of the session, once they are known
+	grant      string // another cure, for one that owns what it works on
 	relay      string // the role that onewrite run is to have, where it is another
+	asks       string // what else onewrite migrate was asked, as words of the shell
 }
 
 // Marks in cures. With names they become SQL, or a word of the shell.
@@ -28,7 +30,12 @@ const (
 	markDatabase  = "{database}"
 	markShellRole = "{shell role}"
 	markShellDB   = "{shell database}"
+	markAsks      = "{asks}"
 )
+
+// cureOwner is the cure for a role that does not own what it works on.
+const cureOwner = "run onewrite migrate" + markAsks + " --relay-role " + markShellRole + " with the owner of the tables as the user of the source's url, or let an administrator run: onewrite migrate --print" + markAsks +
+	" --relay-role " + markShellRole + " | psql -v ON_ERROR_STOP=1 " + markShellDB
 
 func (e *serverError) Error() string {
 	if e.cure == "" {
@@ -44,7 +51,11 @@ func (e *serverError) Error() string {
 	if e.db != "" {
 		db, shellDB = pgx.Identifier{e.db}.Sanitize(), disk.Quote(e.db)
 	}
-	return e.says + "; " + strings.NewReplacer(markRole, role, markDatabase, db, markShellRole, shellRole, markShellDB, shellDB).Replace(e.cure)
+	cure := e.cure
+	if e.role == "" || e.role != e.relay { // the relay's role is to get no more rights
+		cure += e.grant
+	}
+	return e.says + "; " + strings.NewReplacer(markRole, role, markDatabase, db, markShellRole, shellRole, markShellDB, shellDB, markAsks, e.asks).Replace(cure)
 }
 
 // explain adds the cure to an error of the server and drops its DETAIL, which
@@ -55,7 +66,7 @@ func explain(err error) error {
 		return err
 	}
 	cure := map[string]string{
-		"42501": "connect as the owner of the tables, or let an administrator run: onewrite migrate --print --relay-role " + markShellRole + " | psql -v ON_ERROR_STOP=1 " + markShellDB,
+		"42501": cureOwner,
 		"42704": "make what is missing, for example CREATE ROLE name LOGIN",
 		"42P01": "create the outbox with onewrite migrate",
 		"3F000": "create the outbox with onewrite migrate",
@@ -66,9 +77,10 @@ func explain(err error) error {
 		"55P03": "another session holds a lock; end it and try again",
 		"57P03": "the server is starting or stopping; wait",
 	}[pe.Code]
+	grant := ""
 	switch {
 	case pe.Code == "42501" && strings.HasPrefix(pe.Message, "permission denied for database"):
-		cure = "let an administrator run: onewrite migrate --print --relay-role " + markShellRole + " | psql -v ON_ERROR_STOP=1 " + markShellDB + ", or run as the owner of the database: GRANT CREATE ON DATABASE " + markDatabase + " TO " + markRole
+		grant = ", or run as the owner of the database: GRANT CREATE ON DATABASE " + markDatabase + " TO " + markRole
 	case pe.Code == "42704" && strings.HasPrefix(pe.Message, "publication "):
 		cure = cureMigrate
 	case pe.Code == "42704":
@@ -76,7 +88,17 @@ func explain(err error) error {
 			cure = "make it: CREATE ROLE " + quoted(what[2]) + " LOGIN"
 		}
 	}
-	return &serverError{says: fmt.Sprintf("postgres: %s (SQLSTATE %s)", pe.Message, pe.Code), cure: cure}
+	return &serverError{says: fmt.Sprintf("postgres: %s (SQLSTATE %s)", pe.Message, pe.Code), cure: cure, grant: grant}
+}
+
+// ungranted takes the cure away that gives a role more rights, which would not help one that
+// does not own the tables.
+func ungranted(err error) error {
+	var e *serverError
+	if errors.As(err, &e) {
+		e.grant = ""
+	}
+	return err
 }
 
 // withNames puts the names of the session into the cure of its error.
@@ -87,12 +109,18 @@ func withNames(err error, conn *pgx.Conn) error {
 	return withNamesOf(err, conn.Config())
 }
 
-// withRelay puts the role that the configuration has for the relay into the cure: the one
-// that runs migrate is none of onewrite run.
-func withRelay(err error, relay string) error {
+// withOptions puts what migrate was asked into the cure: the role that the configuration has
+// for the relay, as the one that runs migrate is none of onewrite run, and the snapshots.
+func withOptions(err error, o MigrateOptions) error {
 	var e *serverError
 	if errors.As(err, &e) {
-		e.relay = relay
+		e.relay = o.RelayRole
+		if c := o.Capture; len(c.Again) > 0 {
+			e.asks = " --source " + disk.Quote(c.Source) + " --snapshot " + disk.Quote(strings.Join(c.Again, ","))
+			if c.AgainWhere != "" {
+				e.asks += " --where " + disk.Quote(c.AgainWhere)
+			}
+		}
 	}
 	return err
 }

@@ -137,3 +137,112 @@ func errText(err error) string {
 	}
 	return err.Error()
 }
+
+// splitRig is a database whose tables belong to one role and are read by another.
+type splitRig struct {
+	url, owner, relay string
+	o                 MigrateOptions
+}
+
+func newSplitRig(t *testing.T, pg *servers.PG, ddl string) splitRig {
+	t.Helper()
+	url, owner, relay := pg.NewDatabase(t), pg.NewRole(t), pg.NewRole(t, "REPLICATION")
+	admin := dial(t, url)
+	sql(t, admin, `GRANT CREATE ON DATABASE `+one[string](t, admin, `SELECT quote_ident(current_database())`)+` TO `+owner.Name, `GRANT CREATE ON SCHEMA public TO `+owner.Name)
+	s := splitRig{url, owner.URL(url), relay.URL(url), MigrateOptions{RelayRole: relay.Name, Capture: Capture{Source: "shop", Tables: []string{"a", "b"}}}}
+	sql(t, dial(t, s.owner), ddl)
+	s.migrate(t)
+	return s
+}
+
+// migrate is that of the owner.
+func (s splitRig) migrate(t *testing.T) string {
+	t.Helper()
+	done, err := Migrate(t.Context(), s.owner, s.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(done, "; ")
+}
+
+// A snapshot that the relay's role asks for, which may not: the cures ask for it, with its
+// condition.
+func TestSnapshotAskedForByTheRelay(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		s := newSplitRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`)
+		admin := dial(t, s.url)
+		asked := func() string {
+			return one[string](t, admin, `SELECT string_agg(name || CASE WHEN wanted > finished THEN ' wanted ' || CASE WHEN asked = wanted THEN once ELSE 'all' END ELSE '' END, ', ' ORDER BY name) FROM onewrite.captured`)
+		}
+		s.o.Capture.Again, s.o.Capture.AgainWhere = []string{"public.a"}, "id > 5"
+		_, err := Migrate(t.Context(), s.relay, s.o)
+		cure := "run onewrite migrate --source shop --snapshot public.a --where 'id > 5' --relay-role " + disk.Quote(s.o.RelayRole) +
+			" with the owner of the tables as the user of the source's url, or let an administrator run: onewrite migrate --print --source shop --snapshot public.a --where 'id > 5' --relay-role "
+		if !strings.Contains(errText(err), cure) {
+			t.Errorf("%v\nwant %s", err, cure)
+		}
+		text, err := SchemaWithCapture(t.Context(), s.relay, s.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if before := asked(); before != "public.a, public.b" {
+			t.Fatalf("asked for is %s", before)
+		}
+		for range 2 {
+			mustPsql(t, s.url, text)
+			if got := asked(); got != "public.a wanted id > 5, public.b" {
+				t.Errorf("by the script is asked for %s", got)
+			}
+		}
+		s.o.Capture.AgainWhere = ""
+		if text, err = SchemaWithCapture(t.Context(), s.relay, s.o); err != nil {
+			t.Fatal(err)
+		}
+		mustPsql(t, s.url, text)
+		if got := asked(); got != "public.a wanted all, public.b" {
+			t.Errorf("by the script is asked for %s", got)
+		}
+		s.o.Capture.Again = []string{"public.a", "public.b"}
+		s.migrate(t)
+		if got := asked(); got != "public.a wanted all, public.b wanted all" {
+			t.Errorf("by the owner is asked for %s", got)
+		}
+		s.o.Capture.Tables = []string{"b"}
+		if _, err := SchemaWithCapture(t.Context(), s.relay, s.o); !strings.Contains(errText(err), "public.a is not captured") {
+			t.Errorf("a table that is not captured: %v", err)
+		}
+	})
+}
+
+// Where the publication was dropped, a right on the database would not help the relay's role:
+// the tables are not its own. It would help their owner.
+func TestDroppedPublicationIsNotForTheRelay(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		s := newSplitRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`)
+		admin := dial(t, s.url)
+		sql(t, admin, `DROP PUBLICATION onewrite_shop`)
+		for _, role := range []string{s.o.RelayRole, ""} { // as one who has not set roles:, too
+			o := s.o
+			o.RelayRole = role
+			if _, err := Migrate(t.Context(), s.relay, o); strings.Contains(errText(err), "GRANT") || !strings.Contains(errText(err), "with the owner of the tables as the user") {
+				t.Errorf("the relay's migrate: %v", err)
+			}
+		}
+		text, err := SchemaWithCapture(t.Context(), s.relay, s.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustPsql(t, s.url, text)
+		if n := one[int](t, admin, `SELECT count(*)::int FROM pg_publication_tables WHERE pubname = 'onewrite_shop'`); n != 2 {
+			t.Errorf("%d tables are published", n)
+		}
+		sql(t, admin, `DROP PUBLICATION onewrite_shop`, `REVOKE CREATE ON DATABASE `+one[string](t, admin, `SELECT quote_ident(current_database())`)+` FROM `+one[string](t, dial(t, s.owner), `SELECT current_user::text`))
+		_, err = Migrate(t.Context(), s.owner, s.o)
+		grant := regexp.MustCompile(`GRANT CREATE ON DATABASE "[^"]+" TO "[^"]+"`).FindString(errText(err))
+		if grant == "" {
+			t.Fatalf("the owner's migrate: %v", err)
+		}
+		sql(t, admin, grant)
+		s.migrate(t)
+	})
+}

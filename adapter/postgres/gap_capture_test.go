@@ -30,7 +30,7 @@ var damages = []damage{
 	{name: "row filter", says: "leaves out rows or columns of public.a", first: `ALTER PUBLICATION onewrite_shop SET TABLE a WHERE (id < 5), b`, a: true},
 	{name: "column list", says: "leaves out rows or columns of public.a", first: `ALTER PUBLICATION onewrite_shop SET TABLE a (id), b`, a: true, touch: true},
 	{name: "row filter for a time", says: "public.a was taken out", first: `ALTER PUBLICATION onewrite_shop SET TABLE a WHERE (id < 5), b`, then: `ALTER PUBLICATION onewrite_shop SET TABLE a, b`, a: true},
-	{name: "replica identity", says: "replica identity of public.a", first: `ALTER TABLE a REPLICA IDENTITY FULL`},
+	{name: "replica identity", says: "replica identity of public.a was changed (", first: `ALTER TABLE a REPLICA IDENTITY FULL`},
 	{name: "table dropped and made again", says: "public.a is not in the publication", another: true, a: true,
 		first: `DROP TABLE a; CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a SELECT i, 7 FROM generate_series(1, 45) i`},
 	{name: "table made again and put back", says: "public.a is not in the publication", another: true, a: true,

@@ -218,3 +218,39 @@ func TestAlign(t *testing.T) {
 		}
 	}
 }
+
+// What is met says what was changed, by whom it is cured and whether rows are read again,
+// and that is what happens.
+func TestCuresOfChangedTables(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		for _, c := range []struct {
+			ddl, from, cure string
+			snapshot        bool
+		}{
+			{`ALTER TABLE t REPLICA IDENTITY FULL`, "replica identity", cureIdentity, false},
+			{`ALTER TABLE t REPLICA IDENTITY NOTHING`, "replica identity", cureNothing, false},
+			{`ALTER TABLE t REPLICA IDENTITY USING INDEX t_code`, "replica identity", cureKey, true},
+			{`ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (code)`, "key", cureKey, true},
+			{`ALTER PUBLICATION onewrite_shop DROP TABLE t`, "publication", cureMigrate, true},
+			{`ALTER TABLE t RENAME TO old; CREATE TABLE t (id int PRIMARY KEY)`, "name", "snapshot of a table that took the name public.t", true},
+			{`DROP TABLE onewrite.captured`, "", cureRegistry, true},
+		} {
+			r := newRig(t, pg, keyDDL, "public.t")
+			r.open()
+			r.events(4)
+			r.whole()
+			_ = r.src.Close()
+			sql(t, r.conn, c.ddl)
+			var g *onewrite.Gap
+			if err := r.tryOpen(t.Context()); !errors.As(err, &g) || c.from != "" && g.From != "the change of the "+c.from || !strings.HasSuffix(g.Cure, c.cure) || !strings.Contains(g.Cure, "as the owner of the tables") {
+				t.Errorf("%s: %v", c.ddl, err)
+			}
+			said := strings.Join(r.migrate(), "; ")
+			if snapshot := one[bool](t, r.conn, `SELECT bool_or(wanted > finished) FROM onewrite.captured`); snapshot != c.snapshot {
+				t.Errorf("%s: a snapshot is to come: %v, migrate says %s", c.ddl, snapshot, said)
+			}
+			r.open()
+			_ = r.src.Close()
+		}
+	})
+}

@@ -129,7 +129,11 @@ func (r *logReader) partitions(ctx context.Context, list []captured) error {
 			if err := mistrust(ctx, r.cat.conn, r.cfg.Name, l.root); err != nil {
 				return err
 			}
-			return &onewrite.Gap{Reason: "row changes: " + l.problem(), From: "the change of the partition", To: "now", Cure: l.cure + "; then " + cureMigrate}
+			cure := cureLeaf // it does the rest
+			if l.unlogged {
+				cure = "run as the owner of the tables: " + l.cure + "; then " + cureLeaf
+			}
+			return &onewrite.Gap{Reason: "row changes: " + l.problem(), From: "the change of the partition", To: "now", Cure: cure}
 		}
 		said = append(said, l.problem()+"; run as its owner: "+l.cure)
 	}

@@ -164,7 +164,7 @@ func (r *logReader) lost(t *table, why string) error {
 	}
 	gap := &onewrite.Gap{Reason: "row changes: " + why, From: r.tx.lsn.String(), To: "now"}
 	if r.cfg.HoldGap {
-		gap.Cure = "run onewrite migrate --snapshot " + c.name + ": its rows are read again, and reading goes on by itself"
+		gap.Cure = "run onewrite migrate --snapshot " + c.name + " as the owner of the tables: its rows are read again, and reading goes on by itself"
 		return gap
 	}
 	gap.Reason += "; the rows of " + c.name + " are read again, but what was deleted in between, or had another key, is not told"

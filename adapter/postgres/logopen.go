@@ -67,7 +67,7 @@ func lookAtLog(ctx context.Context, conn, host *pgx.Conn, source, slot string) (
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 	case isCode(err, "42P01"):
-		return s, &onewrite.Gap{Reason: "row changes: the table onewrite.log is gone, and with it the record of the slot", From: "unknown", To: "now", Cure: cureMigrate}
+		return s, &onewrite.Gap{Reason: "row changes: the table onewrite.log is gone, and with it the record of the slot", From: "unknown", To: "now", Cure: cureRegistry}
 	case err != nil:
 		return s, explain(err)
 	default:
@@ -386,7 +386,7 @@ func (r *logReader) look(ctx context.Context, stored *logPlace) (list []captured
 	case stored == nil && !there:
 		return nil, s, errors.New("postgres: the log is to be read, but nothing is published yet; run onewrite migrate")
 	case !there:
-		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureMigrate}
+		return nil, s, &onewrite.Gap{Reason: "row changes: the table onewrite.captured is gone, and with it what was captured", From: stored.done.String(), To: "now", Cure: cureRegistry}
 	}
 	if list, err = r.tablesNow(ctx); err != nil {
 		return nil, s, err

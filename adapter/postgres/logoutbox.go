@@ -183,7 +183,7 @@ func (r *logReader) pushHeld() {
 }
 
 // notPublished is the trouble where the log does not tell the outbox.
-const notPublished = "the outbox is not in the publication: its events come from the ring, up to a second late; run onewrite migrate"
+const notPublished = "the outbox is not in the publication: its events come from the ring, up to a second late; run onewrite migrate as the owner of the tables"
 
 // outboxMember is the outbox's entry in the publication, 0 if the log does not tell what
 // is inserted into it.

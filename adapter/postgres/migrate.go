@@ -144,14 +144,15 @@ func (o MigrateOptions) limit() []string {
 
 // Migrate makes the outbox or brings it up to date and returns what it did. It
 // may be repeated, and run twice at once. It connects as the role of url, which
-// needs CREATE on the database and becomes the owner of the tables.
+// needs CREATE on the database and becomes the owner of the tables. With an error
+// it did nothing, or, if it returns what it did, all but what the error names.
 func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []string, err error) {
 	conn, _, err := connect(ctx, url)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	defer func() { err = withRelay(withNames(err, conn), o.RelayRole) }()
+	defer func() { err = withOptions(withNames(err, conn), o) }()
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return nil, explain(err)
@@ -184,8 +185,12 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 			applied = append(applied, "created the table of scheduled events")
 		}
 	}
+	var left *leftSlotError
 	for _, step := range []func(context.Context, pgx.Tx) ([]string, error){mendFunctions, o.capture, o.emitting, o.telling, giving, o.grant, o.needsReplication} {
 		done, err := step(ctx, tx)
+		if errors.As(err, &left) {
+			err = nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -193,6 +198,9 @@ func Migrate(ctx context.Context, url string, o MigrateOptions) (applied []strin
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return nil, explain(err)
+	}
+	if left != nil {
+		return applied, left
 	}
 	return applied, nil
 }
@@ -311,11 +319,15 @@ func Rollback(ctx context.Context, url string, force bool) (err error) {
 	if rows && !force {
 		return errors.New("the outbox still holds events, or scheduled ones; let onewrite run deliver them, or drop them with onewrite migrate --down --force")
 	}
-	if err := releaseAll(ctx, tx); err != nil {
-		return err
+	left := releaseAll(ctx, tx)
+	if slot := (*leftSlotError)(nil); left != nil && !errors.As(left, &slot) {
+		return left
 	}
 	if _, err := tx.Exec(ctx, `DROP SCHEMA onewrite CASCADE`); err != nil {
 		return explain(err)
 	}
-	return explain(tx.Commit(ctx))
+	if err := tx.Commit(ctx); err != nil {
+		return explain(err)
+	}
+	return left
 }

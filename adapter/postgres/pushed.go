@@ -129,7 +129,7 @@ func (b *Both) missed(out onewrite.Batch) {
 		}
 	}
 	if late > 0 {
-		b.ring.log.Warn("the ring had events that the log has not told; is it far behind, or is the outbox not in the publication? onewrite migrate puts it there", "events", late, "publication", publicationOf(b.ring.cfg.Name))
+		b.ring.log.Warn("the ring had events that the log has not told; is it far behind, or is the outbox not in the publication? onewrite migrate as its owner puts it there", "events", late, "publication", publicationOf(b.ring.cfg.Name))
 	}
 }
 

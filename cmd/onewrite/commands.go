@@ -117,6 +117,9 @@ refuse one.`,
 			}
 			problems = append(problems, warnings...)
 			if a.json {
+				if problems == nil {
+					problems = config.Problems{} // an empty list, and no null
+				}
 				if err := printJSON(cmd.OutOrStdout(), problems); err != nil {
 					return err
 				}
@@ -151,7 +154,7 @@ refuse one.`,
 func snapshotFlags(o relay.MigrateOptions, other bool) error {
 	switch {
 	case len(o.Snapshot) > 0 && other:
-		return errors.New("--snapshot goes with none of --inbox, --down and --print")
+		return errors.New("--snapshot goes with neither --inbox nor --down; leave one of them out")
 	case o.Where != "" && len(o.Snapshot) == 0:
 		return errors.New("--where is the condition of the rows of --snapshot; add --snapshot public.orders, or leave --where out")
 	}
@@ -175,7 +178,7 @@ in every source's database, or in the one that --database names, for which no
 configuration is needed.`,
 		Example: "  onewrite migrate\n  onewrite migrate --print --app-role shop --relay-role onewrite | psql -v ON_ERROR_STOP=1 shop\n  onewrite migrate --snapshot public.orders --where \"placed > now() - interval '7 days'\"\n  onewrite migrate --down\n  onewrite migrate --inbox --database postgres://billing@localhost/billing --app-role billing",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := snapshotFlags(o, inbox || down || print); err != nil {
+			if err := snapshotFlags(o, inbox || down); err != nil {
 				return usage(err)
 			}
 			switch {
