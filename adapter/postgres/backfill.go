@@ -33,9 +33,8 @@ import (
 // one that has to be read again. Some tables are read at the same time; what is known
 // of one says nothing of another.
 //
-// A table without a key has no rows to drop: it is read whole, in one transaction,
-// while the log waits; its changes of before the snapshot are left out, as the rows
-// have them.
+// A table without a key has no rows to drop: it is read whole, in one transaction, while
+// the log waits at the high mark. See flushWhole.
 type backfill struct {
 	r     *logReader
 	url   string
