@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -15,8 +14,6 @@ import (
 // window is what the log says between the marks of a chunk.
 type window struct {
 	id        int
-	lsn       pgoutput.LSN              // of the low mark
-	at        time.Time                 // and when it was
 	shape     *table                    // the table's columns in the changes; nil: there were none
 	mixed     bool                      // and they were others before
 	rows      map[string]pgoutput.Tuple // by key; nil: whole in the log, or gone
@@ -134,7 +131,7 @@ func (f *backfill) mark(r *logReader, content []byte) error {
 		if w != nil { // its chunk was given up; what it saw still holds
 			f.shut(rel, w)
 		}
-		f.windows[rel] = &window{id: id, lsn: r.tx.lsn, at: r.tx.at, rows: map[string]pgoutput.Tuple{}, xids: xids{}}
+		f.windows[rel] = &window{id: id, rows: map[string]pgoutput.Tuple{}, xids: xids{}}
 		return nil
 	}
 	if w == nil || w.id != id {
@@ -221,7 +218,7 @@ func (f *backfill) flush(r *logReader, ch *chunk, w *window) error {
 		return errAgain // the table was altered meanwhile
 	}
 	if w.size > heldBytes {
-		return errAgain
+		return errAgain // and not all that changed is known
 	}
 	switch {
 	case ch.more != nil:
