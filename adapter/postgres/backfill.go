@@ -91,6 +91,8 @@ type chunk struct {
 	last   bool
 	snap   snapshot
 	more   func() ([]pgoutput.Tuple, error) // the next rows of a table without a key
+	lent   sync.Mutex                       // held while more uses the session
+	back   bool                             // the session may be closed: more has no rows any more
 	result chan error
 	done   *progress
 }
@@ -328,10 +330,18 @@ func (f *backfill) readWhole(ctx context.Context, ch *chunk) error {
 		return err
 	}
 	defer func() { _ = other.Close(context.Background()) }()
+	defer ch.takeBack()
 	if err := f.emit(ctx, other, ch.mark("high")); err != nil {
 		return err
 	}
 	return ch.wait(ctx)
+}
+
+// takeBack waits until the receiver does not use the session that it reads a table by.
+func (ch *chunk) takeBack() {
+	ch.lent.Lock()
+	defer ch.lent.Unlock()
+	ch.back = true
 }
 
 // nextLimit is how many rows the next chunk may have.
