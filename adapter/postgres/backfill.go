@@ -33,9 +33,8 @@ import (
 // one that has to be read again. Some tables are read at the same time; what is known
 // of one says nothing of another.
 //
-// A table without a key has no rows to drop: it is read whole, in one transaction,
-// while the log waits; its changes of before the snapshot are left out, as the rows
-// have them.
+// A table without a key has no rows to drop: it is read whole, in one transaction, while
+// the log waits at the high mark. See flushWhole.
 type backfill struct {
 	r     *logReader
 	url   string
@@ -92,6 +91,8 @@ type chunk struct {
 	last   bool
 	snap   snapshot
 	more   func() ([]pgoutput.Tuple, error) // the next rows of a table without a key
+	lent   sync.Mutex                       // held while more uses the session
+	back   bool                             // the session may be closed: more has no rows any more
 	result chan error
 	done   *progress
 }
@@ -334,10 +335,18 @@ func (f *backfill) readWhole(ctx context.Context, ch *chunk) error {
 		return err
 	}
 	defer func() { _ = other.Close(context.Background()) }()
+	defer ch.takeBack()
 	if err := f.emit(ctx, other, ch.mark("high")); err != nil {
 		return err
 	}
 	return ch.wait(ctx)
+}
+
+// takeBack waits until the receiver does not use the session that it reads a table by.
+func (ch *chunk) takeBack() {
+	ch.lent.Lock()
+	defer ch.lent.Unlock()
+	ch.back = true
 }
 
 // nextLimit is how many rows the next chunk may have.

@@ -1,8 +1,6 @@
 package postgres
 
 import (
-	"time"
-
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
 
@@ -59,7 +57,7 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 			}
 		}
 		p.key = ch.placeOf(row, ch.order)
-		if !f.out(r, ch, r.tx.lsn, r.tx.at, uint32(n), row, base.with(p)) {
+		if !f.out(r, ch.rowAt(uint32(n), row), base.with(p)) {
 			return errClosed
 		}
 	}
@@ -67,36 +65,9 @@ func (f *backfill) flushRows(r *logReader, ch *chunk, w *window) error {
 	return nil
 }
 
-// flushWhole makes events of all rows of a table without a key, and then of its
-// changes that the rows do not have. The rows are where the low mark is: their
-// sequence is before that of the changes.
-func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
-	p := ch.from
-	p.key = nil
-	snaps := r.at.snaps.with(p)
-	for n := uint32(0); ; {
-		rows, err := ch.more()
-		if err != nil {
-			return err
-		}
-		if len(rows) == 0 {
-			break
-		}
-		for _, row := range rows {
-			if !f.out(r, ch, w.lsn, w.at, n, row, snaps) {
-				return errClosed
-			}
-			n++
-		}
-		ch.done.rows.Add(int64(len(rows)))
-	}
-	for i := range w.held {
-		if h := &w.held[i]; !ch.snap.sees(h.xid) {
-			h.at = r.place(snaps)
-			r.push(&h.item)
-		}
-	}
-	return nil
+// rowAt is a row as a change; n is its number at the mark.
+func (ch *chunk) rowAt(n uint32, row pgoutput.Tuple) change {
+	return change{table: ch.table, kind: "snapshot", op: 'r', after: row, index: n}
 }
 
 // place is where events stand that are no change in the log.
@@ -106,9 +77,9 @@ func (r *logReader) place(snaps *snapPlaces) logPlace {
 	return p
 }
 
-// out makes the event of a row, at a mark.
-func (f *backfill) out(r *logReader, ch *chunk, lsn pgoutput.LSN, at time.Time, n uint32, row pgoutput.Tuple, snaps *snapPlaces) bool {
-	c := change{table: ch.table, kind: "snapshot", op: 'r', after: row, lsn: lsn, at: at, index: n}
+// out makes the event of a row at a mark, or of what else belongs to a snapshot.
+func (f *backfill) out(r *logReader, c change, snaps *snapPlaces) bool {
+	c.lsn, c.at = r.tx.lsn, r.tx.at
 	r.push(&item{row: r.kept.keep(&c), at: r.place(snaps)})
 	return len(r.run) < 256 && r.size < 1<<20 || r.flush()
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/onewrite/onewrite/internal/pgoutput"
 )
@@ -15,39 +14,30 @@ import (
 // window is what the log says between the marks of a chunk.
 type window struct {
 	id        int
-	lsn       pgoutput.LSN              // of the low mark
-	at        time.Time                 // and when it was
 	shape     *table                    // the table's columns in the changes; nil: there were none
 	mixed     bool                      // and they were others before
 	rows      map[string]pgoutput.Tuple // by key; nil: whole in the log, or gone
-	held      []heldChange              // of a table without a key
+	kept      keeper                    // of held
+	held      []*change                 // of a table without a key
+	size      int                       // of held, in bytes
 	xids      xids                      // its transactions that changed the table
 	truncated bool
 }
 
-type heldChange struct {
-	xid uint32
-	item
-}
-
-// saw is told each change before it becomes an event; true: it does not become one,
-// or not yet. It runs in the goroutine that receives.
-func (f *backfill) saw(r *logReader, c *change) bool {
+// saw is told each change before it becomes an event. It runs in the goroutine that
+// receives.
+func (f *backfill) saw(c *change) {
 	w := f.windows[c.table.rel]
-	if !f.noted(c, w) {
-		return false
-	}
-	if w == nil {
-		return len(c.table.key) == 0
+	if !f.noted(c, w) || w == nil {
+		return
 	}
 	w.mixed = w.mixed || w.shape != nil && !w.shape.sameColumns(c.table)
 	w.shape = c.table
 	if len(c.table.key) == 0 {
-		w.held = append(w.held, heldChange{xid: c.xid, item: item{row: r.kept.keep(c)}})
-		return true
+		w.hold(c)
+		return
 	}
 	w.note(c)
-	return false
 }
 
 // noted notes the transaction of a change, in its window or as one of before: also where
@@ -141,7 +131,7 @@ func (f *backfill) mark(r *logReader, content []byte) error {
 		if w != nil { // its chunk was given up; what it saw still holds
 			f.shut(rel, w)
 		}
-		f.windows[rel] = &window{id: id, lsn: r.tx.lsn, at: r.tx.at, rows: map[string]pgoutput.Tuple{}, xids: xids{}}
+		f.windows[rel] = &window{id: id, rows: map[string]pgoutput.Tuple{}, xids: xids{}}
 		return nil
 	}
 	if w == nil || w.id != id {
@@ -151,7 +141,7 @@ func (f *backfill) mark(r *logReader, content []byte) error {
 	f.shut(rel, w)
 	f.prune(rel, ch.snap)
 	ch.result <- err
-	if err != nil && !errors.Is(err, errAgain) {
+	if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, errStray) {
 		return err
 	}
 	return nil
@@ -226,6 +216,9 @@ func (f *backfill) flush(r *logReader, ch *chunk, w *window) error {
 	}
 	if w.mixed || w.shape != nil && !w.shape.sameColumns(ch.table) {
 		return errAgain // the table was altered meanwhile
+	}
+	if w.size > heldBytes {
+		return errAgain // and not all that changed is known
 	}
 	switch {
 	case ch.more != nil:

@@ -183,7 +183,11 @@ func (f *backfill) whole(ctx context.Context, conn *pgx.Conn, ch *chunk, sql str
 	ch.last = true
 	page := 100
 	ch.more = func() ([]pgoutput.Tuple, error) {
+		ch.lent.Lock()
+		defer ch.lent.Unlock()
 		switch {
+		case ch.back:
+			return nil, errClosed
 		case ch.size > chunkBytes && page > 1:
 			page /= 2
 		case ch.size < chunkBytes/2 && page < 2000:

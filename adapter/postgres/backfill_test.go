@@ -61,7 +61,7 @@ func (d *desk) mark(ch *chunk, word string) {
 }
 
 func (d *desk) update(rel, xid uint32, id string) {
-	d.f.saw(d.r, &change{table: d.table(rel), kind: "update", op: 'u', after: rowAs(id, "new"), xid: xid})
+	d.f.saw(&change{table: d.table(rel), kind: "update", op: 'u', after: rowAs(id, "new"), xid: xid})
 }
 
 // out returns the keys of what went out since, and where the snapshots are.

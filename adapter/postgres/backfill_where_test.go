@@ -15,11 +15,16 @@ func (r *rig) migrateWhere(where map[string]string, againWhere string, again ...
 	return strings.Join(applied, "; "), err
 }
 
-// snapshotIDs reads n rows of snapshots and returns them as "table id", in order.
+// snapshotIDs reads n events of snapshots and returns them as table and id, in order; a
+// table that is emptied has no id.
 func (r *rig) snapshotIDs(n int) string {
 	r.t.Helper()
 	var ids []string
 	for _, e := range r.events(n) {
+		if e.Type == "truncate" && e.Tx.ID == "" {
+			ids = append(ids, strings.TrimPrefix(e.Topic, "public."))
+			continue
+		}
 		if e.Type != "snapshot" {
 			r.t.Errorf("%s of %s", e.Type, e.Topic)
 		}
@@ -73,7 +78,7 @@ func TestSnapshotWhere(t *testing.T) {
 		}
 		r.whole()
 		_, err := r.migrateWhere(where, "true", "lane")
-		if got := r.snapshotIDs(9); err != nil || got != "lane1 lane2 lane3 lane4 lane5 lane6 lane7 lane8 lane9" {
+		if got := r.snapshotIDs(10); err != nil || got != "lane lane1 lane2 lane3 lane4 lane5 lane6 lane7 lane8 lane9" {
 			t.Error(got, err)
 		}
 	})

@@ -333,8 +333,11 @@ func (r *logReader) skipped(sub uint8) bool {
 // emit makes the event of a change; last: it is the change's last.
 func (r *logReader) emit(c *change, last bool) {
 	c.count = c.table.tally(r.tx.xid)
-	if !r.stamp(c) || r.fill != nil && r.fill.saw(r, c) {
+	if !r.stamp(c) {
 		return
+	}
+	if r.fill != nil {
+		r.fill.saw(c)
 	}
 	r.hold(c, last, item{row: r.kept.keep(c)})
 }

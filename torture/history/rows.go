@@ -11,12 +11,12 @@ import (
 // transaction that made it, or as it arrived.
 type Change struct {
 	Table string `json:"t"`
-	Key   string `json:"k,omitempty"` // of the row; of a TRUNCATE none
-	Op    string `json:"op"`          // c, u, d or t; r: of a snapshot
-	V     uint64 `json:"v,omitempty"` // which no other change of this row has; a d or t has none
-	Tx    uint64 `json:"tx,omitempty"`
+	Key   string `json:"k,omitempty"`  // of the row; of a TRUNCATE none
+	Op    string `json:"op"`           // c, u, d or t; r: of a snapshot
+	V     uint64 `json:"v,omitempty"`  // which no other change of this row has; a d or t has none
+	Tx    uint64 `json:"tx,omitempty"` // none: of a snapshot
 
-	At   int64 `json:"at,omitempty"`   // of one that was noted: when, on the clock of the run; of an r in a table without a key: of its snapshot
+	At   int64 `json:"at,omitempty"`   // of one that was noted: when, on the clock of the run
 	Lost bool  `json:"lost,omitempty"` // the database went back to before it
 
 	ID        string          `json:"id,omitempty"`   // and the rest: of one that arrived
@@ -63,14 +63,13 @@ type replay struct {
 	tables map[string]map[string]*rowOf
 	seen   map[uint64]uint64 // hash of what came by id
 	broken map[string]bool   // rows of which something was said
-	whole  map[string]int64  // when the snapshot of a table without a key was read: changes before that are in it, and do not come
 }
 
 // rows judges a sink that gets row changes: in order for each row, nothing missing
 // but what a gap covers, nothing that was rolled back, and a copy to which all of it
 // was applied is the table, cell by cell.
 func (c *checker) rows(dir, sink string) error {
-	r := &replay{checker: c, sink: sink, tables: map[string]map[string]*rowOf{}, seen: map[uint64]uint64{}, broken: map[string]bool{}, whole: map[string]int64{}}
+	r := &replay{checker: c, sink: sink, tables: map[string]map[string]*rowOf{}, seen: map[uint64]uint64{}, broken: map[string]bool{}}
 	err := each(dir, ShadowFile, "", r.noted)
 	if err == nil {
 		err = each(dir, ChangeFile, sink, r.arrived)
@@ -134,10 +133,10 @@ func (r *replay) breaks(law, table, key, format string, args ...any) {
 	}
 }
 
-// covered reports whether a change was made before the capturing began, is in a
-// snapshot, or was made where a gap was told.
-func (r *replay) covered(table string, v *version) bool {
-	if whole := r.whole[table]; v.at < r.run.Captured || whole > 0 && v.at < whole+margin {
+// covered reports whether a change was made before the capturing began, or where a gap
+// was told.
+func (r *replay) covered(v *version) bool {
+	if v.at < r.run.Captured {
 		return true
 	}
 	for _, h := range r.holes {
@@ -163,12 +162,11 @@ func (r *replay) arrived(e *Change) {
 	if e.Part == 0 {
 		r.Changes++
 	}
-	if e.Op == "r" && e.At > 0 {
-		r.whole[e.Table] = max(r.whole[e.Table], e.At)
-	}
 	if e.Op == "t" {
 		for key, row := range r.tables[e.Table] {
-			if i := row.find(e); i >= 0 {
+			if e.Tx == 0 { // a snapshot empties the copy of a table without a key, and tells all rows
+				row.copy = nil
+			} else if i := row.find(e); i >= 0 {
 				r.moveTo(e, key, row, i)
 				row.copy = nil
 			}
@@ -228,7 +226,7 @@ func (r *replay) moveTo(e *Change, key string, row *rowOf, i int) {
 		return
 	}
 	for ; row.next < i; row.next++ {
-		if v := &row.list[row.next]; !r.covered(e.Table, v) {
+		if v := &row.list[row.next]; !r.covered(v) {
 			r.breaks("I1", e.Table, key, "%c of version %d in transaction %d did not come before what is newer", v.op, v.v, v.tx)
 		}
 	}
@@ -261,7 +259,7 @@ func (r *replay) end(table, key string, row *rowOf) {
 	excused := row.off
 	for i := row.next; i < len(row.list); i++ {
 		v := &row.list[i]
-		if !r.covered(table, v) {
+		if !r.covered(v) {
 			r.breaks("I1", table, key, "%c of version %d in transaction %d never came", v.op, v.v, v.tx)
 		}
 		excused = excused || v.op == 'd' || v.op == 't'

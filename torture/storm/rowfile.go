@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/onewrite/onewrite/torture/history"
 )
@@ -39,7 +38,6 @@ func (f *rowFile) yaml() string {
 type image struct {
 	Before, After json.RawMessage
 	Op            string
-	At            int64 `json:"ts_ms"`
 	Source        struct {
 		TxID      *uint64 `json:"txId"`
 		Unchanged []string
@@ -116,8 +114,6 @@ func (f *rowFile) changes(e *entry) ([]history.Change, error) {
 	key := func(row json.RawMessage) string { return fmt.Sprintf(`{"v":%d}`, version(row)) }
 	list := []history.Change{c}
 	switch list[0].Key = key(d.After); c.Op {
-	case "r":
-		list[0].At = d.At*int64(time.Millisecond) - f.s.start.UnixNano()
 	case "d":
 		list[0].Key = key(d.Before)
 	case "u":

@@ -147,21 +147,12 @@ func (w *rower) cut(ctx context.Context) error {
 		return nil
 	}
 	name := []string{"pair", "parts", "pair, rows.parts", "bare"}[w.rng.IntN(4)]
-	if name == "bare" && w.unread(ctx) { // the snapshot of a table without a key says in what the changes before it ended
-		return nil
-	}
 	query := "BEGIN; SET LOCAL lock_timeout = '20s'; TRUNCATE rows." + name + "; COMMIT"
 	if w.rng.IntN(3) == 0 {
 		return w.run(ctx, "rolled_back", "BEGIN; TRUNCATE rows."+name+"; ROLLBACK")
 	}
 	v := w.fresh()
 	return w.run(ctx, "truncate", strings.Replace(query, "COMMIT", fmt.Sprintf("INSERT INTO rows.pair SELECT 'r' || i %% 7, i, %d, repeat('t', 2500) FROM generate_series(1, 100) i ON CONFLICT DO NOTHING; COMMIT", v), 1))
-}
-
-// unread reports whether the snapshot of the table without a key has not been made.
-func (w *rower) unread(ctx context.Context) (is bool) {
-	err := w.db.QueryRowContext(ctx, `SELECT finished < wanted FROM onewrite.captured WHERE rel = 'rows.bare'::regclass`).Scan(&is)
-	return err != nil || is
 }
 
 // prepared commits in two phases, or takes back what was prepared.
