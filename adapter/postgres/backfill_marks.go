@@ -28,6 +28,9 @@ type window struct {
 // receives.
 func (f *backfill) saw(c *change) {
 	w := f.windows[c.table.rel]
+	if len(c.table.key) == 0 {
+		f.told[c.table.rel] = true
+	}
 	if !f.noted(c, w) || w == nil {
 		return
 	}

@@ -19,7 +19,7 @@ type desk struct {
 }
 
 func newDesk(t *testing.T, tables ...uint32) *desk {
-	r := &logReader{queue: newLogQueue(), made: newEnvelope(Config{Name: "shop"}, 1), changed: make(chan struct{}, 1)}
+	r := &logReader{cfg: Config{Known: &Known{}}, queue: newLogQueue(), made: newEnvelope(Config{Name: "shop"}, 1), changed: make(chan struct{}, 1)}
 	var list []captured
 	for _, rel := range tables {
 		list = append(list, captured{rel: rel, name: fmt.Sprint("public.t", rel), wanted: 1})

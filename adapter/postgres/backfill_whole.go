@@ -18,7 +18,7 @@ var errStray = errors.New("rows that changed meanwhile were not among those that
 // flushWhole makes events of all rows of a table without a key, as they are at the high
 // mark. Its changes come in their order, each when it comes in the log, and rows cannot be
 // told from equal ones that a consumer has: so a TRUNCATE before them empties its copy,
-// whatever came until then. With a condition they are not the whole table, and a copy
+// if anything can have come until then. With a condition they are not the whole table, and a copy
 // keeps what it has.
 func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 	diff, err := w.unseen(ch.snap)
@@ -29,7 +29,9 @@ func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 	p.key = nil
 	snaps := r.at.snaps.with(p)
 	all, n := ch.of.all(), uint32(0)
-	if all && !f.out(r, change{table: ch.table, kind: "truncate", op: 't'}, snaps) {
+	empty := f.first && ch.of.finished == 0 && !f.told[ch.of.rel] // a copy, as nothing of the table was ever told
+	f.told[ch.of.rel] = true
+	if all && !empty && !f.out(r, change{table: ch.table, kind: "truncate", op: 't'}, snaps) {
 		return errClosed
 	}
 	tell := func(rows []pgoutput.Tuple) error {

@@ -142,7 +142,7 @@ func keylessRig(t *testing.T, pg *servers.PG, rows int) (r *rig, waiting chan st
 		}
 	}
 	r.open()
-	r.events(1 + rows)
+	r.events(rows)
 	r.whole()
 	return r, waiting
 }

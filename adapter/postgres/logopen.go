@@ -312,6 +312,7 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		r.stored.done = begin.done
 	}
 	r.fill = newBackfill(r, r.cfg.URL, list)
+	r.fill.first = fresh && why == nil
 	now, err := takeSnapshot(ctx, r.cat.conn)
 	if err != nil {
 		return err

@@ -44,7 +44,6 @@ func TestOrigins(t *testing.T) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE lane (n int)`, "public.a", "public.lane")
 		peer, name := r.peer()
 		r.open()
-		r.events(1) // the snapshot of lane
 		r.whole()
 		sql(t, r.conn, `INSERT INTO a VALUES (1, 1)`)
 		sql(t, peer, `INSERT INTO a VALUES (2, 1)`, `UPDATE a SET id = 3 WHERE id = 2`)
