@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"fmt"
 	"testing"
 
 	"github.com/onewrite/onewrite/internal/servers"
@@ -95,7 +94,7 @@ func TestHalfGoesOn(t *testing.T) {
 		f.noGap()
 		f.equal()
 		if f.again > 0 || len(f.gaps) > 0 {
-			t.Error(fmt.Sprintf("%d events came again, gaps %v", f.again, f.gaps))
+			t.Errorf("%d events came again, gaps %v", f.again, f.gaps)
 		}
 	})
 }
