@@ -16,44 +16,44 @@ import (
 // What the server has in its log and does not send is a lag, and is said; when it sends
 // again it is none.
 func TestLag(t *testing.T) {
-	eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
-		var mu sync.Mutex
-		said := ""
-		f := newFollower(t, pg)
-		f.cfg.Trouble = func(name, problem string) {
-			if name == "log" {
-				mu.Lock()
-				said = problem
-				mu.Unlock()
-			}
-		}
-		f.begin()
-		lag := f.src.(*Both).Lag
-		if d := lag(); d != 0 {
-			t.Errorf("a lag of %v where all was read", d)
-		}
-		pid := one[int](t, f.conn, `SELECT pid FROM pg_stat_replication`)
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		cont := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-		t.Cleanup(cont)
-		n := len(f.ids)
-		sql(t, f.conn, `INSERT INTO a VALUES (77777, 1)`)
-		f.until("the lag is said", func() bool {
+	t.Parallel()
+	pg := servers.NewPostgres(t, 18)
+	var mu sync.Mutex
+	said := ""
+	f := newFollower(t, pg)
+	f.cfg.Trouble = func(name, problem string) {
+		if name == "log" {
 			mu.Lock()
-			defer mu.Unlock()
-			return lag() >= stuck && strings.Contains(said, "has sent nothing of its log for")
-		})
-		if len(f.ids) != n {
-			t.Fatal("the server has sent something; nothing is proven")
+			said = problem
+			mu.Unlock()
 		}
-		cont()
-		f.until("there is none", func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return lag() == 0 && said == "" && len(f.ids) > n
-		})
+	}
+	f.begin()
+	lag := f.src.(*Both).Lag
+	if d := lag(); d != 0 {
+		t.Errorf("a lag of %v where all was read", d)
+	}
+	pid := one[int](t, f.conn, `SELECT pid FROM pg_stat_replication`)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	cont := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	t.Cleanup(cont)
+	n := len(f.ids)
+	sql(t, f.conn, `INSERT INTO a VALUES (77777, 1)`)
+	f.until("the lag is said", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return lag() >= stuck && strings.Contains(said, "has sent nothing of its log for")
+	})
+	if len(f.ids) != n {
+		t.Fatal("the server has sent something; nothing is proven")
+	}
+	cont()
+	f.until("there is none", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return lag() == 0 && said == "" && len(f.ids) > n
 	})
 }
 
