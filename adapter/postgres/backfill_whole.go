@@ -18,8 +18,8 @@ var errStray = errors.New("rows that changed meanwhile were not among those that
 // flushWhole makes events of all rows of a table without a key, as they are at the high
 // mark. Its changes come in their order, each when it comes in the log, and rows cannot be
 // told from equal ones that a consumer has: so a TRUNCATE before them empties its copy,
-// if anything can have come until then. With a condition they are not the whole table, and a copy
-// keeps what it has.
+// if anything can have come until then. With a condition they are not the whole table,
+// and a copy keeps what it has.
 func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 	diff, err := w.unseen(ch.snap)
 	if err != nil {

@@ -28,18 +28,7 @@ func TestPromotedStandbyThatLacksTheRest(t *testing.T) {
 	o.follows(false)
 	o.standby.Stop(t)
 	o.half()
-	o.primary.Crash(t)
-	o.standby.Start(t)
-	o.promote()
-	sql(t, o.conn, `INSERT INTO a SELECT i, 6 FROM generate_series(30001, 31000) i`, `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 3000)`)
-	o.cfg.HoldGap = true
-	o.held("a failover lost commits")
-	o.cfg.HoldGap = false
-	lingering := o.lingering()
-	if len(lingering) < 1000 {
-		t.Fatalf("%d rows are lost; nothing is proven", len(lingering))
-	}
-	o.heals("a failover lost commits", lingering...)
+	o.lost(1000)
 }
 
 // The disk's snapshot of a running server is put back, of before a transaction of which a
@@ -105,6 +94,7 @@ func TestDroppedBeforeRead(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE c (gone int, id int PRIMARY KEY, v int); ALTER TABLE c DROP gone; ALTER TABLE c REPLICA IDENTITY FULL; CREATE TABLE b (id int PRIMARY KEY)`, "public.c", "public.b")
 		r.open()
+		r.whole() // else the snapshot of b has its row too
 		sql(t, r.conn, `INSERT INTO c VALUES (1, 1)`)
 		r.events(1)
 		_ = r.src.Close()

@@ -16,14 +16,14 @@ import (
 // keyColumns is the key of the events of the table c, in SQL: the numbers of its columns,
 // which stay the same when one is renamed. Empty: the table is one lane, as a key that is
 // generated in part is not in the log.
-const keyColumns = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN '' ELSE string_agg(a.attnum::text, ',' ORDER BY a.attnum) END
-	FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '')`
+const keyColumns = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN '' ELSE string_agg(a.attnum::text, ',' ORDER BY a.attnum) END` + keyAttributes + `), '')`
 
 // keyColumnNames are the names of those columns, in their order, as JSON.
-const keyColumnNames = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN NULL ELSE json_agg(a.attname ORDER BY a.attnum) END
+const keyColumnNames = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN NULL ELSE json_agg(a.attname ORDER BY a.attnum) END` + keyAttributes + `)::text, '[]')`
+
+const keyAttributes = `
 	FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END)::text, '[]')`
+	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END`
 
 // unknownKey is the key of a table that was registered by an older version, or that is
 // gone: it is compared with nothing.

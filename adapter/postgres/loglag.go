@@ -26,7 +26,7 @@ const (
 	lagTold = 2 * watchEvery
 	// stuck is how long the server may send nothing of a log that it has before it is said.
 	stuck = 10 * time.Second
-	// maxMarks bounds what is remembered, of an hour.
+	// maxMarks bounds what is remembered: beyond an hour it is coarser.
 	maxMarks = 1200
 )
 
@@ -38,9 +38,16 @@ func (l *logLag) note(now time.Time, end, at pgoutput.LSN) {
 	for len(l.marks) > 0 && l.marks[0].end <= at {
 		l.marks = l.marks[1:]
 	}
-	if end > at && len(l.marks) < maxMarks {
-		l.marks = append(l.marks, logMark{now, end})
+	if end <= at {
+		return
 	}
+	if len(l.marks) >= maxMarks { // the oldest stays
+		for i := range maxMarks / 2 {
+			l.marks[i] = l.marks[2*i]
+		}
+		l.marks = l.marks[:maxMarks/2]
+	}
+	l.marks = append(l.marks, logMark{now, end})
 }
 
 // behind is since when the log has what was not read; 0: not for long.

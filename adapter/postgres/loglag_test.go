@@ -74,4 +74,13 @@ func TestLogLag(t *testing.T) {
 			t.Errorf("after %d s: %v, want %v", c.second, d, c.want)
 		}
 	}
+	for s := 100; s < 100+5*maxMarks; s++ { // for long: the lag is that of the oldest, and what is remembered is bounded
+		l.note(at(s), pgoutput.LSN(s), 80)
+		if d := l.behind(at(s)); s >= 106 && d != at(s).Sub(at(100)) || len(l.marks) > maxMarks {
+			t.Fatalf("after %d s: %v, %d marks", s, d, len(l.marks))
+		}
+	}
+	if l.note(at(8000), 7000, 4000); l.behind(at(8000)) < 3500*time.Second || l.behind(at(8000)) > 4000*time.Second {
+		t.Errorf("when it has read on: %v", l.behind(at(8000)))
+	}
 }
