@@ -246,3 +246,13 @@ func TestDroppedPublicationIsNotForTheRelay(t *testing.T) {
 		s.migrate(t)
 	})
 }
+
+// The role of onewrite run is not told to give itself more rights.
+func TestGrantIsNotForTheRelay(t *testing.T) {
+	for relay, want := range map[string]bool{"": true, "other": true, "onewrite_relay": false} {
+		e := &serverError{says: "postgres: no", cure: "ask the owner", grant: ", or run: GRANT CREATE", role: "onewrite_relay", relay: relay}
+		if got := strings.Contains(e.Error(), "GRANT"); got != want {
+			t.Errorf("with the relay %q: %v", relay, e)
+		}
+	}
+}
