@@ -214,10 +214,14 @@ func (t *target) env() string {
 // caught returns how many events are there when onewrite says that it delivered n. The
 // reader is given the time to come that far; of a server that is down nobody can say.
 func (t *target) caught(n uint64) uint64 {
-	const looks = 3 // after which what is not there will not come; one may have begun before
-	idle := t.idle.Load()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	const looks = 3                   // after which what is not there will not come; one may have begun before
+	const patience = 20 * time.Second // with a reader that a busy machine holds up, from batch to batch
+	idle, last := t.idle.Load(), uint64(0)
+	for end := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
 		seen, all := t.seen(), uint64(t.all.Load())
+		if all > last {
+			last, end = all, time.Now().Add(patience)
+		}
 		if h := t.host; seen < n && h != nil && (h.down.Load() || h.up.Load() > 0 && t.s.now()-h.up.Load() < int64(3*time.Second)) {
 			return max(seen, n)
 		}
