@@ -28,8 +28,10 @@ type Source struct {
 	// Events counts the events that the bus ever took from the source.
 	Events uint64 `json:"events"`
 	// Gap is the last gap met and the range it covers; null if none.
-	Gap       *string `json:"gap"`
-	LastError string  `json:"last_error"`
+	Gap *string `json:"gap"`
+	// GapAt is when that was met first; absent if there is none.
+	GapAt     *time.Time `json:"gap_at,omitempty"`
+	LastError string     `json:"last_error"`
 	// Importing counts the rows that wait in the tables of import:, up to 10,000 of
 	// each; absent without imports, and while the number is not known.
 	Importing *uint64 `json:"importing,omitempty"`

@@ -49,13 +49,14 @@ func TestGapIsToldOnce(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); _ = in.Run(ctx) }()
 		for want := 1; want <= 2; want++ {
-			before := tries.Load()
+			before, began := tries.Load(), time.Now()
 			time.Sleep(10 * time.Minute)
 			synctest.Wait()
 			if n := strings.Count(said.String(), "level=ERROR"); tries.Load() < before+10 || int(gaps.Load()) != want || n != want || strings.Contains(said.String(), "level=WARN") {
 				t.Errorf("%d tries, %d gaps are counted and %d told, want %d\n%s", tries.Load()-before, gaps.Load(), n, want, said.String())
 			}
-			if s := in.Status(); s.State != pipeline.InGap || !strings.Contains(s.LastError, fmt.Sprint("0/", tries.Load(), "]")) || s.Gap != s.LastError {
+			if s := in.Status(); s.State != pipeline.InGap || !strings.Contains(s.LastError, fmt.Sprint("0/", tries.Load(), "]")) || s.Gap != s.LastError ||
+				s.GapAt.Before(began.Add(-time.Second)) || s.GapAt.After(began.Add(time.Second)) {
 				t.Errorf("after %d tries the status is %+v", tries.Load(), s)
 			}
 			damaged.Store(false)

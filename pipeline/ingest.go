@@ -50,6 +50,7 @@ type IngestStatus struct {
 	Lag       time.Duration // how far the reader is behind; 0 when it has all
 	Events    uint64        // events put on the bus by this process
 	Gap       string        // the last gap met, "" if none
+	GapAt     time.Time     // when it was met first
 	LastError string
 	LastEvent time.Time
 }
@@ -162,6 +163,9 @@ func (in *Ingest) hold(log *slog.Logger, err error) {
 	fresh := in.held != held
 	in.held = held
 	in.status.State, in.status.LastError, in.status.Gap = InGap, err.Error(), err.Error()
+	if fresh {
+		in.status.GapAt = time.Now()
+	}
 	in.mu.Unlock()
 	if !fresh {
 		return
@@ -269,7 +273,7 @@ func (in *Ingest) appended(last uint64, b onewrite.Batch, took time.Duration) {
 
 func (in *Ingest) gap(log *slog.Logger, g *onewrite.Gap) {
 	log.Error("gap in the source, reading it again", "reason", g.Reason, "from", g.From, "to", g.To)
-	in.update(func(s *IngestStatus) { s.State, s.Gap = InGap, g.Error() })
+	in.update(func(s *IngestStatus) { s.State, s.Gap, s.GapAt = InGap, g.Error(), time.Now() })
 	if in.Observe.Gap != nil {
 		in.Observe.Gap(in.Name, g.Reason, true)
 	}

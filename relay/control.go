@@ -31,7 +31,7 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		st := in.Status()
 		src := dashboard.Source{State: st.State, Position: string(st.Position), LagSeconds: st.Lag.Seconds(), Events: st.Offset, LastError: st.LastError}
 		if st.Gap != "" {
-			src.Gap = &st.Gap
+			src.Gap, src.GapAt = &st.Gap, &st.GapAt
 		}
 		src.Importing = waiting(in.importing)
 		src.Snapshots = maps.Clone(in.snapshots)

@@ -58,7 +58,7 @@ func TestDamagedBus(t *testing.T) {
 			until(t, "slow to have all", func() bool { return slices.Equal(inOrder(once(healed.received())), g.ids) })
 			until(t, "hook to have all", func() bool { return len(once(w.received())) == len(g.ids) })
 			s := g.status()
-			if s.Sources["shop"].Gap == nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "the bus was damaged") {
+			if shop := s.Sources["shop"]; shop.Gap == nil || shop.GapAt == nil || shop.GapAt.IsZero() || !strings.Contains(strings.Join(s.Warnings, "\n"), "the bus was damaged") {
 				t.Errorf("gap %v, warnings %q", s.Sources["shop"].Gap, s.Warnings)
 			}
 		})

@@ -41,6 +41,7 @@ type examiner struct {
 	conn     *pgx.Conn
 	host     *pgx.Conn // a session where the slot is; nil: it cannot be reached
 	role     string    // that the url names
+	owner    string    // as whom onewrite migrate has to run; "": that role will do
 	database string
 	super    bool
 	pooled   bool            // a session is not the same from one transaction to the next
@@ -48,7 +49,13 @@ type examiner struct {
 	objects  map[string]bool // the tables and sequences in the schema
 }
 
+// migrates is the cure of what the owner of the schema onewrite mends.
+const migrates = "onewrite migrate"
+
 func (e *examiner) add(s diagnosis.Severity, check, text, cure string) {
+	if rest, is := strings.CutPrefix(cure, migrates); is && e.owner != "" && (rest == "" || strings.HasPrefix(rest, "  # when ")) {
+		cure = migrates + "  # as " + e.owner + ", who owns the schema onewrite" + strings.Replace(rest, "  # when ", ", when ", 1)
+	}
 	e.found = append(e.found, diagnosis.Finding{Severity: s, Check: check, Text: text, Cure: cure})
 }
 
@@ -200,8 +207,9 @@ func (e *examiner) server(ctx context.Context, tx pgx.Tx, took time.Duration) er
 	var number int
 	var standby bool
 	err := row(ctx, tx, `SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),
-		current_user::text, current_database()::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)`).
-		Scan(&version, &number, &standby, &e.role, &e.database, &e.super)
+		current_user::text, current_database()::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+		coalesce((SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = 'onewrite' AND NOT pg_has_role(nspowner, 'USAGE')), '')`).
+		Scan(&version, &number, &standby, &e.role, &e.database, &e.super, &e.owner)
 	if err != nil {
 		return err
 	}

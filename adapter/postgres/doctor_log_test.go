@@ -33,7 +33,7 @@ func TestExamineLog(t *testing.T) {
 				}
 			}
 		}
-		if f := said("tables", "nothing captures"); f.Cure != "onewrite migrate" {
+		if f := said("tables", "nothing captures"); f.Cure != "onewrite migrate  # as postgres, who owns the schema onewrite" {
 			t.Error(f)
 		}
 		w.o.Capture.LogURL = w.relay.URL(w.admin)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/pipeline"
 )
 
 // client talks to the running instance. file is the configuration that it should
@@ -203,7 +204,10 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	}
 	for _, name := range sortedKeys(s.Sources) {
 		v := s.Sources[name]
-		if v.Gap != nil { // it may be healed since long, and say nothing of what is wrong now
+		switch { // it may be healed since long, and say nothing of what is wrong now
+		case v.Gap != nil && v.GapAt != nil && (v.State == pipeline.OK || v.State == pipeline.CatchingUp):
+			fmt.Fprintf(w, "\nsource %s: gap at %s, reading went on: %s\n", name, v.GapAt.Local().Format(time.DateTime), *v.Gap)
+		case v.Gap != nil:
 			fmt.Fprintf(w, "\nsource %s: gap: %s\n", name, *v.Gap)
 		}
 		if v.LastError != "" && (v.Gap == nil || *v.Gap != v.LastError) {

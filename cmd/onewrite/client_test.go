@@ -3,8 +3,10 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/pipeline"
 )
 
 // The status is for people who copy it: no line ends in spaces, its tables stand in the
@@ -30,6 +32,21 @@ func TestPrintStatus(t *testing.T) {
 	}
 	if empty != 2 || strings.Index(lines[3], "STATE") != strings.Index(lines[6], "STATE") {
 		t.Errorf("\n%s", b.String())
+	}
+}
+
+// A gap that was healed is no gap of now: it has its time.
+func TestPrintStatusOfAHealedGap(t *testing.T) {
+	gap, at := "an old gap", time.Date(2026, 3, 2, 4, 5, 6, 0, time.Local)
+	for state, want := range map[pipeline.State]string{
+		pipeline.OK: "gap at 2026-03-02 04:05:06, reading went on: an old gap\n", pipeline.CatchingUp: "gap at 2026-03-02 04:05:06, reading went on: an old gap\n",
+		pipeline.InGap: "gap: an old gap\n", pipeline.Waiting: "gap: an old gap\n", pipeline.Stopped: "gap: an old gap\n",
+	} {
+		var b strings.Builder
+		printStatus(&b, dashboard.Status{Sources: map[string]dashboard.Source{"app": {State: state, Gap: &gap, GapAt: &at}}})
+		if !strings.HasSuffix(b.String(), "\nsource app: "+want) {
+			t.Errorf("%s: %s", state, b.String())
+		}
 	}
 }
 
