@@ -34,34 +34,32 @@ func TestPromotedStandbyThatLacksTheRest(t *testing.T) {
 // The disk's snapshot of a running server is put back, of before a transaction of which a
 // part was read. If the log is beyond its commit again, that shows when it is read on.
 func TestRestoredLogOfHalf(t *testing.T) {
-	for _, c := range []struct{ name, since, says string }{
+	for i, c := range []struct{ name, since, says string }{
 		{"nothing written since", "", "its log ends at"},
 		{"another transaction since", `INSERT INTO a SELECT i, 6 FROM generate_series(30001, 60000) i`, "no transaction commits at"},
 		{"nothing of ours since", `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 9000)`, "no transaction commits at"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
-				f := newFollower(t, pg)
-				data := one[string](t, f.conn, `SHOW data_directory`)
-				f.begin()
-				pg.Pause(t)
-				copied := copyData(t, data)
-				pg.Resume(t)
-				f.half()
-				swap(t, pg, data, copied)
-				f.redial()
-				if c.since != "" {
-					sql(t, f.conn, c.since)
-					if p, _, _ := splitPlaces(f.pos); !one[bool](t, f.conn, `SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn`, p.tx.String()) {
-						t.Fatal("the log is not beyond the place")
-					}
+		oneAlone(t, c.name, i, func(t *testing.T, pg *servers.PG) {
+			f := newFollower(t, pg)
+			data := one[string](t, f.conn, `SHOW data_directory`)
+			f.begin()
+			pg.Pause(t)
+			copied := copyData(t, data)
+			pg.Resume(t)
+			f.half()
+			swap(t, pg, data, copied)
+			f.redial()
+			if c.since != "" {
+				sql(t, f.conn, c.since)
+				if p, _, _ := splitPlaces(f.pos); !one[bool](t, f.conn, `SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn`, p.tx.String()) {
+					t.Fatal("the log is not beyond the place")
 				}
-				lingering := f.lingering()
-				if len(lingering) < 1000 {
-					t.Fatalf("%d rows are of the history that is gone; nothing is proven", len(lingering))
-				}
-				f.heals(c.says, lingering...)
-			})
+			}
+			lingering := f.lingering()
+			if len(lingering) < 1000 {
+				t.Fatalf("%d rows are of the history that is gone; nothing is proven", len(lingering))
+			}
+			f.heals(c.says, lingering...)
 		})
 	}
 }

@@ -102,52 +102,50 @@ func TestIdleSlotTimeout(t *testing.T) {
 // a running one. Rows of the history that is gone linger. If the application writes
 // before the reader comes, the log is beyond the place of the reader again.
 func TestRestoredLog(t *testing.T) {
-	for _, c := range []struct {
+	for i, c := range []struct {
 		name         string
 		cold, beyond bool
 		says         string
 	}{
 		{"cold", true, false, "another history"},
 		{"cold, and much written since", true, true, "another history"},
-		{"running", false, false, "its log ends at"},
 		{"running, and much written since", false, true, "no transaction ends at"},
+		{"running", false, false, "its log ends at"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
-				f := newFollower(t, pg)
-				data := one[string](t, f.conn, `SHOW data_directory`)
-				f.begin()
-				var copied string
-				if c.cold {
-					f.close()
-					pg.Stop(t)
-					copied = copyData(t, data)
-					pg.Start(t)
-					f.redial()
-				} else {
-					pg.Pause(t)
-					copied = copyData(t, data)
-					pg.Resume(t)
-				}
-				f.change(1)
-				sql(t, f.conn, `INSERT INTO a SELECT i, 5 FROM generate_series(20001, 20400) i`, `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 5000)`)
-				f.settle()
+		oneAlone(t, c.name, i, func(t *testing.T, pg *servers.PG) {
+			f := newFollower(t, pg)
+			data := one[string](t, f.conn, `SHOW data_directory`)
+			f.begin()
+			var copied string
+			if c.cold {
 				f.close()
-				swap(t, pg, data, copied)
+				pg.Stop(t)
+				copied = copyData(t, data)
+				pg.Start(t)
 				f.redial()
-				if c.beyond {
-					sql(t, f.conn, `INSERT INTO a SELECT i, 6 FROM generate_series(30001, 31000) i`, `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 9000)`)
-					f.change(2)
-				}
-				f.cfg.HoldGap = true
-				f.held(c.says)
-				f.cfg.HoldGap = false
-				lingering := f.lingering()
-				if len(lingering) < 400 {
-					t.Fatalf("%d rows are of the history that is gone; nothing is proven", len(lingering))
-				}
-				f.heals(c.says, lingering...)
-			})
+			} else {
+				pg.Pause(t)
+				copied = copyData(t, data)
+				pg.Resume(t)
+			}
+			f.change(1)
+			sql(t, f.conn, `INSERT INTO a SELECT i, 5 FROM generate_series(20001, 20400) i`, `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 5000)`)
+			f.settle()
+			f.close()
+			swap(t, pg, data, copied)
+			f.redial()
+			if c.beyond {
+				sql(t, f.conn, `INSERT INTO a SELECT i, 6 FROM generate_series(30001, 31000) i`, `INSERT INTO other (pad) SELECT repeat('x', 1000) FROM generate_series(1, 9000)`)
+				f.change(2)
+			}
+			f.cfg.HoldGap = true
+			f.held(c.says)
+			f.cfg.HoldGap = false
+			lingering := f.lingering()
+			if len(lingering) < 400 {
+				t.Fatalf("%d rows are of the history that is gone; nothing is proven", len(lingering))
+			}
+			f.heals(c.says, lingering...)
 		})
 	}
 }

@@ -39,6 +39,17 @@ func eachAlone(t *testing.T, options []servers.Option, f func(t *testing.T, pg *
 	}
 }
 
+// oneAlone runs case i of several on a server of its own, beside the others, and so that
+// they share out the versions: for what the versions do not differ in, and takes long.
+func oneAlone(t *testing.T, name string, i int, f func(t *testing.T, pg *servers.PG)) {
+	versions := servers.Versions()
+	version := versions[i%len(versions)]
+	t.Run(fmt.Sprintf("%s/postgres=%d", name, version), func(t *testing.T) {
+		t.Parallel()
+		f(t, servers.NewPostgres(t, version))
+	})
+}
+
 // eachAsleep is each on servers without two-phase commit, where writers wake the
 // reader by NOTIFY.
 func eachAsleep(t *testing.T, f func(t *testing.T, pg *servers.PG)) {
