@@ -159,6 +159,9 @@ func Run(ctx context.Context, c Config) (*history.Report, error) {
 	if c.Kafka && (c.Nodes > 0 || !slices.ContainsFunc(c.Sinks, func(name string) bool { return targets[name].host == "kafka" })) {
 		return nil, errors.New("where Kafka is the bus it is a destination too, and there are no servers of another: --sink kafka, without --nodes")
 	}
+	if c.has("W7") && c.Rate == 0 {
+		return nil, errors.New("W7 is a table where nothing happens, with a limit to the log that is kept for it: beside as many transactions as the database takes it has none; add --rate, for instance --rate 60")
+	}
 	if _, err := os.Stat(filepath.Join(c.Dir, configFile)); err == nil {
 		return nil, fmt.Errorf("%s holds a run already; judge it with: torture check %[1]s, or name another folder with --dir", c.Dir)
 	}
