@@ -24,6 +24,8 @@ type logMark struct {
 const (
 	// lagTold is from when on a lag is one: the log is looked at every watchEvery.
 	lagTold = 2 * watchEvery
+	// far is a lag at once: what a reader finds that was away.
+	far = 32 << 20
 	// stuck is how long the server may send nothing of a log that it has before it is said.
 	stuck = 10 * time.Second
 	// maxMarks bounds what is remembered: beyond an hour it is coarser.
@@ -50,12 +52,16 @@ func (l *logLag) note(now time.Time, end, at pgoutput.LSN) {
 	l.marks = append(l.marks, logMark{now, end})
 }
 
-// behind is since when the log has what was not read; 0: not for long.
+// behind is since when the log has what was not read; 0: not for long, and not much.
 func (l *logLag) behind(now time.Time) time.Duration {
-	if len(l.marks) == 0 || now.Sub(l.marks[0].when) < lagTold {
+	if len(l.marks) == 0 {
 		return 0
 	}
-	return now.Sub(l.marks[0].when)
+	d := now.Sub(l.marks[0].when)
+	if d < lagTold && l.marks[0].end-l.at < far {
+		return 0
+	}
+	return max(d, time.Millisecond)
 }
 
 // measure looks where the log ends.

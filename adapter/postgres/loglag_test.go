@@ -74,6 +74,13 @@ func TestLogLag(t *testing.T) {
 			t.Errorf("after %d s: %v, want %v", c.second, d, c.want)
 		}
 	}
+	for end, want := range map[uint64]time.Duration{70 + far - 1: 0, 70 + far: time.Millisecond} { // much, and at once
+		much := logLag{}
+		much.note(at(0), pgoutput.LSN(end), 70)
+		if d := much.behind(at(0)); d != want {
+			t.Errorf("%d bytes: %v, want %v", end-70, d, want)
+		}
+	}
 	for s := 100; s < 100+5*maxMarks; s++ { // for long: the lag is that of the oldest, and what is remembered is bounded
 		l.note(at(s), pgoutput.LSN(s), 80)
 		if d := l.behind(at(s)); s >= 106 && d != at(s).Sub(at(100)) || len(l.marks) > maxMarks {
