@@ -275,7 +275,7 @@ func (m *mysqlDB) cure(err error, t *table) string {
 		return "SHOW PROCESSLIST; SET GLOBAL max_connections = more"
 	}
 	if m.judge(err) == refused {
-		return "ALTER TABLE " + of + " so that it takes what the source's table takes, then: onewrite parked retry"
+		return "ALTER TABLE " + of + " so that it takes what the source's table takes"
 	}
 	return ""
 }

@@ -350,9 +350,9 @@ func (p *pgDB) cure(err error, t *table) string {
 	case code == "23503":
 		return "deliver the table that it refers to as well, to the same destination, or: ALTER TABLE " + of + " DROP CONSTRAINT " + ident(e.ConstraintName)
 	case code[:2] == "23":
-		return "ALTER TABLE " + of + " so that it takes what the source's table takes, then: onewrite parked retry"
+		return "ALTER TABLE " + of + " so that it takes what the source's table takes"
 	case code[:2] == "22":
-		return "ALTER TABLE " + of + " ALTER COLUMN ... TYPE one that takes the value, then: onewrite parked retry"
+		return "ALTER TABLE " + of + " ALTER COLUMN ... TYPE one that takes the value"
 	case code == "25006":
 		return "the server is read only: point url at the primary"
 	case code[:2] == "53":
