@@ -342,9 +342,15 @@ func (p *pgDB) cure(err error, t *table) string {
 	if t != nil {
 		of = t.quoted
 	}
+	if cure := p.around(err, t.named()); cure != "" {
+		return cure
+	}
 	switch code := e.Code; {
 	case code == "42501":
-		return "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON " + of + " TO the role of url; what is to be made or altered by onewrite has to be its own"
+		if m := deniedTo.FindStringSubmatch(e.Message); t == nil && m != nil {
+			of = ident(m[2])
+		}
+		return "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON " + of + " TO " + p.who() + ";"
 	case code == "23505":
 		return "if the source moves unique values between rows in one transaction: ALTER TABLE " + of + " with the constraint " + ident(e.ConstraintName) + " as UNIQUE (...) DEFERRABLE; else remove the other row, or the constraint"
 	case code == "23503":
