@@ -114,7 +114,7 @@ func TestCureOfConnecting(t *testing.T) {
 		x.exec(t, "REVOKE CONNECT ON DATABASE "+closed+" FROM PUBLIC")
 		at := u.Host
 		for what, want := range map[string]string{
-			"postgres://" + u.User.String() + "@" + at + "/no%20such":               `; cure: CREATE DATABASE "no such";`,
+			"postgres://" + u.User.String() + "@" + at + "/no%20such":             `; cure: CREATE DATABASE "no such";`,
 			"postgres://" + u.User.String() + "@127.0.0.1:1/x":                    "; cure: pg_isready -h 127.0.0.1 -p 1",
 			"postgres://" + u.User.String() + "@" + at + "/x?sslmode=verify-full": "turn TLS on at the server: ALTER SYSTEM SET ssl = on; SELECT pg_reload_conf();",
 			role.URL(x.cfg.URL): `; cure: GRANT CONNECT ON DATABASE "` + closed + `" TO "` + role.Name + `";`,
