@@ -162,6 +162,25 @@ func compile(t *testing.T, block string) error {
 // require matches a direct dependency in go.mod.
 var require = regexp.MustCompile(`(?m)^\t(\S+) v\S+$`)
 
+// TestAdaptersParkNothing: whether a refused event is tried again, parked, skipped or
+// stops its destination is not for the adapter to say, nor how it comes back.
+func TestAdaptersParkNothing(t *testing.T) {
+	seen := 0
+	err := filepath.WalkDir("adapter", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		seen++
+		if text, _ := readIfThere(t, path); strings.Contains(text, "onewrite parked") {
+			t.Errorf("%s: an error tells of onewrite parked", path)
+		}
+		return nil
+	})
+	if err != nil || seen < 100 {
+		t.Errorf("%d files seen, %v", seen, err)
+	}
+}
+
 // TestDependenciesHaveAReason holds docs/design/dependencies.md against go.mod.
 func TestDependenciesHaveAReason(t *testing.T) {
 	gomod, _ := readIfThere(t, "go.mod")

@@ -98,15 +98,23 @@ func (r *Relay) NotReady(ctx context.Context) []string {
 	s := r.Status(ctx)
 	for _, name := range slices.Sorted(maps.Keys(s.Sources)) {
 		if v := s.Sources[name]; v.State != pipeline.OK && v.State != pipeline.CatchingUp {
-			out = append(out, fmt.Sprintf("source %s: %s: %s", name, v.State, v.LastError))
+			out = append(out, "source "+name+": "+stateText(v.State, v.LastError))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Destinations)) {
 		if v := s.Destinations[name]; v.State != pipeline.OK && v.State != pipeline.CatchingUp {
-			out = append(out, fmt.Sprintf("destination %s: %s: %s", name, v.State, v.LastError))
+			out = append(out, "destination "+name+": "+stateText(v.State, v.LastError))
 		}
 	}
 	return out
+}
+
+// stateText is a state with its reason, which may begin with the state's own word.
+func stateText(state pipeline.State, reason string) string {
+	if strings.HasPrefix(reason, string(state)) {
+		return reason
+	}
+	return string(state) + ": " + reason
 }
 
 // Parked lists parked events of a destination.
@@ -206,6 +214,14 @@ var errNothingChanged = errors.New("nothing was changed")
 // file, or a destination with pending events that would go, leaves everything
 // as it was. Changes of sources, bus and listen are named; they need a restart.
 func (r *Relay) Reload(_ context.Context, forget []string) (dashboard.Reload, error) {
+	report, err := r.reload(forget)
+	if err != nil { // whoever asked is told, and may be another than who reads the log
+		r.log.Error("reload failed, the old configuration goes on", "error", err)
+	}
+	return report, err
+}
+
+func (r *Relay) reload(forget []string) (dashboard.Reload, error) {
 	r.reloading.Lock()
 	defer r.reloading.Unlock()
 	if r.opts.ConfigPath == "" {

@@ -1,14 +1,19 @@
 package relay_test
 
 import (
+	"bytes"
+	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/onewrite/onewrite/dashboard"
+	"github.com/onewrite/onewrite/internal/config"
 	"github.com/onewrite/onewrite/pipeline"
+	"github.com/onewrite/onewrite/relay"
 )
 
 // TestReload: destinations come, change and go while events flow.
@@ -108,6 +113,16 @@ func TestReloadOfABadFile(t *testing.T) {
 			g.publish("order.placed", "", "1", 1)
 			until(t, "the old configuration to go on", g.fileIs("one.jsonl", g.ids))
 		})
+	}
+}
+
+// TestRefusedReloadIsLogged: who reads the log may not be who asked.
+func TestRefusedReloadIsLogged(t *testing.T) {
+	var log bytes.Buffer
+	path := filepath.Join(t.TempDir(), "onewrite.yaml")
+	r := relay.New(&config.Config{}, relay.Options{ConfigPath: path, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if _, err := r.Reload(t.Context(), nil); err == nil || !strings.Contains(log.String(), "reload failed") || !strings.Contains(log.String(), "no such file") {
+		t.Errorf("%v, and the log has %q", err, log.String())
 	}
 }
 
@@ -250,6 +265,9 @@ func TestReloadStartsWhatStopped(t *testing.T) {
 	until(t, "it to stop", func() bool { d, _ := g.destination("hook"); return d.State == pipeline.Stopped })
 	if d, _ := g.destination("hook"); !strings.Contains(d.LastError, "onewrite reload") {
 		t.Errorf("the cure is missing: %s", d.LastError)
+	}
+	if not := g.relay.NotReady(t.Context()); len(not) != 1 || !strings.HasPrefix(not[0], "destination hook: stopped: webhook: ") {
+		t.Errorf("not ready: %q", not)
 	}
 	hook.refuse("00000000-0000-4000-8000-000000000001", 0)
 	r, err := g.relay.Reload(t.Context(), nil)

@@ -40,7 +40,7 @@ func (f *failure) Answered() bool            { return f.answered }
 func (f *failure) RetryAfter() time.Duration { return f.after }
 
 func rejected(text, cure string) *failure {
-	return &failure{cause: onewrite.ErrRejected, text: text + "; " + cure + ", then: onewrite parked retry"}
+	return &failure{cause: onewrite.ErrRejected, text: text + "; " + cure}
 }
 
 func tooLarge(text string) *failure {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -16,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite/internal/diagnosis"
+	"github.com/onewrite/onewrite/internal/disk"
 )
 
 // Examine looks at the cluster that is delivered to, and says what it finds; the
@@ -46,6 +49,11 @@ type examiner struct {
 	brokers int
 }
 
+// Add adds a finding. Its commands get the brokers to ask.
+func (e *examiner) Add(s diagnosis.Severity, check, cure, format string, args ...any) {
+	e.List.Add(s, check, e.s.c.addressed(cure), format, args...)
+}
+
 // newExaminer makes the client of an examination; there is none if something is wrong with
 // the configuration, which is a finding then.
 func newExaminer(c Config, invalid error) *examiner {
@@ -65,11 +73,16 @@ func newExaminer(c Config, invalid error) *examiner {
 func (e *examiner) connect(ctx context.Context) bool {
 	m, err := e.s.adm.BrokerMetadata(ctx)
 	if err != nil {
-		cure := "compare brokers: with the listeners of the brokers: nc -vz " + strings.Replace(e.s.c.Brokers[0], ":", " ", 1)
-		if errors.Is(err, kerr.SaslAuthenticationFailed) {
-			cure = "compare sasl: with kafka-configs.sh --describe --entity-type users --entity-name " + e.s.user()
+		err = e.s.heard.with(err)
+		var ke *kerr.Error
+		switch {
+		case errors.Is(err, kerr.SaslAuthenticationFailed):
+			e.Add(diagnosis.Problem, "connect", "compare sasl: with kafka-configs.sh --describe --entity-type users --entity-name "+disk.Quote(e.s.user()), "the brokers do not let the user in: %v", err)
+		case errors.As(err, &ke):
+			e.Add(diagnosis.Problem, "connect", cmp.Or(outages[ke.Code], "look into the log of the brokers"), "the brokers were reached, and said: %v", err)
+		default:
+			e.Add(diagnosis.Problem, "connect", cmp.Or(e.s.c.reach(err), knock(e.s.c.Brokers[0])), "the brokers cannot be reached: %v", err)
 		}
-		e.Add(diagnosis.Problem, "connect", cure, "the brokers cannot be reached: %v", e.s.heard.with(err))
 		return false
 	}
 	e.brokers = len(m.Brokers)
@@ -127,20 +140,52 @@ func (e *examiner) transactions(ctx context.Context) {
 		return
 	}
 	id := e.s.c.transactionalID()
+	state, err := patiently(ctx, 5*time.Second, func() (string, error) { return e.state(ctx, id) })
+	e.coordinator(id, state, err)
+}
+
+// patiently asks again what brokers that are not ready do not answer: a cluster whose
+// transactions nobody has used makes its topic of them at the first question.
+func patiently(ctx context.Context, patience time.Duration, ask func() (string, error)) (string, error) {
+	for began := time.Now(); ; {
+		state, err := ask()
+		if !kerr.IsRetriable(err) || time.Since(began) >= patience {
+			return state, err
+		}
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// coordinator says what the brokers answered about a transactional.id.
+func (e *examiner) coordinator(id, state string, err error) {
+	switch {
+	case err == nil:
+		e.OK("transactions", "transactional.id %s, last state %s", id, state)
+	case errors.Is(err, kerr.TransactionalIDNotFound):
+		e.OK("transactions", "transactional.id %s is not used yet", id)
+	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
+		e.Add(diagnosis.Problem, "transactions", strings.NewReplacer("{user}", disk.Quote(e.s.user()), "{id}", id).Replace(outages[kerr.TransactionalIDAuthorizationFailed.Code]), "transactional.id %s: %v", id, err)
+	case kerr.IsRetriable(err):
+		e.Add(diagnosis.Warning, "transactions", "run onewrite doctor again; if it stays so, there are fewer brokers than transaction.state.log.replication.factor: kafka-topics.sh --describe --topic __transaction_state",
+			"transactional.id %s: the brokers are not ready yet: %v", id, err)
+	default:
+		e.Add(diagnosis.Problem, "transactions", cmp.Or(e.s.c.reach(err), "look into the log of the brokers"), "transactional.id %s: %v", id, err)
+	}
+}
+
+// state asks for that of a transactional.id.
+func (e *examiner) state(ctx context.Context, id string) (string, error) {
 	req := kmsg.NewPtrDescribeTransactionsRequest()
 	req.TransactionalIDs = []string{id}
 	resp, err := req.RequestWith(ctx, e.s.cl)
-	if err == nil && len(resp.TransactionStates) == 1 {
-		err = kerr.ErrorForCode(resp.TransactionStates[0].ErrorCode)
+	if err != nil || len(resp.TransactionStates) != 1 {
+		return "", err
 	}
-	switch {
-	case errors.Is(err, kerr.TransactionalIDNotFound):
-		e.OK("transactions", "transactional.id %s is not used yet", id)
-	case err != nil:
-		e.Add(diagnosis.Problem, "transactions", strings.NewReplacer("{user}", e.s.user(), "{id}", id).Replace(outages[kerr.TransactionalIDAuthorizationFailed.Code]), "transactional.id %s: %v", id, err)
-	default:
-		e.OK("transactions", "transactional.id %s, last state %s", id, resp.TransactionStates[0].State)
-	}
+	return resp.TransactionStates[0].State, kerr.ErrorForCode(resp.TransactionStates[0].ErrorCode)
 }
 
 // ask returns topics with what we may do to them.
@@ -234,11 +279,11 @@ func (e *examiner) topics(ctx context.Context, wanted []string, defaults setting
 	case e.s.c.NoCreate:
 		e.OK("topics", "%d topic(s) match; others are not created (create_topics: false), their events would be refused", seen)
 	case !e.mayCreate(ctx):
-		e.Add(diagnosis.Warning, "topics", fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation Create --cluster", e.s.user()), "%d topic(s) match; the user %s may not create others in the whole cluster: unless it may by their names, their events would be refused", seen, e.s.user())
+		e.Add(diagnosis.Warning, "topics", fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation Create --cluster", disk.Quote(e.s.user())), "%d topic(s) match; the user %s may not create others in the whole cluster: unless it may by their names, their events would be refused", seen, e.s.user())
 	default:
 		e.OK("topics", "%d topic(s) match; others are created", seen)
-		e.copies("a new topic", defaults)
-		e.size("a new topic", defaults.limit)
+		e.copies(newTopic, defaults)
+		e.size(newTopic, defaults.limit)
 	}
 }
 
@@ -294,9 +339,9 @@ func (e *examiner) copies(of string, s settings) {
 	case s.copies == 1:
 		e.Add(diagnosis.Warning, "copies", "replication: 3 # in the destination; for topics that are there: kafka-reassign-partitions.sh", "%s has one copy of each partition: the loss of a broker loses events", of)
 	case s.inSync == 1:
-		e.Add(diagnosis.Warning, "copies", "min.insync.replicas=2 # of the topic, by kafka-configs.sh, or of the brokers", "%s has min.insync.replicas=1: an event counts as stored on one broker, and is lost with it", of)
+		e.Add(diagnosis.Warning, "copies", e.alter(of, "min.insync.replicas", 2), "%s has min.insync.replicas=1: an event counts as stored on one broker, and is lost with it", of)
 	case s.inSync >= s.copies:
-		e.Add(diagnosis.Warning, "copies", "kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config min.insync.replicas="+strconv.Itoa(s.copies-1), "%s has %d copies and needs all of them: it stands still while one broker is away", of, s.copies)
+		e.Add(diagnosis.Warning, "copies", e.alter(of, "min.insync.replicas", s.copies-1), "%s has %d copies and needs all of them: it stands still while one broker is away", of, s.copies)
 	}
 }
 
@@ -306,8 +351,22 @@ func (e *examiner) size(of string, limit int) {
 	if limit >= e.s.c.MaxEvent+around {
 		return
 	}
-	e.Add(diagnosis.Warning, "size", fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config max.message.bytes=%d", e.s.c.MaxEvent+around),
+	e.Add(diagnosis.Warning, "size", e.alter(of, "max.message.bytes", e.s.c.MaxEvent+around),
 		"%s takes %d bytes, the largest event has %d and its headers: larger ones would be refused", of, limit, e.s.c.MaxEvent)
+}
+
+// newTopic is how a topic that is not there yet is spoken of.
+const newTopic = "a new topic"
+
+// alter is the command that sets what a topic has, or what every new one gets.
+func (e *examiner) alter(of, key string, value int) string {
+	to := "topics --entity-name " + strings.TrimPrefix(of, "topic ")
+	if of == newTopic {
+		if to = "brokers --entity-default"; key == "max.message.bytes" {
+			key = "message.max.bytes"
+		}
+	}
+	return fmt.Sprintf("kafka-configs.sh --alter --entity-type %s --add-config %s=%d", to, key, value)
 }
 
 // mayCreate reports whether the user may create any topic.
@@ -328,5 +387,5 @@ func may(t kmsg.MetadataResponseTopic, op kadm.ACLOperation) bool {
 }
 
 func (e *examiner) allow(topic, op string) string {
-	return fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation %s --topic %s", e.s.user(), op, topic)
+	return fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation %s --topic %s", disk.Quote(e.s.user()), op, topic)
 }

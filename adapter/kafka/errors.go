@@ -2,13 +2,19 @@ package kafka
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/disk"
 )
 
 // answered is an answer of the brokers about one event, that may change.
@@ -48,6 +54,8 @@ var answers = map[int16]string{
 var outages = map[int16]string{
 	kerr.NotEnoughReplicas.Code:                  "too few replicas are in sync: kafka-topics.sh --describe --under-min-isr-partitions",
 	kerr.NotEnoughReplicasAfterAppend.Code:       "too few replicas are in sync: kafka-topics.sh --describe --under-min-isr-partitions",
+	kerr.IllegalSaslState.Code:                   "the listener that brokers: names takes no login: take sasl: out, or name one with SASL there",
+	kerr.UnsupportedSaslMechanism.Code:           "write another mechanism: under sasl:, one of the brokers' sasl.enabled.mechanisms",
 	kerr.SaslAuthenticationFailed.Code:           "look at sasl: in the destination, and at the user: kafka-configs.sh --describe --entity-type users",
 	kerr.TransactionalIDAuthorizationFailed.Code: "allow it: kafka-acls.sh --add --allow-principal User:{user} --operation Write --operation Describe --transactional-id {id}; or write transactions: false",
 	kerr.InvalidReplicationFactor.Code:           "there are fewer brokers than copies: write a smaller replication: in the destination",
@@ -85,10 +93,66 @@ func refusal(err error) bool {
 
 // user is the name that the brokers know the client by, as far as we know it.
 func (s *core) user() string {
-	if s.c.SASL != nil && s.c.SASL.User != "" {
+	switch {
+	case s.c.SASL != nil && s.c.SASL.User != "":
 		return s.c.SASL.User
+	case s.c.SASL == nil && (s.c.TLS == nil || len(s.c.TLS.Certificates) == 0):
+		return "ANONYMOUS"
 	}
 	return "NAME"
+}
+
+// addressed tells the commands in a cure which brokers to ask, and how to log in.
+func (c *Config) addressed(cure string) string {
+	if strings.Contains(cure, "--bootstrap-server") || len(c.Brokers) == 0 {
+		return cure
+	}
+	to := ".sh --bootstrap-server " + strings.Join(c.Brokers, ",") + " "
+	if c.SASL != nil || c.TLS != nil {
+		to += "--command-config client.properties "
+	}
+	return strings.ReplaceAll(cure, ".sh ", to)
+}
+
+// reach is the cure of an error of connecting or of a connection; "" of any other. What
+// was reached does not have to be looked for.
+func (c *Config) reach(err error) string {
+	var (
+		dial      *net.OpError
+		name      *net.DNSError
+		early     *kgo.ErrFirstReadEOF
+		record    tls.RecordHeaderError
+		authority x509.UnknownAuthorityError
+		cert      *tls.CertificateVerificationError
+	)
+	switch {
+	case errors.As(err, &name):
+		return "compare brokers: with the name server: getent hosts " + disk.Quote(name.Name)
+	case errors.As(err, &authority):
+		return "name the authority that signed the brokers' certificates: tls: {ca: ca.pem}"
+	case errors.As(err, &cert):
+		return "renew or correct the brokers' certificates, or set tls: {server_name: NAME}"
+	case errors.As(err, &record), errors.As(err, &early):
+		return "the brokers were reached: write tls: and sasl: as the listener that brokers: names wants them, or take them out"
+	case errors.As(err, &dial) && dial.Op == "dial":
+		at := c.Brokers[0]
+		if dial.Addr != nil {
+			at = dial.Addr.String()
+		}
+		return "compare brokers: with the listeners of the brokers: " + knock(at)
+	case errors.As(err, &dial), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, context.DeadlineExceeded):
+		return "see whether the brokers answer: " + c.addressed("kafka-topics.sh --describe --unavailable-partitions")
+	}
+	return ""
+}
+
+// knock is the command that shows whether anything listens at an address.
+func knock(at string) string {
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return "nc -vz " + at
+	}
+	return "nc -vz " + host + " " + port
 }
 
 // worded gives an error its type and its cure. about says what of, "event 7" for
@@ -104,14 +168,23 @@ func (s *core) worded(err error, about, topic string) error {
 	if topic != "" && strings.HasPrefix(about, "event ") {
 		to += " to " + topic
 	}
+	var hidden unsteered
+	if errors.As(err, &hidden) {
+		return unsteered{s.worded(hidden.err, about, topic)}
+	}
 	var ke *kerr.Error
 	if !errors.As(err, &ke) {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = s.heard.with(err)
 		}
+		if cure := s.c.reach(err); cure != "" && !strings.Contains(err.Error(), "; ") {
+			err = fmt.Errorf("%w; %s", err, cure)
+		}
 		return fmt.Errorf("kafka: %s: %w", to, err)
 	}
-	cure := strings.NewReplacer("{topic}", topic, "{id}", s.c.transactionalID(), "{user}", s.user()).Replace
+	cure := func(text string) string {
+		return strings.NewReplacer("{topic}", topic, "{id}", s.c.transactionalID(), "{user}", disk.Quote(s.user())).Replace(s.c.addressed(text))
+	}
 	switch {
 	case fenced(err):
 		return fmt.Errorf("kafka: %s: %w: %w; if there is no other copy, another onewrite has a destination %s in this cluster: give one of them another name", to, err, onewrite.ErrFenced, s.c.Destination)
@@ -121,6 +194,8 @@ func (s *core) worded(err error, about, topic string) error {
 		return answered{fmt.Errorf("kafka: %s: %w; %s", to, err, cure(answers[ke.Code]))}
 	case outages[ke.Code] != "":
 		return fmt.Errorf("kafka: %s: %w; %s", to, err, cure(outages[ke.Code]))
+	case ke.Retriable:
+		return fmt.Errorf("kafka: %s: %w; wait, or see which partitions have no leader: %s", to, err, cure("kafka-topics.sh --describe --unavailable-partitions"))
 	}
-	return fmt.Errorf("kafka: %s: %w", to, err)
+	return fmt.Errorf("kafka: %s: %w; look into the log of the brokers", to, err)
 }

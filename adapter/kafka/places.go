@@ -44,7 +44,7 @@ func (s *core) ensurePlaces(ctx context.Context) error {
 		}
 		_, err := s.adm.CreateTopic(ctx, 1, replication, placesConfig, name)
 		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			return fmt.Errorf("%w; or create it: %s", fail(err), createPlaces(name))
+			return fmt.Errorf("%w; or create it: %s", fail(err), s.c.addressed(createPlaces(name)))
 		}
 		if details, err = s.ready(ctx, []string{name}, nil); err != nil {
 			return fail(err)
@@ -59,7 +59,7 @@ func (s *core) ensurePlaces(ctx context.Context) error {
 	}
 	// Who may not read the settings may still use the topic.
 	if policy, told := topicSettings(ctx, s.cl, name)[name]["cleanup.policy"]; told && policy != "compact" {
-		return fmt.Errorf("kafka: the topic of places %s has cleanup.policy=%s, which forgets them; %s", name, policy, alterPlaces(name))
+		return fmt.Errorf("kafka: the topic of places %s has cleanup.policy=%s, which forgets them; %s", name, policy, s.c.addressed(alterPlaces(name)))
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func (s *core) scan(ctx context.Context, from, to int64, token string) (memory, 
 		fetches := cl.PollFetches(ctx)
 		for _, e := range fetches.Errors() {
 			if ctx.Err() != nil {
-				return fail(fmt.Errorf("%w; a transaction may be open in it: kafka-transactions.sh find-hanging --topic %s", ctx.Err(), s.c.Places))
+				return fail(fmt.Errorf("%w; a transaction may be open in it: %s", ctx.Err(), s.c.addressed("kafka-transactions.sh find-hanging --topic "+s.c.Places)))
 			}
 			return fail(unsteered{e.Err})
 		}

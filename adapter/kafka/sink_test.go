@@ -111,7 +111,7 @@ func TestTopics(t *testing.T) {
 		evs := events(name, 4, "k")
 		n, err := s.Write(t.Context(), evs)
 		var answered interface{ Answered() bool }
-		if n != 0 || !errors.As(err, &answered) || !answered.Answered() || errors.Is(err, onewrite.ErrRejected) || !strings.Contains(err.Error(), "kafka-topics.sh --create --topic "+name+" ") {
+		if n != 0 || !errors.As(err, &answered) || !answered.Answered() || errors.Is(err, onewrite.ErrRejected) || !strings.Contains(err.Error(), "kafka-topics.sh --bootstrap-server "+k.Addr()+" --create --topic "+name+" ") {
 			t.Errorf("a missing topic: %d, %v", n, err)
 		}
 		topic(t, k, name, 2)

@@ -317,7 +317,7 @@ func (s *core) learn(name string, partitions, limit int) {
 
 // repartitioned is no answer about an event: all wait.
 func (s *core) repartitioned(name string, was, now int) error {
-	return fmt.Errorf("kafka: topic %s has %d partitions and had %d: most keys would go to another one, and overtake there what is not consumed yet; let the consumers read all that is there (kafka-consumer-groups.sh --describe --group NAME shows a lag of 0), write repartitioned: accept in destination %s, run onewrite reload, and remove it when the events flow", name, now, was, s.c.Destination)
+	return fmt.Errorf("kafka: topic %s has %d partitions and had %d: most keys would go to another one, and overtake there what is not consumed yet; let the consumers read all that is there (%s shows a lag of 0), write repartitioned: accept in destination %s, run onewrite reload, and remove it when the events flow", name, now, was, s.c.addressed("kafka-consumer-groups.sh --describe --all-groups"), s.c.Destination)
 }
 
 // counted is asked by the partitioner, with the number of partitions that the client

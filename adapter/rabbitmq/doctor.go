@@ -17,7 +17,7 @@ import (
 // adds the Subject. It declares nothing and publishes no event: two empty messages go
 // to a queue that is not there, as a broker tells only a publisher that it is blocked.
 func Examine(ctx context.Context, c Config) []diagnosis.Finding {
-	e := &examiner{c: c.withDefaults()}
+	e := &examiner{List: diagnosis.List{Prefix: "rabbitmq: ", Otherwise: "rabbitmqctl status"}, c: c.withDefaults()}
 	addrs, err := parse(c.URL)
 	if err != nil {
 		e.Add(diagnosis.Problem, "connection", "url: amqp://user:password@host:5672/vhost", "%v", err)
@@ -27,7 +27,7 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 	for _, a := range addrs {
 		ses, err := s.dial(ctx, a)
 		if err != nil {
-			e.Add(diagnosis.Problem, "connection", "rabbitmqctl status", "%v", err)
+			e.Failed("connection", err)
 			continue
 		}
 		stop := context.AfterFunc(ctx, ses.cut)
@@ -99,7 +99,7 @@ func (e *examiner) exchange() {
 		e.OK("exchange", "%s is made when the first event comes", name)
 		return
 	case said != nil:
-		e.Add(diagnosis.Problem, "exchange", missingExchange(name), "%s: %s", name, said.Reason)
+		e.Add(diagnosis.Problem, "exchange", e.ses.missingExchange(name), "%s: %s", name, said.Reason)
 		return
 	}
 	kind := amqp.ExchangeTopic
@@ -125,11 +125,11 @@ func (e *examiner) exchange() {
 	case mismatch(said, "type") != "":
 		e.Add(diagnosis.Problem, "exchange", "declare: {exchange: "+mismatch(said, "type")+"}", "%s is of type %s, and declare says %s: the destination does not open", name, mismatch(said, "type"), kind)
 	case mismatch(said, "durable") != "":
-		e.Add(diagnosis.Problem, "exchange", "rabbitmqadmin delete exchange name="+quote(name)+" # and declare it again, durable=true", "%s is not durable: after a restart of the broker it is gone with its bindings, and events wait", name)
+		e.Add(diagnosis.Problem, "exchange", e.ses.admin("delete exchange name="+quote(name))+" # and declare it again, durable=true", "%s is not durable: after a restart of the broker it is gone with its bindings, and events wait", name)
 	default:
 		e.OK("exchange", "%s is there; whether it is durable cannot be seen", name)
 	}
-	e.OK("routing", "what is bound to %s, its alternate exchange and the limits of its queues cannot be seen by a client: rabbitmqctl list_bindings; rabbitmqctl list_policies", name)
+	e.OK("routing", "what is bound to %s, its alternate exchange and the limits of its queues cannot be seen by a client: rabbitmqctl list_bindings%[2]s; rabbitmqctl list_policies%[2]s", name, e.ses.in())
 }
 
 func standard(kind string) bool {
@@ -180,7 +180,7 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 		e.classic(name, kind)
 		return
 	case said != nil:
-		e.Add(diagnosis.Problem, "queue", "rabbitmqadmin declare queue name="+quote(name)+` durable=true arguments='{"x-queue-type":"quorum"}'`, "%s: %s", name, said.Reason)
+		e.Add(diagnosis.Problem, "queue", e.ses.makeQueue(name), "%s: %s", name, said.Reason)
 		return
 	}
 	said, _ = e.try(func(ch *amqp.Channel) error { // as with the exchange
@@ -190,11 +190,11 @@ func (e *examiner) queue(name string, q Queue, declared bool) {
 	other := mismatch(said, amqp.QueueTypeArg)
 	switch {
 	case mismatch(said, "durable") != "":
-		e.Add(diagnosis.Problem, "queue", "rabbitmqctl delete_queue "+quote(name)+" # and declare it again, durable", "%s is not durable: after a restart of the broker it is gone with all events in it", name)
+		e.Add(diagnosis.Problem, "queue", e.ses.deleteQueue(name)+" # and declare it again, durable", "%s is not durable: after a restart of the broker it is gone with all events in it", name)
 	case other != "" && declared:
 		e.Add(diagnosis.Problem, "queue", "declare: {queues: {"+name+": {type: "+other+"}}}", "%s is of type %s, and declare says %s: the destination does not open", name, other, kind)
 	case said != nil && declared && said.Code == amqp.PreconditionFailed:
-		e.Add(diagnosis.Problem, "queue", "rabbitmqctl delete_queue "+quote(name)+" # or take it out of declare", "%s differs from declare, so that the destination does not open: %s", name, said.Reason)
+		e.Add(diagnosis.Problem, "queue", e.ses.deleteQueue(name)+" # or take it out of declare", "%s differs from declare, so that the destination does not open: %s", name, said.Reason)
 	case said != nil && said.Code == amqp.PreconditionFailed && other == "":
 		e.limits(name, said)
 	default:
@@ -218,7 +218,7 @@ func (e *examiner) limits(name string, said *amqp.Error) {
 	}
 	switch m[1] {
 	case "x-max-length", "x-max-length-bytes", "x-message-ttl", "x-expires", "x-overflow":
-		e.Add(diagnosis.Warning, "queue", "rabbitmqctl list_queues name arguments policy # then make it without, or with x-overflow: reject-publish",
+		e.Add(diagnosis.Warning, "queue", "rabbitmqctl list_queues"+e.ses.in()+" name arguments policy # then make it without, or with x-overflow: reject-publish",
 			"%s has the argument %s: unless its overflow is reject-publish, the oldest events are dropped before they are consumed", name, m[1])
 	default:
 		e.OK("queue", "%s is there, with the argument %s", name, m[1])

@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -71,7 +72,7 @@ func TestDoctor(t *testing.T) {
 		}
 		found := Examine(t.Context(), c.c)
 		f := finding(found, c.check)
-		if f == nil || f.Severity.String() != c.severity || !strings.Contains(f.Text, c.text) || (f.Severity != diagnosis.OK) != (f.Cure != "") {
+		if f == nil || f.Severity.String() != c.severity || !strings.Contains(f.Text+"; "+f.Cure, c.text) || (f.Severity != diagnosis.OK) != (f.Cure != "") {
 			t.Errorf("%s: %s is not %s with %q: %+v", c.what, c.check, c.severity, c.text, found)
 		}
 		for _, f := range found {
@@ -95,4 +96,58 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 	ch = channel(t, r.URL()) // the refusal closed the other
+}
+
+// TestVirtualHost: commands name the virtual host, and the doctor's cure is the one that
+// the text had. They are run.
+func TestVirtualHost(t *testing.T) {
+	r := sharedBroker(t)
+	const vhost, queue = "doctor's", "doctor-lost"
+	url := strings.TrimSuffix(r.URL(), "/") + "/doctor%27s"
+	t.Cleanup(func() { _, _ = r.Control(context.Background(), "delete_vhost", vhost) })
+	for what, c := range map[string][2]string{
+		"wrong password": {r.UserURL("onewrite", "wrong-secret"), "check user and password in url (guest comes in from the broker's own machine only): rabbitmqctl authenticate_user 'onewrite'"},
+		"no host":        {url, `make the virtual host and let the user in: rabbitmqctl add_vhost 'doctor'\''s' && rabbitmqctl set_permissions -p 'doctor'\''s' '`},
+		"away":           {"amqp://u:secret@127.0.0.1:1", "check the address, and that the broker runs: rabbitmqctl await_startup"},
+	} {
+		if f := finding(Examine(t.Context(), Config{URL: c[0]}), "connection"); f == nil || !strings.HasPrefix(f.Cure, c[1]) || strings.Contains(f.Text, "rabbitmqctl") {
+			t.Errorf("%s: %+v", what, f)
+		}
+	}
+	user, _ := r.User()
+	control := func(args ...string) {
+		t.Helper()
+		if out, err := r.Control(t.Context(), args...); err != nil {
+			t.Fatalf("%s: %v", out, err)
+		}
+	}
+	control("add_vhost", vhost)
+	control("set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+	for c, want := range map[string]Config{
+		`rabbitmqadmin --vhost='doctor'\''s' declare exchange name='nowhere'`:  {Exchange: "nowhere"},
+		`rabbitmqadmin --vhost='doctor'\''s' declare queue name='doctor-lost'`: {RoutingKey: queue},
+	} {
+		want.URL = url
+		_, err := NewSink(t.Context(), want)
+		says(t, err, url, c)
+		text := ""
+		for _, f := range Examine(t.Context(), want) {
+			text += f.Cure + "\n"
+		}
+		if !strings.Contains(text, c) {
+			t.Errorf("the doctor does not say %s:\n%s", c, text)
+		}
+	}
+	ch := channel(t, url)
+	if _, err := ch.QueueDeclare(queue, false, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	f := finding(Examine(t.Context(), Config{URL: url, RoutingKey: queue}), "queue")
+	if f == nil || !strings.HasPrefix(f.Cure, `rabbitmqctl delete_queue -p 'doctor'\''s' 'doctor-lost'`) {
+		t.Fatalf("%+v", f)
+	}
+	control("delete_queue", "-p", vhost, queue)
+	if _, err := ch.QueueDeclarePassive(queue, false, false, false, false, nil); err == nil {
+		t.Error("the queue is still there")
+	}
 }

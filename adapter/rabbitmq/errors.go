@@ -27,13 +27,13 @@ func (w *write) failure(i int) error {
 	e, f := &w.events[i], &w.flights[i]
 	switch {
 	case f.returned != nil:
-		return fmt.Errorf("rabbitmq: no queue takes event %s: the broker returned it (%d %s) from %s with the routing key %q: %w; bind a queue: rabbitmqadmin declare binding source=%s destination=QUEUE routing_key='%s'",
-			e.ID, f.returned.ReplyCode, f.returned.ReplyText, exchangeName(w.c.Exchange), f.returned.RoutingKey, onewrite.ErrRejected, w.c.Exchange, f.returned.RoutingKey)
+		return fmt.Errorf("rabbitmq: no queue takes event %s: the broker returned it (%d %s) from %s with the routing key %q: %w; bind a queue: %s destination=QUEUE routing_key=%s",
+			e.ID, f.returned.ReplyCode, f.returned.ReplyText, exchangeName(w.c.Exchange), f.returned.RoutingKey, onewrite.ErrRejected, w.admin("declare binding source="+quote(w.c.Exchange)), quote(f.returned.RoutingKey))
 	case w.lost != nil:
 		return w.closedBy(i)
 	}
-	return refused{fmt.Errorf("rabbitmq: a queue refused event %s with the routing key %q (basic.nack): it is full and its overflow is reject-publish, or it failed; look at it: rabbitmqctl list_queues name messages state policy",
-		e.ID, w.routingKey(e))}
+	return refused{fmt.Errorf("rabbitmq: a queue refused event %s with the routing key %q (basic.nack): it is full and its overflow is reject-publish, or it failed; look at it: rabbitmqctl list_queues%s name messages state policy",
+		e.ID, w.routingKey(e), w.in())}
 }
 
 // ended is the end of a channel or of its connection.
@@ -94,7 +94,7 @@ func (ses *session) gone(e *amqp.Error, exchange string) error {
 	cure := "see the log of the broker"
 	switch e.Code {
 	case amqp.NotFound:
-		cure = missingExchange(exchange)
+		cure = ses.missingExchange(exchange)
 	case amqp.AccessRefused:
 		cure = fmt.Sprintf("allow it: rabbitmqctl set_permissions -p %s %s '^$' %s '^$'", quote(ses.vhost), quote(ses.user), quote("^"+regexp.QuoteMeta(exchangeWord(exchange))+"$"))
 	case amqp.PreconditionFailed:
@@ -107,8 +107,24 @@ func (ses *session) gone(e *amqp.Error, exchange string) error {
 	return &ended{fmt.Sprintf("%s said %d %s; %s", ses.host, e.Code, e.Reason, cure), e}
 }
 
-func missingExchange(name string) string {
-	return "make the exchange: rabbitmqadmin declare exchange name=" + quote(name) + " type=topic durable=true; or let the destination do it: declare: {exchange: topic}"
+// admin is a command of rabbitmqadmin in the session's virtual host.
+func (ses *session) admin(words string) string {
+	if ses.vhost == "/" {
+		return "rabbitmqadmin " + words
+	}
+	return "rabbitmqadmin --vhost=" + quote(ses.vhost) + " " + words
+}
+
+// in tells a command of rabbitmqctl the session's virtual host.
+func (ses *session) in() string {
+	if ses.vhost == "/" {
+		return ""
+	}
+	return " -p " + quote(ses.vhost)
+}
+
+func (ses *session) missingExchange(name string) string {
+	return "make the exchange: " + ses.admin("declare exchange name="+quote(name)) + " type=topic durable=true; or let the destination do it: declare: {exchange: topic}"
 }
 
 // exchangeWord is the name of an exchange in permissions.
@@ -139,9 +155,9 @@ func (ses *session) loginError(err error) error {
 	case errors.Is(err, amqp.ErrSASL):
 		cure = "the broker offers no way to log in that the client knows: enable PLAIN in auth_mechanisms of rabbitmq.conf"
 	case e.Code == amqp.AccessRefused && !e.Server, strings.Contains(e.Reason, "Login was refused"):
-		cure = fmt.Sprintf("check user and password in url: rabbitmqctl authenticate_user %s PASSWORD (the user guest comes in from the broker's own machine only)", quote(ses.user))
+		cure = fmt.Sprintf("check user and password in url (guest comes in from the broker's own machine only): rabbitmqctl authenticate_user %s", quote(ses.user))
 	case e.Code == amqp.NotAllowed, e.Code == amqp.AccessRefused:
-		cure = fmt.Sprintf("make the virtual host and let the user in: rabbitmqctl add_vhost %[1]s; rabbitmqctl set_permissions -p %[1]s %[2]s '.*' '.*' '.*'", quote(ses.vhost), quote(ses.user))
+		cure = fmt.Sprintf("make the virtual host and let the user in: rabbitmqctl add_vhost %[1]s && rabbitmqctl set_permissions -p %[1]s %[2]s '.*' '.*' '.*'", quote(ses.vhost), quote(ses.user))
 	}
 	return fmt.Errorf("rabbitmq: log in at %s as %s to the virtual host %s: %w; %s", ses.host, ses.user, ses.vhost, err, cure)
 }

@@ -83,7 +83,7 @@ func TestUnroutable(t *testing.T) {
 		if n != 2 || !errors.Is(err, onewrite.ErrRejected) {
 			t.Fatalf("write: %d, %v", n, err)
 		}
-		says(t, err, r.URL(), events[2].ID, `"nobody"`, "NO_ROUTE", "rabbitmqadmin declare binding source="+name)
+		says(t, err, r.URL(), events[2].ID, `"nobody"`, "NO_ROUTE", "rabbitmqadmin declare binding source='"+name+"'")
 	}
 	if got := ids(t, drain(t, r.URL(), name)); slices.Contains(got, events[4].ID) || slices.Contains(got, events[2].ID) {
 		t.Errorf("arrived past a refusal: %v", got)

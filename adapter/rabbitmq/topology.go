@@ -68,7 +68,7 @@ func (ses *session) exchange(ch *amqp.Channel, c Config) error {
 		return nil
 	case c.Declare != nil && c.Declare.Exchange != "":
 		if err := ch.ExchangeDeclare(c.Exchange, c.Declare.Exchange, true, false, false, false, nil); err != nil {
-			return ses.declareError(err, "exchange", c.Exchange)
+			return ses.declareError(err, "exchange", c.Exchange, ses.admin("delete exchange name="+quote(c.Exchange)), c.Exchange)
 		}
 		return nil
 	}
@@ -82,14 +82,14 @@ func (ses *session) exchange(ch *amqp.Channel, c Config) error {
 func (ses *session) queue(ch *amqp.Channel, c Config, name string) error {
 	q := c.Declare.Queues[name]
 	if _, err := ch.QueueDeclare(name, true, false, false, false, q.arguments()); err != nil {
-		return ses.declareError(err, "queue", name)
+		return ses.declareError(err, "queue", name, ses.deleteQueue(name), c.Exchange)
 	}
 	if c.Exchange == "" { // binds it by its name
 		return nil
 	}
 	for _, key := range q.bindings(c.Declare.Exchange, name) {
 		if err := ch.QueueBind(name, key, c.Exchange, false, nil); err != nil {
-			return ses.declareError(err, "binding of the queue", name)
+			return ses.declareError(err, "binding of the queue", name, ses.deleteQueue(name), c.Exchange)
 		}
 	}
 	return nil
@@ -146,8 +146,13 @@ func onlyQueue(c Config) (name string, one bool) {
 	return c.RoutingKey, c.Exchange == "" && !strings.ContainsAny(c.RoutingKey, "{}")
 }
 
-// declareError explains why something could not be declared.
-func (ses *session) declareError(err error, what, name string) error {
+func (ses *session) deleteQueue(name string) string {
+	return "rabbitmqctl delete_queue" + ses.in() + " " + quote(name)
+}
+
+// declareError explains why something could not be declared; remove is the command that
+// takes it away.
+func (ses *session) declareError(err error, what, name, remove, exchange string) error {
 	var e *amqp.Error
 	if !errors.As(err, &e) || !e.Server {
 		return fmt.Errorf("rabbitmq: declare the %s %s: %w", what, name, ses.explain(err, name))
@@ -157,19 +162,23 @@ func (ses *session) declareError(err error, what, name string) error {
 	case amqp.AccessRefused:
 		cure = fmt.Sprintf("let the user configure it: rabbitmqctl set_permissions -p %s %s '.*' '.*' '.*'; or declare it as somebody else, and take declare out", quote(ses.vhost), quote(ses.user))
 	case amqp.PreconditionFailed:
-		cure = "it is there already and differs: change declare, or take it out, or delete what is there: rabbitmqctl delete_queue NAME"
+		cure = "it is there already and differs: change declare, or take it out, or delete what is there: " + remove
 	case amqp.NotFound:
-		cure = missingExchange("NAME")
+		cure = ses.missingExchange(exchange)
 	}
 	return &ended{fmt.Sprintf("rabbitmq: declare the %s %s: %s said %d %s; %s", what, name, ses.host, e.Code, e.Reason, cure), e}
+}
+
+func (ses *session) makeQueue(name string) string {
+	return ses.admin("declare queue name=" + quote(name) + ` durable=true arguments='{"x-queue-type":"quorum"}'`)
 }
 
 // queueError explains why the only queue cannot be published to.
 func (ses *session) queueError(err error, name string) error {
 	var e *amqp.Error
 	if errors.As(err, &e) && e.Server && e.Code == amqp.NotFound {
-		return &ended{fmt.Sprintf("rabbitmq: %s said %d %s; make the queue: rabbitmqadmin declare queue name=%s durable=true arguments='{\"x-queue-type\":\"quorum\"}'; or let the destination do it: declare: {queues: {%s: {type: quorum}}}",
-			ses.host, e.Code, e.Reason, quote(name), name), e}
+		return &ended{fmt.Sprintf("rabbitmq: %s said %d %s; make the queue: %s; or let the destination do it: declare: {queues: {%s: {type: quorum}}}",
+			ses.host, e.Code, e.Reason, ses.makeQueue(name), name), e}
 	}
 	return fmt.Errorf("rabbitmq: the queue %s: %w", name, ses.explain(err, ""))
 }

@@ -194,7 +194,7 @@ func (w *write) ctxError() error {
 		return fmt.Errorf("the broker %s takes no messages, it is blocked: %s (%w); %s", w.host, why, cause, blockedCure(why))
 	}
 	if errors.Is(cause, context.DeadlineExceeded) {
-		return fmt.Errorf("no confirmation from %s within the time of the write: %w; look whether its disk or a queue stalls: rabbitmqctl list_queues name type state", w.host, cause)
+		return fmt.Errorf("no confirmation from %s within the time of the write: %w; look whether its disk or a queue stalls: rabbitmqctl list_queues%s name type state", w.host, cause, w.in())
 	}
 	return cause
 }

@@ -28,7 +28,7 @@ func openCache(ctx context.Context, set *settings) (*Cache, error) {
 	case info.cluster:
 		err = errors.New("redis: commands need a server that is no cluster, whose keys would be on several nodes; set url to a single server, or write a stream")
 	case info.replica:
-		err = info.refuse()
+		err = info.refuse(c.home)
 	}
 	if err != nil {
 		l.close()
@@ -140,7 +140,7 @@ func (c *Cache) run(ctx context.Context, events []onewrite.Event, jobs []work) (
 	}
 	for i := range jobs {
 		if err := jobs[i].failed(); err != nil {
-			return i, explain("event "+events[i].ID, err)
+			return i, c.home.explain("event "+events[i].ID, err)
 		}
 	}
 	return len(jobs), nil

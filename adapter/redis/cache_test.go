@@ -212,7 +212,7 @@ func TestCacheOrder(t *testing.T) {
 	}
 	list := events("t", 0, 6, "b", "a", "c") // 1 and 4 have the key a
 	n, err := s.Write(t.Context(), list)
-	if n != 1 || !errors.Is(err, onewrite.ErrRejected) || !strings.Contains(err.Error(), "WRONGTYPE") || !strings.Contains(err.Error(), "redis-cli TYPE") {
+	if n != 1 || !errors.Is(err, onewrite.ErrRejected) || !strings.Contains(err.Error(), "WRONGTYPE") || !strings.Contains(err.Error(), " TYPE ") {
 		t.Fatalf("%d, %v", n, err)
 	}
 	if got := c.Get(t.Context(), name+":last:a").Val(); got == list[4].ID {

@@ -23,7 +23,15 @@ func Examine(ctx context.Context, c Config) []diagnosis.Finding {
 	return e.Found
 }
 
-type examiner struct{ diagnosis.List }
+type examiner struct {
+	diagnosis.List
+	link *link
+}
+
+// Add adds a finding. Its commands get the server to ask.
+func (e *examiner) Add(s diagnosis.Severity, check, cure, format string, args ...any) {
+	e.List.Add(s, check, e.link.addressed(cure), format, args...)
+}
 
 func (e *examiner) run(ctx context.Context, set *settings) {
 	l, s, err := reach(ctx, set)
@@ -32,10 +40,11 @@ func (e *examiner) run(ctx context.Context, set *settings) {
 		return
 	}
 	defer l.close()
+	e.link = l
 	e.OK("connection", "%s answers", l.addr)
 	e.encryption(set, l)
 	if !s.known {
-		e.Add(diagnosis.Warning, "settings", "redis-cli ACL SETUSER <user> +info +config|get", "the user may not ask INFO, so that it cannot be seen whether the server evicts keys or forgets what it acknowledged")
+		e.Add(diagnosis.Warning, "settings", infoCure, "the user may not ask INFO, so that it cannot be seen whether the server evicts keys or forgets what it acknowledged")
 	} else {
 		e.settings(set, s)
 	}
@@ -80,7 +89,7 @@ func (e *examiner) settings(set *settings, s server) {
 		e.Add(diagnosis.Warning, "loading", "redis-cli INFO persistence", "the server still reads its data after a start: events wait")
 	}
 	if s.limit > 0 && s.used > s.limit/10*8 {
-		e.Add(diagnosis.Warning, "memory", "redis-cli CONFIG SET maxmemory <more>", "%d of %d bytes are in use: a full server takes nothing more", s.used, s.limit)
+		e.Add(diagnosis.Warning, "memory", fmt.Sprintf("redis-cli CONFIG SET maxmemory %d", 2*s.limit), "%d of %d bytes are in use: a full server takes nothing more", s.used, s.limit)
 	}
 	if len(set.commands) > 0 {
 		return
@@ -142,9 +151,9 @@ func (e *examiner) stream(ctx context.Context, set *settings, l *link, s server)
 	case movedTo(err, l.addr) != "":
 		e.OK("cluster", "the place is on %s", movedTo(err, l.addr))
 	case err != nil:
-		e.Failed("rights", explain("ask for "+set.placeKey(), err))
+		e.Failed("rights", l.explain("ask for "+set.placeKey(), err))
 	case len(found) > 0:
-		e.Add(diagnosis.Problem, "rights", "redis-cli ACL SETUSER <user> "+rightsCure, "the user may not run %v: every event would wait", found)
+		e.Add(diagnosis.Problem, "rights", rightsCure, "the user may not run %v: every event would wait", found)
 	default:
 		e.OK("rights", "the user may keep %s; whether each stream may be written shows with its first event", set.placeKey())
 		if owner == "" {
@@ -177,7 +186,7 @@ func (e *examiner) cache(ctx context.Context, set *settings, l *link, s server) 
 	case err != nil:
 		e.Failed("rights", err)
 	case len(found) > 0:
-		e.Add(diagnosis.Warning, "rights", "redis-cli ACL SETUSER <user> ~<keys> +"+strings.ToLower(fmt.Sprint(found[0])), "the user may not run %v, on a key of any name at least", found)
+		e.Add(diagnosis.Warning, "rights", rightsCure, "the user may not run %v, on a key of any name at least", found)
 	default:
 		e.OK("rights", "the user may run the commands")
 	}

@@ -104,6 +104,8 @@ func TestExamine(t *testing.T) {
 	cache := redis.Config{URL: srv.URL(), Commands: []string{"DEL a"}}
 	finds(t, examined(t, cache, srv.Password()), diagnosis.OK, "guarantee", "run again")
 	finds(t, examined(t, redis.Config{URL: "redis://127.0.0.1:1"}, "x-x"), diagnosis.Problem, "connection", "redis-cli -u redis://127.0.0.1:1 PING")
+	beyond := strings.TrimSuffix(srv.URL(), "/0") + "/99"
+	finds(t, examined(t, redis.Config{URL: beyond}, srv.Password()), diagnosis.Problem, "connection", "redis-cli -u redis://"+srv.Addr()+" CONFIG GET databases")
 	finds(t, examined(t, redis.Config{URL: "redis://u:wrong-word@" + srv.Addr()}, "wrong-word"), diagnosis.Problem, "connection", "WRONGPASS")
 	finds(t, examined(t, redis.Config{URL: srv.URL(), Commands: []string{"FLUSHALL"}}, srv.Password()), diagnosis.Problem, "configuration", "DEL order:{key}")
 	finds(t, examined(t, redis.Config{URL: srv.URL(), Stream: "{nope}"}, srv.Password()), diagnosis.Problem, "configuration", "events:{topic}")

@@ -129,7 +129,7 @@ func TestMisconf(t *testing.T) {
 		}
 	}
 	placed, write := both(t, s, "t")
-	wants(t, srv, placed, "outage", "MISCONF", "redis-cli INFO persistence")
+	wants(t, srv, placed, "outage", "MISCONF", " INFO persistence")
 	wants(t, srv, write, "outage", "MISCONF")
 }
 

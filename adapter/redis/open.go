@@ -50,7 +50,7 @@ func openSink(ctx context.Context, set *settings) (_ *Sink, err error) {
 		addr := movedTo(err, s.link.addr)
 		if addr == "" || hop == 3 {
 			if err != nil {
-				return nil, unanswered(explain("read "+set.placeKey(), err))
+				return nil, unanswered(s.link.explain("read "+set.placeKey(), err))
 			}
 			break
 		}
@@ -60,18 +60,18 @@ func openSink(ctx context.Context, set *settings) (_ *Sink, err error) {
 			return nil, err
 		}
 	}
-	if err := info.refuse(); err != nil {
+	if err := info.refuse(s.link); err != nil {
 		return nil, err
 	}
 	for _, w := range info.warnings() {
-		set.log.Warn(w)
+		set.log.Warn(s.link.addressed(w))
 	}
 	s.link.check = func(ctx context.Context, c *goredis.Client) error {
 		now, err := inspect(ctx, c)
 		if err != nil {
-			return explain("look at "+s.link.addr, err)
+			return s.link.explain("look at "+s.link.addr, err)
 		}
-		return now.refuse()
+		return now.refuse(s.link)
 	}
 	return s, nil
 }
@@ -157,7 +157,7 @@ func ask(ctx context.Context, l *link) (s server, err error) {
 		s, err = inspect(ctx, c)
 		return err
 	})
-	return s, unanswered(explain("connect to "+l.addr, err))
+	return s, unanswered(l.explain("connect to "+l.addr, err))
 }
 
 // inspect reads INFO and settings.
@@ -220,14 +220,14 @@ func (s server) old() bool {
 }
 
 // refuse is why a server may not get a stream; nil if it may.
-func (s server) refuse() error {
+func (s server) refuse(l *link) error {
 	switch {
 	case strings.HasPrefix(s.policy, "allkeys-"):
-		return fmt.Errorf("redis: the server evicts keys by itself (maxmemory-policy %s) and would drop whole streams: %s, or deliver to a server of its own", s.policy, policyCure)
+		return fmt.Errorf("redis: the server evicts keys by itself (maxmemory-policy %s) and would drop whole streams: %s, or deliver to a server of its own", s.policy, l.addressed(policyCure))
 	case s.replica:
 		return fmt.Errorf("redis: the server is a replica of %s and takes no writes; %s", s.primary, replicaCure)
 	case s.old():
-		return fmt.Errorf("redis: the server is version %s, 7.0 or newer is needed; redis-cli INFO server", s.version)
+		return fmt.Errorf("redis: the server is version %s, 7.0 or newer is needed; %s", s.version, l.addressed("redis-cli INFO server"))
 	}
 	return nil
 }
@@ -236,7 +236,7 @@ func (s server) refuse() error {
 func (s server) warnings() (list []string) {
 	switch {
 	case !s.known:
-		list = append(list, "redis: the user may not ask INFO, so that it cannot be seen whether the server evicts keys or forgets what it acknowledged; redis-cli ACL SETUSER <user> +info +config|get")
+		list = append(list, "redis: the user may not ask INFO, so that it cannot be seen whether the server evicts keys or forgets what it acknowledged; "+infoCure)
 	case !s.aof:
 		list = append(list, "redis: the server has no append only file: a server that dies forgets all since its last snapshot; "+fsyncCure)
 	case s.fsync == "everysec":

@@ -11,6 +11,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/onewrite/onewrite"
+	"github.com/onewrite/onewrite/internal/disk"
 	"github.com/onewrite/onewrite/internal/rediscmd"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
@@ -80,7 +81,7 @@ func (s *Sink) Place(ctx context.Context) ([]byte, error) {
 		return err
 	})
 	if err != nil {
-		return nil, unanswered(explain("take over "+s.set.placeKey(), err))
+		return nil, unanswered(s.link.explain("take over "+s.set.placeKey(), err))
 	}
 	s.owner, s.writes, s.broken = owner, textOf(now, 1, "0"), nil
 	if record, ok := now[0].(string); ok {
@@ -213,22 +214,22 @@ func (s *Sink) judge(answer []any, keys []string, users []int, event func(i int)
 	case "fenced":
 		return 0, fmt.Errorf("redis: %s has another owner: %w", s.set.placeKey(), onewrite.ErrFenced)
 	case "forgot":
-		return 0, &failure{error: fmt.Errorf("redis: %s counts %s writes, it had confirmed another number: the server was restored or has forgotten what it acknowledged; the destination is opened again at what it has; set appendfsync always: redis-cli CONFIG SET appendfsync always", s.set.placeKey(), textOf(answer, 1, "?"))}
+		return 0, &failure{error: fmt.Errorf("redis: %s counts %s writes, it had confirmed another number: the server was restored or has forgotten what it acknowledged; the destination is opened again at what it has; set appendfsync always: %s", s.set.placeKey(), textOf(answer, 1, "?"), s.link.addressed("redis-cli CONFIG SET appendfsync always"))}
 	case "type", "denied":
 		i, what := number(1)-1, textOf(answer, 2, "?")
 		if i < 0 {
-			return 0, unanswered(explain("write "+s.set.placeKey(), goredis.Error(noPermission(what))))
+			return 0, unanswered(s.link.explain("write "+s.set.placeKey(), goredis.Error(noPermission(what))))
 		}
 		e, _ := event(users[i])
 		about := fmt.Sprintf("event %s into stream %s", e.ID, keys[i])
 		if word == "denied" {
-			return users[i], explain(about, goredis.Error(noPermission(what)))
+			return users[i], s.link.explain(about, goredis.Error(noPermission(what)))
 		}
-		return users[i], refuse(about, fmt.Errorf("the key holds a %s; redis-cli RENAME it out of the way, or give the destination streams of its own", what))
+		return users[i], refuse(about, fmt.Errorf("the key holds a %s; give the destination streams of its own, or move it out of the way: %s", what, s.link.addressed("redis-cli RENAME "+disk.Quote(keys[i])+" "+disk.Quote(keys[i]+"-before"))))
 	case "failed":
 		i := max(0, number(1)-1)
 		e, _ := event(i)
-		return i, explain("event "+e.ID, answered(textOf(answer, 2, "?")))
+		return i, s.link.explain("event "+e.ID, answered(textOf(answer, 2, "?")))
 	default:
 		return 0, fmt.Errorf("redis: the script gave an answer that is none: %v; open the destination again", answer)
 	}
@@ -250,7 +251,7 @@ func noPermission(command string) answered {
 // blame finds the event that an answer to the whole script is about. That one of the
 // keys is not the user's to write the server says without its name.
 func (s *Sink) blame(ctx context.Context, err error, keys []string, users []int) (int, error) {
-	err = explain("write", err)
+	err = s.link.explain("write", err)
 	var f *failure
 	if !errors.As(err, &f) || !f.answered {
 		return 0, err
@@ -260,7 +261,7 @@ func (s *Sink) blame(ctx context.Context, err error, keys []string, users []int)
 			return c.Eval(ctx, "return 1", keys[i:i+1]).Err()
 		})
 		if isAnswer(denied) {
-			return at, explain("stream "+keys[i], denied)
+			return at, s.link.explain("stream "+keys[i], denied)
 		}
 		if denied != nil {
 			return 0, unanswered(err)

@@ -106,7 +106,7 @@ func (s *Sink) planRow(o op, r *row) (op, error) {
 		return o, nil
 	}
 	if !isObject(r.After) {
-		return o, rejected(e, "its envelope has no row", "look at the event: onewrite parked show")
+		return o, rejected(e, "its envelope has no row", "correct the program that wrote it: the row stands under after")
 	}
 	o.doc, o.missing = oneLine(r.After), r.Source.Unchanged
 	return o, nil

@@ -96,7 +96,7 @@ func (c *client) failed(a *answer, o *op, status int, p *problem) error {
 	case p.has("index_closed_exception"):
 		return answered{fmt.Errorf("%s: the index is closed: %s; open it: curl -sS -X POST %s/%s/_open", what, p, c.origin(), o.index)}
 	case p.has("strict_dynamic_mapping_exception"):
-		return fmt.Errorf("%s: %w: %s; add the field: curl -sS -X PUT %s/%s/_mapping, then: onewrite parked retry", what, onewrite.ErrRejected, p, c.origin(), o.index)
+		return fmt.Errorf("%s: %w: %s; add the field: curl -sS -X PUT %s/%s/_mapping", what, onewrite.ErrRejected, p, c.origin(), o.index)
 	case status == http.StatusBadRequest, status == http.StatusRequestEntityTooLarge, p.has("not_x_content_exception"):
 		return fmt.Errorf("%s: %w: %s; compare the document with the mapping: curl -sS %s/%s/_mapping", what, onewrite.ErrRejected, p, c.origin(), o.index)
 	}

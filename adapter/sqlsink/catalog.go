@@ -238,10 +238,13 @@ func (s *Sink) ensureOne(ctx context.Context, w *want, alter func(sql string) er
 			}
 		}
 		if s.cfg.NoCreate {
+			if w.name.schema != "" {
+				sql = s.db.home(w.name.schema) + " " + sql
+			}
 			return w.first, refuse("there is no table "+w.name.String(), sql)
 		}
 		if err := alter(sql); err != nil {
-			return w.first, s.refusedAlter(err, sql)
+			return w.first, s.refusedAlter(err, w.name, sql)
 		}
 		s.log.Info("made a table", "table", w.name.String())
 		if t, err = s.lookup(ctx, w.name); err != nil || t == nil {
@@ -269,7 +272,7 @@ func (s *Sink) follow(ctx context.Context, w *want, t *table, alter func(sql str
 			return sh.first, refuse(fmt.Sprintf("the table %s has no column %q", w.name, sh.field), sql)
 		}
 		if err := alter(sql); err != nil {
-			return sh.first, s.refusedAlter(err, sql)
+			return sh.first, s.refusedAlter(err, w.name, sql)
 		}
 		s.log.Info("added a column", "table", w.name.String(), "column", sh.field)
 		added = true
@@ -284,11 +287,22 @@ func (s *Sink) follow(ctx context.Context, w *want, t *table, alter func(sql str
 
 var errVanished = errors.New("it is not there")
 
-func (s *Sink) refusedAlter(err error, sql string) error {
+func (s *Sink) refusedAlter(err error, n name, sql string) error {
 	if isRefused(err) {
 		return err
 	}
+	if cure := s.db.around(err, n); cure != "" {
+		sql = cure
+	}
 	return judged(s.db.judge(err), err, sql)
+}
+
+// named is the name of a table; of none, nothing.
+func (t *table) named() name {
+	if t == nil {
+		return name{}
+	}
+	return t.name
 }
 
 // believed is how long a table is taken to be as it was read. A missing column shows by

@@ -132,7 +132,7 @@ func (s *Sink) changeOf(e *onewrite.Event) (change, error) {
 		}
 	}
 	if len(c.row) == 0 {
-		return c, refuse("the row change has no new row", "onewrite parked show, and look at the data")
+		return c, refuse("the row change has no new row", "correct the program that wrote it: the row stands under after")
 	}
 	if op == "u" && len(c.key) == 0 && len(c.before) == 0 {
 		return c, refuse("the update of a table without key has no old row", "ALTER TABLE "+v.table+" REPLICA IDENTITY FULL -- in the source")

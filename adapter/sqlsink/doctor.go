@@ -36,6 +36,8 @@ type inspector interface {
 	// lacks returns which of the rights the user does not have on a table, or nil if
 	// that cannot be told; of an empty name, whether tables can be made.
 	lacks(ctx context.Context, t *table) ([]string, error)
+	// room reports whether there is a schema, and whether tables can be made in it.
+	room(ctx context.Context, schema string) (there, may bool, err error)
 	// mayMake is the statement that lets the user make tables.
 	mayMake(ctx context.Context) (string, error)
 	// holder returns when the destination was last written; "": never.
@@ -94,9 +96,34 @@ func (e *examiner) run(ctx context.Context, tables []SourceTable, topics []strin
 		}
 		e.table(ctx, n, t.Topic)
 	}
-	if t, err := e.db.describe(ctx, messages); err == nil && t != nil {
+	switch t, err := e.db.describe(ctx, messages); {
+	case err != nil:
+		e.failed("messages", err)
+	case t != nil:
 		e.rights(ctx, t, "messages")
+	default:
+		e.room(ctx, messages, "messages")
 	}
+}
+
+// room says what keeps a table that is missing from being made where it is to be, and
+// reports that nothing does.
+func (e *examiner) room(ctx context.Context, n name, check string) bool {
+	if n.schema == "" {
+		return true // the check create has it
+	}
+	there, may, err := e.db.room(ctx, n.schema)
+	switch {
+	case err != nil:
+		e.failed(check, err)
+	case !there:
+		e.Add(diagnosis.Problem, check, e.db.home(n.schema), "there is no %s to make the table %s in, or the user may not see it: its events would be held back", n.schema, n)
+	case !may && !e.cfg.NoCreate:
+		e.Add(diagnosis.Problem, check, e.db.allow(n.schema), "the user may not make the table %s: its events would be held back", n)
+	default:
+		return true
+	}
+	return false
 }
 
 // file looks at an SQLite file from outside: an examination must not make it.
@@ -171,12 +198,12 @@ func (e *examiner) places(ctx context.Context) {
 	}
 	for _, c := range []string{"destination", "owner", "record", "written"} {
 		if t.find(c, true) == nil {
-			e.Add(diagnosis.Problem, "places", "ALTER TABLE "+placesTable+" RENAME TO another name", "the table %s is not onewrite's: it has no column %s", placesTable, c)
+			e.Add(diagnosis.Problem, "places", "ALTER TABLE "+placesTable+" RENAME TO "+placesTable+"_old;", "the table %s is not onewrite's: it has no column %s", placesTable, c)
 			return
 		}
 	}
 	if lacks, err := e.db.lacks(ctx, t); err == nil && (slices.Contains(lacks, "INSERT") || slices.Contains(lacks, "UPDATE") || slices.Contains(lacks, "SELECT")) {
-		e.Add(diagnosis.Problem, "places", "GRANT SELECT, INSERT, UPDATE ON "+t.quoted+" TO the user of url", "the user may not %s %s", strings.Join(lacks, ", "), placesTable)
+		e.Add(diagnosis.Problem, "places", "GRANT SELECT, INSERT, UPDATE ON "+t.quoted+" TO "+e.db.who()+";", "the user may not %s %s", strings.Join(lacks, ", "), placesTable)
 		return
 	}
 	at, err := e.db.holder(ctx, e.cfg.Destination)
@@ -207,7 +234,7 @@ func (e *examiner) making(ctx context.Context) {
 func (e *examiner) grant(ctx context.Context) string {
 	text, err := e.db.mayMake(ctx)
 	if err != nil {
-		return "GRANT CREATE to the user of url"
+		return e.db.cure(err, nil)
 	}
 	return text
 }
@@ -222,7 +249,9 @@ func (e *examiner) table(ctx context.Context, n name, topic string) {
 		e.Add(diagnosis.Problem, "table", "make it, or write create: true", "there is no table %s for %s", n, topic)
 		return
 	case t == nil:
-		e.Add(diagnosis.OK, "table", "", "%s for %s is not there yet; its first event makes it", n, topic)
+		if e.room(ctx, n, "table") {
+			e.Add(diagnosis.OK, "table", "", "%s for %s is not there yet; its first event makes it", n, topic)
+		}
 		return
 	}
 	if len(t.unique) == 0 {
@@ -244,7 +273,7 @@ func (e *examiner) rights(ctx context.Context, t *table, check string) {
 	}
 	if len(lacks) > 0 {
 		list := strings.Join(lacks, ", ")
-		e.Add(diagnosis.Problem, check, "GRANT "+list+" ON "+t.quoted+" TO the user of url", "the user may not %s the table %s", list, t.name)
+		e.Add(diagnosis.Problem, check, "GRANT "+list+" ON "+t.quoted+" TO "+e.db.who()+";", "the user may not %s the table %s", list, t.name)
 	}
 }
 

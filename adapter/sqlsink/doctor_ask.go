@@ -33,6 +33,11 @@ func (p *pgDB) lacks(ctx context.Context, t *table) (list []string, err error) {
 	return list, err
 }
 
+func (p *pgDB) room(ctx context.Context, schema string) (there, may bool, err error) {
+	err = p.conn.QueryRow(ctx, "SELECT count(*) > 0, coalesce(bool_and(has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE')), false) FROM pg_namespace WHERE nspname = $1", schema).Scan(&there, &may)
+	return there, may, err
+}
+
 func (p *pgDB) mayMake(ctx context.Context) (text string, err error) {
 	err = p.conn.QueryRow(ctx, "SELECT format('GRANT CREATE ON SCHEMA %I TO %I;', coalesce(current_schema(), 'public'), current_user)").Scan(&text)
 	return text, err
@@ -63,15 +68,14 @@ UNION SELECT PRIVILEGE_TYPE FROM information_schema.TABLE_PRIVILEGES WHERE GRANT
 // lacks looks at what the user was granted. Rights that come by a role do not show
 // there, so that nothing is said of a user without any.
 func (m *mysqlDB) lacks(ctx context.Context, t *table) (list []string, err error) {
-	var who string
-	if err := m.conn.QueryRowContext(ctx, "SELECT concat('''', replace(current_user(), '@', '''@'''), '''')").Scan(&who); err != nil {
-		return nil, err
-	}
 	schema, named, need := "", "", []string{"CREATE", "ALTER"}
 	if t != nil {
-		schema, named, need = t.name.schema, t.name.table, []string{"SELECT", "INSERT", "UPDATE", "DELETE"}
+		schema, named = t.name.schema, t.name.table
 	}
-	rows, err := m.conn.QueryContext(ctx, mysqlRights, who, who, schema, who, schema, named)
+	if named != "" {
+		need = []string{"SELECT", "INSERT", "UPDATE", "DELETE"}
+	}
+	rows, err := m.conn.QueryContext(ctx, mysqlRights, m.user, m.user, schema, m.user, schema, named)
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +94,14 @@ func (m *mysqlDB) lacks(ctx context.Context, t *table) (list []string, err error
 	return slices.DeleteFunc(need, func(r string) bool { return slices.Contains(have, r) }), rows.Err()
 }
 
+func (m *mysqlDB) room(ctx context.Context, schema string) (there, may bool, err error) {
+	if err = m.conn.QueryRowContext(ctx, "SELECT count(*) > 0 FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?", schema).Scan(&there); err != nil || !there {
+		return there, false, err
+	}
+	lacks, err := m.lacks(ctx, &table{name: name{schema: schema}})
+	return true, len(lacks) == 0, err
+}
+
 func (m *mysqlDB) mayMake(ctx context.Context) (text string, err error) {
 	err = m.conn.QueryRowContext(ctx, "SELECT concat('GRANT CREATE, ALTER ON `', replace(database(), '`', '``'), '`.* TO ''', replace(current_user(), '@', '''@'''), ''';')").Scan(&text)
 	return text, err
@@ -99,6 +111,8 @@ func (m *mysqlDB) holder(ctx context.Context, destination string) (at string, er
 	err = m.conn.QueryRowContext(ctx, "SELECT coalesce(max(written), '') FROM onewrite_places WHERE destination = ?", destination).Scan(&at)
 	return at, err
 }
+
+func (s *sqliteDB) room(context.Context, string) (there, may bool, err error) { return true, true, nil }
 
 func (s *sqliteDB) mayMake(context.Context) (string, error) { return "", nil }
 

@@ -21,7 +21,9 @@ type mysqlDB struct {
 	conn   *sql.Conn
 	text   string // the collation in which texts are equal only to themselves
 	dead   bool
-	packet int // the largest statement, in bytes
+	packet int    // the largest statement, in bytes
+	user   string // as GRANT names it
+	name   string // of the database
 }
 
 // mysqlSession refuses what the server would change without a word, and leaves zeros
@@ -87,14 +89,14 @@ func dialMySQL(ctx context.Context, c Config) (*mysqlDB, error) {
 	if err != nil {
 		return nil, errMySQLURL
 	}
-	m := &mysqlDB{pool: sql.OpenDB(connector)}
+	m := &mysqlDB{pool: sql.OpenDB(connector), name: cfg.DBName}
 	m.pool.SetMaxOpenConns(1)
 	if m.conn, err = m.pool.Conn(ctx); err == nil {
 		err = m.session(ctx)
 	}
 	if err != nil {
 		_ = m.close() // the error says more
-		return nil, fmt.Errorf("sqlsink: connect to %s: %w; cure: try it with mariadb, or mysql, and the user and host of the destination's url", cfg.Addr, err)
+		return nil, fmt.Errorf("sqlsink: connect to %s: %w; cure: %s", cfg.Addr, err, mysqlUnreached(err, cfg))
 	}
 	return m, nil
 }
@@ -104,7 +106,7 @@ func (m *mysqlDB) session(ctx context.Context) error {
 		return err
 	}
 	var version string
-	if err := m.conn.QueryRowContext(ctx, "SELECT version(), @@max_allowed_packet").Scan(&version, &m.packet); err != nil {
+	if err := m.conn.QueryRowContext(ctx, "SELECT version(), @@max_allowed_packet, concat('''', replace(current_user(), '@', '''@'''), '''')").Scan(&version, &m.packet, &m.user); err != nil {
 		return err
 	}
 	m.text = "utf8mb4_0900_bin"
@@ -124,7 +126,7 @@ func (m *mysqlDB) prepare(ctx context.Context) error {
 		return err
 	}
 	if _, err = m.conn.ExecContext(ctx, mysqlPlaces); err != nil {
-		return fmt.Errorf("make the table of places: %w; cure, as a user who may: %s; GRANT SELECT, INSERT, UPDATE ON onewrite_places TO the user of url", err, mysqlPlaces)
+		return fmt.Errorf("make the table of places: %w; cure, as a user who may: %s; GRANT SELECT, INSERT, UPDATE ON onewrite_places TO %s;", err, mysqlPlaces, m.user)
 	}
 	return nil
 }
@@ -306,9 +308,11 @@ func (m *mysqlDB) owns(ctx context.Context, destination, owner string) error {
 	return m.noted(err)
 }
 
-// noted gives the connection up after an error that did not come from the server.
+// noted gives the connection up after an error that did not come from the server, and
+// after one of rights: those in a database are read when a connection enters it, so that a
+// GRANT would change nothing.
 func (m *mysqlDB) noted(err error) error {
-	if err != nil && mysqlCode(err) == 0 && !errors.Is(err, mysql.ErrPktTooLarge) {
+	if err != nil && (mysqlCode(err) == 0 && !errors.Is(err, mysql.ErrPktTooLarge) || m.judge(err) == denied) {
 		m.dead = true
 	}
 	return err

@@ -258,6 +258,9 @@ func (m *mysqlDB) cure(err error, t *table) string {
 	if tooLarge(err) {
 		return fmt.Sprintf("SET GLOBAL max_allowed_packet = %d, then start onewrite again", max(64<<20, 4*m.packet))
 	}
+	if cure := m.around(err, t.named()); cure != "" {
+		return cure
+	}
 	switch n := mysqlCode(err); n {
 	case 0:
 		return ""
@@ -265,8 +268,6 @@ func (m *mysqlDB) cure(err error, t *table) string {
 		return "MySQL checks unique keys at each row: DROP INDEX of " + of + " that is not unique at every moment in the source, or remove the other row"
 	case 1216, 1217, 1451, 1452:
 		return "deliver the table that it refers to as well, to the same destination; MySQL checks at each row, so where the source checks at the commit: ALTER TABLE " + of + " DROP FOREIGN KEY ..."
-	case 1044, 1142, 1143, 1227, 1370:
-		return "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON the database TO the user of url"
 	case 1290, 1836:
 		return "the server is read only: point url at the primary"
 	case 1021, 1114:
@@ -275,7 +276,7 @@ func (m *mysqlDB) cure(err error, t *table) string {
 		return "SHOW PROCESSLIST; SET GLOBAL max_connections = more"
 	}
 	if m.judge(err) == refused {
-		return "ALTER TABLE " + of + " so that it takes what the source's table takes, then: onewrite parked retry"
+		return "ALTER TABLE " + of + " so that it takes what the source's table takes"
 	}
 	return ""
 }

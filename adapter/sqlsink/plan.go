@@ -137,7 +137,7 @@ func (p *planner) put(i int, kind stepKind, t *table, row []field, key []*column
 		}
 		v, err := p.s.db.bind(c, f.cell)
 		if err != nil {
-			return refuse(fmt.Sprintf("column %s of %s: %v", f.name, t.name, err), "change the column's type, or let the event go: onewrite parked skip")
+			return refuse(fmt.Sprintf("column %s of %s: %v", f.name, t.name, err), "ALTER TABLE "+t.quoted+" so that "+c.quoted+" takes what the source's column takes")
 		}
 		cols, values, size = append(cols, c), append(values, v), size+len(f.cell.text)+8
 	}

@@ -47,7 +47,7 @@ func dialPostgres(ctx context.Context, c Config) (*pgDB, error) {
 	cfg.StatementCacheCapacity = 256
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("sqlsink: %w; cure: try it with psql and the url of the destination", err)
+		return nil, pgUnreached(err, cfg)
 	}
 	p := &pgDB{conn: conn}
 	if _, err = conn.Exec(ctx, pgSession); err != nil {
@@ -75,7 +75,7 @@ func (p *pgDB) prepare(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("make the table of places: %w; cure, as the owner of the schema: %s; GRANT SELECT, INSERT, UPDATE ON onewrite_places TO the role of url", err, strings.Join(strings.Fields(pgPlaces), " "))
+		return fmt.Errorf("make the table of places: %w; cure, as the owner of the schema: %s; GRANT SELECT, INSERT, UPDATE ON onewrite_places TO %s;", err, strings.Join(strings.Fields(pgPlaces), " "), p.who())
 	}
 	return nil
 }

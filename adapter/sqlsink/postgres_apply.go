@@ -342,17 +342,23 @@ func (p *pgDB) cure(err error, t *table) string {
 	if t != nil {
 		of = t.quoted
 	}
+	if cure := p.around(err, t.named()); cure != "" {
+		return cure
+	}
 	switch code := e.Code; {
 	case code == "42501":
-		return "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON " + of + " TO the role of url; what is to be made or altered by onewrite has to be its own"
+		if m := deniedTo.FindStringSubmatch(e.Message); t == nil && m != nil {
+			of = ident(m[2])
+		}
+		return "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON " + of + " TO " + p.who() + ";"
 	case code == "23505":
 		return "if the source moves unique values between rows in one transaction: ALTER TABLE " + of + " with the constraint " + ident(e.ConstraintName) + " as UNIQUE (...) DEFERRABLE; else remove the other row, or the constraint"
 	case code == "23503":
 		return "deliver the table that it refers to as well, to the same destination, or: ALTER TABLE " + of + " DROP CONSTRAINT " + ident(e.ConstraintName)
 	case code[:2] == "23":
-		return "ALTER TABLE " + of + " so that it takes what the source's table takes, then: onewrite parked retry"
+		return "ALTER TABLE " + of + " so that it takes what the source's table takes"
 	case code[:2] == "22":
-		return "ALTER TABLE " + of + " ALTER COLUMN ... TYPE one that takes the value, then: onewrite parked retry"
+		return "ALTER TABLE " + of + " ALTER COLUMN ... TYPE one that takes the value"
 	case code == "25006":
 		return "the server is read only: point url at the primary"
 	case code[:2] == "53":

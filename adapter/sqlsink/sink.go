@@ -89,6 +89,13 @@ type database interface {
 	// judge says what an error means, cure what to do about it.
 	judge(err error) verdict
 	cure(err error, t *table) string
+	// around is the cure of an error about what a table is in, a schema or a database of
+	// MySQL; home makes one, allow lets the user make tables in it.
+	around(err error, n name) string
+	home(schema string) string
+	allow(schema string) string
+	// who is the user as GRANT names it.
+	who() string
 	// usable reports whether the connection can be used again.
 	usable() bool
 	close() error
@@ -271,7 +278,7 @@ func (s *Sink) Place(ctx context.Context) ([]byte, error) {
 	defer s.end()
 	record, err := s.db.take(ctx, s.cfg.Destination, s.owner)
 	if err != nil {
-		return nil, judged(s.db.judge(err), fmt.Errorf("sqlsink: take the place of destination %s over: %w", s.cfg.Destination, err), s.db.cure(err, nil))
+		return nil, judged(s.db.judge(err), fmt.Errorf("sqlsink: take the place of destination %s over: %w", s.cfg.Destination, err), s.db.cure(err, &table{quoted: placesTable}))
 	}
 	return record, nil
 }

@@ -81,7 +81,7 @@ func verdict(status int) (f failure, cure string) {
 		return f, "redirects are not followed: set url to the final one"
 	case status >= 400 && status < 500:
 		f.cause = onewrite.ErrRejected
-		return f, "see why the receiver refuses the event; once it is parked: onewrite parked retry"
+		return f, "look into the log of the receiver for why it refuses the event"
 	case status >= 500 && status < 600:
 		f.answered = true
 		return f, "look into the log of the receiver"

@@ -33,7 +33,7 @@ SIGHUP, where there is one, reloads the destinations.`,
 			signal.Ignore(syscall.SIGPIPE)
 			log := newLog(cfg)
 			r := relay.New(cfg, relay.Options{ConfigPath: a.file, Listen: a.listen, Version: versionText(), Log: log})
-			go reloadOnHangup(cmd.Context(), r, log.Error)
+			go reloadOnHangup(cmd.Context(), r)
 			go frugal(cmd.Context(), len(cfg.Destinations) > 0)
 			return r.Run(cmd.Context())
 		},
@@ -43,7 +43,7 @@ SIGHUP, where there is one, reloads the destinations.`,
 }
 
 // reloadOnHangup reloads at each SIGHUP until ctx ends.
-func reloadOnHangup(ctx context.Context, r *relay.Relay, report func(string, ...any)) {
+func reloadOnHangup(ctx context.Context, r *relay.Relay) {
 	hup := make(chan os.Signal, 1)
 	if hangup == nil {
 		return
@@ -55,9 +55,7 @@ func reloadOnHangup(ctx context.Context, r *relay.Relay, report func(string, ...
 		case <-ctx.Done():
 			return
 		case <-hup:
-			if _, err := r.Reload(ctx, nil); err != nil {
-				report("reload failed, the old configuration goes on", "error", err)
-			}
+			_, _ = r.Reload(ctx, nil) // the log has its outcome
 		}
 	}
 }

@@ -124,6 +124,11 @@ func printParked(w io.Writer, all map[string][]dashboard.Parked) {
 		}
 	}
 	t.Flush()
+	for _, n := range sortedKeys(all) {
+		if list := all[n]; len(list) > 0 {
+			fmt.Fprintf(w, "when the reasons are gone: onewrite parked retry %s --all; to give one up: onewrite parked skip %s %d\n", n, n, list[0].Ref)
+		}
+	}
 }
 
 func (a *app) parkedShow(cmd *cobra.Command, args []string, payload bool) error {

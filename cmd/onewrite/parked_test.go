@@ -42,6 +42,9 @@ func TestParkedPayload(t *testing.T) {
 		ref = strconv.FormatUint(all["archive"][0].Ref, 10)
 		return nil
 	})
+	if out, err := p.command("parked", "list").Output(); err != nil || !strings.HasSuffix(string(out), ": onewrite parked retry archive --all; to give one up: onewrite parked skip archive "+ref+"\n") {
+		t.Errorf("the list is\n%s%v", out, err)
+	}
 	if out, err := p.command("parked", "show", "archive", ref, "--payload").Output(); err != nil || string(out) != payload {
 		t.Errorf("the payload is\n%s\nand --payload shows\n%s\n%v", payload, out, err)
 	}

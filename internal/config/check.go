@@ -145,7 +145,7 @@ func (c *checker) structure(v reflect.Value, t *table, path string) {
 		case f.sub != nil:
 			c.structure(fv, f.sub, at)
 		default:
-			c.value(fv, f, typ, at)
+			c.value(fv, f.of(typ), typ, at)
 		}
 	}
 }

@@ -29,10 +29,10 @@ func (c *checker) source(path string, s Source) {
 		c.sqlite(path, s)
 	case Postgres:
 		if !s.URL.Empty() {
-			c.postgres(path+".url", s.URL.Reveal())
+			c.postgres(path+".url", s.URL.Reveal(), ownRelay)
 		}
 		if !s.LogURL.Empty() {
-			c.postgres(path+".log_url", s.LogURL.Reveal())
+			c.postgres(path+".log_url", s.LogURL.Reveal(), ownRelay)
 		}
 		c.captured(path, s.Tables)
 		c.masks(path, s)
@@ -154,9 +154,16 @@ func (c *checker) captured(path string, tables []string) {
 
 var dsnWord = regexp.MustCompile(`(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)`)
 
-// postgres checks a connection string as far as it can be without connecting.
-// Nothing of it is shown: it may hold a password anywhere.
-func (c *checker) postgres(path, text string) {
+// What a connection as superuser is cured with: a source's role gets its rights from
+// migrate, a destination's from whoever owns the tables.
+const (
+	ownRelay  = "give onewrite a role of its own: CREATE ROLE onewrite_relay LOGIN; name it under roles: {relay: ...} and run onewrite migrate"
+	ownWriter = "name a role of its own in url, and onewrite doctor says which rights it lacks: CREATE ROLE onewrite_writer LOGIN;"
+)
+
+// postgres checks a connection string as far as it can be without connecting; own is
+// the cure of a superuser's. Nothing of it is shown: it may hold a password anywhere.
+func (c *checker) postgres(path, text, own string) {
 	words := map[string]string{}
 	scheme, rest, isURL := strings.Cut(text, "://")
 	switch {
@@ -188,7 +195,7 @@ func (c *checker) postgres(path, text string) {
 		return
 	}
 	if words["user"] == "postgres" {
-		c.warn(path, "connects as postgres, as a rule a superuser", "give onewrite a role of its own: CREATE ROLE onewrite_relay LOGIN; name it under roles: {relay: ...} and run onewrite migrate")
+		c.warn(path, "connects as postgres, as a rule a superuser", own)
 	}
 	switch words["sslmode"] {
 	case "", "disable", "allow", "prefer":

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -14,9 +15,8 @@ func (c *checker) registry(path string, d Destination) {
 	switch {
 	case c.broken(at) || c.broken(path+".registry"):
 		return
-	case d.Format == "jsonl" || d.Format == "parquet":
-		c.bad(at, d.Format+" is for objects and files", "write json, avro, json-schema or protobuf")
-		return
+	case d.Schemas() && !slices.Contains(root.at("destinations").find("format").of(Kafka).enum, d.Format):
+		return // that is a problem already
 	case d.Schemas() && d.Registry == nil:
 		c.bad(at, d.Format+" needs a schema registry", "write registry: {url: https://registry:8081}")
 		return

@@ -14,9 +14,6 @@ var (
 
 // compression refuses what is not for files and objects.
 func (c *checker) compression(path string, d Destination) {
-	if at := path + ".format"; d.Format != "" && d.Format != "jsonl" && d.Format != "parquet" && !c.broken(at) {
-		c.bad(at, c.show(at, d.Format)+" is not for files and objects", "write jsonl or parquet")
-	}
 	at := path + ".compression"
 	if d.Type == File && d.Format == "parquet" {
 		c.tables(path, d)

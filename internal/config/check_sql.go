@@ -13,7 +13,7 @@ func (c *checker) replica(path string, d Destination) {
 		if d.Type == MySQL {
 			c.mysqlURL(path, d)
 		} else {
-			c.postgres(path+".url", d.URL.Reveal())
+			c.postgres(path+".url", d.URL.Reveal(), ownWriter)
 		}
 	}
 	if d.Type == SQLite && d.Path == "-" {

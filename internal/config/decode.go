@@ -181,7 +181,7 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, t *table, path string
 			d.wrong(p.at, at, "does not belong to type "+typ, "it belongs to "+typesText(f.types)+": remove it here")
 			continue
 		}
-		d.value(p.value, v.Field(f.index), f, at)
+		d.value(p.value, v.Field(f.index), f.of(typ), at)
 	}
 }
 

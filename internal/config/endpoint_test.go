@@ -43,3 +43,30 @@ destinations: {w: {type: webhok, nonsense: 1}}
 		t.Error(err)
 	}
 }
+
+// TestURLByType: an example that its own type would refuse is none.
+func TestURLByType(t *testing.T) {
+	url := root.at("destinations").find("url")
+	for _, typ := range url.need {
+		more := map[string]string{Email: ", sender: a@example.com, to: b@example.com, subject: x, text: x"}[typ]
+		destination := func(url string) string {
+			return "sources: {s: {type: sqlite, path: x}}\ndestinations: {d: {type: " + typ + more + url + "}}"
+		}
+		sample := url.of(typ).sample()
+		if _, _, err := Parse([]byte(destination("")), "x", "."); err == nil || !strings.Contains(err.Error(), "destinations.d.url: is missing; write url: "+sample) {
+			t.Errorf("%s: %v", typ, err)
+		}
+		if _, _, err := Parse([]byte(destination(", url: '"+sample+"'")), "x", "."); err != nil || strings.Contains(sample, "warehouse") != (typ == Webhook) {
+			t.Errorf("%s: %s: %v", typ, sample, err)
+		}
+	}
+}
+
+// TestSuperuser: only a source has roles that migrate grants to.
+func TestSuperuser(t *testing.T) {
+	_, warnings, err := Parse([]byte(`sources: {s: {type: postgres, url: "postgres://postgres@localhost/a"}}
+destinations: {d: {type: postgres, url: "postgres://postgres@localhost/b"}}`), "x", ".")
+	if err != nil || len(warnings) != 2 || !strings.Contains(warnings[0].Cure, "roles: {relay") || strings.Contains(warnings[1].Cure, "roles:") || !strings.Contains(warnings[1].Cure, "CREATE ROLE") {
+		t.Errorf("%v, %v", warnings, err)
+	}
+}

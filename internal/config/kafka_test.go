@@ -41,7 +41,7 @@ func TestKafka(t *testing.T) {
 		"    brokers: [localhost:9092]\n    sasl: {mechanism: scram-sha-256, user: x, password: '${env:KAFKA_PASSWORD}', token: '${env:HOME}'}": "does not go with",
 		"    brokers: [kafka:9092]\n    sasl: {mechanism: plain, user: x, password: '${env:KAFKA_PASSWORD}'}\n":                                 "shows the secret",
 		"    brokers: [localhost:9092]\n    format: avro\n":                                                                                     "needs a schema registry",
-		"    brokers: [localhost:9092]\n    format: jsonl\n":                                                                                    "is for objects and files",
+		"    brokers: [localhost:9092]\n    format: jsonl\n":                                                                                    "is not json, avro, json-schema or protobuf",
 		"    brokers: [localhost:9092]\n    format: xml\n":                                                                                      "format",
 		"    brokers: [localhost:9092]\n    registry: {url: 'http://localhost:1'}\n":                                                            "does nothing with format: json",
 		"    brokers: [localhost:9092]\n    format: avro\n    registry: {}\n":                                                                   "registry.url: is missing",
@@ -88,5 +88,19 @@ func TestKafka(t *testing.T) {
 	c, found = parseKafka(t, "    brokers: ['localhost:9092']\n    transactions: false\n    create_topics: false\n    partitions: 6\n    tombstones: true\n")
 	if d := c.Destinations["k"]; len(found) > 0 || !d.Idempotent || !d.NoTopics || d.Partitions != 6 || !d.Tombstones {
 		t.Errorf("%+v %v", d, found)
+	}
+}
+
+// TestKafkaFormat: one thing that is wrong has one line.
+func TestKafkaFormat(t *testing.T) {
+	for settings, want := range map[string]string{
+		"    topics: [order.>]\n":                                "x:3:3: destinations.k.brokers: is missing; write brokers: [kafka-1:9092, kafka-2:9092]",
+		"    brokers: [localhost:9092]\n    format: xml\n":       `x:6:13: destinations.k.format: "xml" is not json, avro, json-schema or protobuf; write one of json, avro, json-schema, protobuf`,
+		"    brokers: [localhost:9092]\n    format: parquet\n":   `x:6:13: destinations.k.format: "parquet" is not json, avro, json-schema or protobuf; write one of json, avro, json-schema, protobuf`,
+		"    brokers: [localhost:9092]\n    format: protobuff\n": `x:6:13: destinations.k.format: "protobuff" is not json, avro, json-schema or protobuf; did you mean "protobuf"?`,
+	} {
+		if _, found := parseKafka(t, settings); found.Error() != want {
+			t.Errorf("%s:\n%s\nwant\n%s", settings, found, want)
+		}
 	}
 }

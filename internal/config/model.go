@@ -18,6 +18,8 @@ import "time"
 //	kind     path: relative to the file's folder; url, pattern: see the checks;
 //	         foreign: the names are those of another system
 //	example  what an error's cure shows
+//	per      what a type has in place of example, or of the words of enum:
+//	         "redis redis://host:6379/0; ..."
 //
 // No value that means something is the zero value of a field with a default, so
 // programs may leave fields empty and call [Config.Validate].
@@ -130,7 +132,7 @@ type Destination struct {
 	Topic     string `yaml:"topic" example:"shop.{topic}" doc:"A template of the topic that the destination gets: {topic}, {key}, {type}, {source}, {id}, {header.NAME}, {data.NAME}, and of row changes {after.COLUMN}, {before.COLUMN}, {key.COLUMN}."`
 	Key       string `yaml:"key" example:"{data.customer}" doc:"A template of the key that the destination gets, with the same fields. The order in which events come is still that of their own keys."`
 
-	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" kind:"url" example:"https://warehouse.example/events" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
+	URL          Secret            `yaml:"url" for:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" need:"webhook,nats,rabbitmq,redis,postgres,mysql,email,elasticsearch,opensearch,meilisearch" kind:"url" example:"https://warehouse.example/events" per:"nats nats://host:4222; rabbitmq amqp://user:password@host:5672/vhost; redis redis://host:6379/0; postgres postgres://user:password@host:5432/database?sslmode=verify-full; mysql mysql://user:password@host:3306/database?tls=true; email smtp://user:password@host:587; elasticsearch https://host:9200; opensearch https://host:9200; meilisearch https://host:7700" doc:"Where to deliver: https://... for a webhook, nats://host:4222 or tls://host:4222 for NATS, amqp://user:password@host:5672/vhost or amqps://... for RabbitMQ, redis://host:6379/0 or rediss://... for Redis, of these three several with commas; postgres://user:password@host/database or mysql://user:password@host:3306/database for a database, smtp://user:password@host:587 or smtps://user:password@host:465 for mails, https://user:password@host:9200 (several with commas) for a search engine."`
 	Secret       []Secret          `yaml:"secret" for:"webhook" example:"${file:warehouse.key}" doc:"Signs every request after Standard Webhooks. A list while a key is rotated: all of them sign."`
 	AllowPrivate bool              `yaml:"allow_private" for:"webhook" doc:"Admits loopback and private addresses, and http."`
 	Concurrency  int               `yaml:"concurrency" for:"webhook" default:"16" range:"1..1024" doc:"Requests in flight at once; events of one key are never in two of them."`
@@ -193,7 +195,7 @@ type Destination struct {
 	PathStyle bool   `yaml:"path_style" for:"s3" doc:"Whether the bucket stands in the path of requests and not in the host's name."`
 	AccessKey Secret `yaml:"access_key" for:"s3" example:"${env:S3_ACCESS_KEY}" doc:"The access key, with secret_key. Without both, AWS's own chain is asked: environment, profile, role."`
 	SecretKey Secret `yaml:"secret_key" for:"s3" example:"${env:S3_SECRET_KEY}" doc:"The secret of access_key."`
-	Format    string `yaml:"format" for:"s3,kafka,file" default:"jsonl" unless:"brokers" enum:"jsonl|parquet|json|avro|json-schema|protobuf" example:"avro" doc:"How events are written. Files and objects of S3: jsonl, one CloudEvents JSON object a line, or parquet, a row an event; a file is lines until it is rotated, and becomes Parquet then. Kafka: json, by default, the payload as it is; avro, json-schema or protobuf, by a schema of the registry."`
+	Format    string `yaml:"format" for:"s3,kafka,file" default:"jsonl" enum:"jsonl|parquet|json|avro|json-schema|protobuf" per:"kafka json|avro|json-schema|protobuf; s3 jsonl|parquet; file jsonl|parquet" doc:"How events are written. Files and objects of S3: jsonl, one CloudEvents JSON object a line, or parquet, a row an event; a file is lines until it is rotated, and becomes Parquet then. Kafka: json, by default, the payload as it is; avro, json-schema or protobuf, by a schema of the registry."`
 	Roll      Roll   `yaml:"roll" for:"s3" doc:"When a batch of events is written: whichever bound is met first."`
 
 	APIKey   Secret `yaml:"api_key" for:"elasticsearch,opensearch,meilisearch" example:"${env:SEARCH_API_KEY}" doc:"An API key, in place of user and password: encoded, as the server gave it, or as id:key."`

@@ -45,6 +45,7 @@ func referenceTable(path, typ string, only bool) string {
 		if only != (len(f.types) > 0) || (only && !slices.Contains(f.types, typ)) {
 			continue
 		}
+		f = f.of(typ)
 		doc := strings.NewReplacer("|", "\\|", "<", "&lt;", "*", "\\*").Replace(f.doc)
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.name, f.typeText(), f.defaultText(typ), doc)
 	}

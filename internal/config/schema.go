@@ -38,7 +38,7 @@ func structSchema(t *table, typ string, must bool) object {
 		if !f.belongs(typ) {
 			continue
 		}
-		properties[f.name] = f.schema()
+		properties[f.name] = f.of(typ).schema()
 		if f.needed(typ) {
 			required = append(required, f.name)
 		}

@@ -36,6 +36,7 @@ type field struct {
 	index    int // of the struct's field
 	kind     kind
 	types    []string // the types it belongs to; empty: all
+	per      map[string]string
 	need     []string // the types that need it
 	enum     []string
 	min, max int64
@@ -84,6 +85,23 @@ func (f *field) needed(typ string) bool {
 	return slices.Contains(f.need, "*") || slices.Contains(f.need, typ)
 }
 
+// of returns the field as it is in a mapping of this type.
+func (f *field) of(typ string) *field {
+	text := f.per[typ]
+	if text == "" {
+		return f
+	}
+	own := *f
+	if len(f.enum) == 0 {
+		own.example = text
+		return &own
+	}
+	if own.enum = words(text, "|"); !slices.Contains(own.enum, f.def) {
+		own.def = ""
+	}
+	return &own
+}
+
 func tableOf(t reflect.Type) *table {
 	out := &table{typ: t}
 	for i := range t.NumField() {
@@ -97,7 +115,11 @@ func tableOf(t reflect.Type) *table {
 		f := &field{
 			name: name, doc: tag.Get("doc"), def: tag.Get("default"), unless: tag.Get("unless"),
 			example: tag.Get("example"), special: tag.Get("kind"), index: i, kind: k, not: tag.Get("as") == "not",
-			types: words(tag.Get("for"), ","), need: words(tag.Get("need"), ","), enum: words(tag.Get("enum"), "|"),
+			types: words(tag.Get("for"), ","), need: words(tag.Get("need"), ","), enum: words(tag.Get("enum"), "|"), per: map[string]string{},
+		}
+		for _, own := range words(tag.Get("per"), "; ") {
+			typ, text, _ := strings.Cut(own, " ")
+			f.per[typ] = text
 		}
 		if low, high, ok := strings.Cut(tag.Get("range"), ".."); ok {
 			f.min, f.max = f.number(low), f.number(high)
@@ -213,6 +235,7 @@ func (f *field) setDefault(v reflect.Value) {
 func fill(v reflect.Value, t *table, path string, skip func(path string) bool) {
 	typ := typeOf(v, t)
 	for _, f := range t.fields {
+		f = f.of(typ)
 		at, fv := join(path, f.name), v.Field(f.index)
 		switch {
 		case !f.belongs(typ): // the checks say so

@@ -143,13 +143,18 @@ func (t Template) Literal() (text string, ok bool) {
 	return text, true
 }
 
-// Tag returns the hash tag by which a Redis cluster places every key of this
-// template, if it is the same for all: {text} before the first placeholder.
-func (t Template) Tag() string {
+// Prefix returns the text before the first placeholder.
+func (t Template) Prefix() string {
 	if len(t.parts) == 0 || t.parts[0].name != "" {
 		return ""
 	}
-	_, rest, ok := strings.Cut(t.parts[0].text, "{")
+	return t.parts[0].text
+}
+
+// Tag returns the hash tag by which a Redis cluster places every key of this
+// template, if it is the same for all: {text} before the first placeholder.
+func (t Template) Tag() string {
+	_, rest, ok := strings.Cut(t.Prefix(), "{")
 	tag, _, closed := strings.Cut(rest, "}")
 	if !ok || !closed {
 		return ""
