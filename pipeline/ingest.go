@@ -39,8 +39,19 @@ type Ingest struct {
 	wake      chan struct{}        // holds one token when confirmed moved
 	asked     time.Time            // since when an append is under way; zero: none is
 	behind    func() time.Duration // how far the source is, as far as it knows; nil: it does not
-	held      string               // the gap that keeps the source from being opened, without its end; "": none
+	held      held
+	opened    time.Time // when the source was opened; zero: it is not
 }
+
+// held is the gap that waits for a person.
+type held struct {
+	gap   string // without its end; "": there is none
+	shuts bool   // the source cannot even be opened
+}
+
+// passed is how long a source is read until it is beyond a gap that was met in reading: that
+// it can be opened says nothing, and another part of it may go on all the time.
+const passed = time.Minute
 
 // IngestStatus is a snapshot of an Ingest.
 type IngestStatus struct {
@@ -155,13 +166,13 @@ func (in *Ingest) note(log *slog.Logger, state State, err error) {
 // hold records a gap that waits for a person. It is told once, however often the source is
 // tried: the end of its range moves on while nobody acts.
 func (in *Ingest) hold(log *slog.Logger, err error) {
-	held := err.Error()
+	gap := err.Error()
 	if g := (*onewrite.Gap)(nil); errors.As(err, &g) {
-		held = g.Reason + "\x00" + g.From
+		gap = g.Reason + "\x00" + g.From
 	}
 	in.mu.Lock()
-	fresh := in.held != held
-	in.held = held
+	fresh := in.held.gap != gap || !in.opened.IsZero() && time.Since(in.opened) > passed
+	in.held = held{gap: gap, shuts: in.opened.IsZero()}
 	in.status.State, in.status.LastError, in.status.Gap = InGap, err.Error(), err.Error()
 	if fresh {
 		in.status.GapAt = time.Now()
@@ -184,6 +195,9 @@ func (in *Ingest) update(f func(*IngestStatus)) {
 
 // session reads and appends until something fails or ctx ends.
 func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
+	in.mu.Lock()
+	in.opened = time.Time{}
+	in.mu.Unlock()
 	pos, offset, err := in.Bus.Position(ctx, in.Name)
 	if err != nil {
 		return fmt.Errorf("bus: position of source %s: %w", in.Name, err)
@@ -202,7 +216,10 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 		in.behind = l.Lag
 	}
 	in.marks.add(offset, pos)
-	in.status.State, in.status.Position, in.status.Offset, in.status.LastError, in.held = OK, pos, offset, "", ""
+	in.status.State, in.status.Position, in.status.Offset, in.status.LastError = OK, pos, offset, ""
+	if in.opened = time.Now(); in.held.shuts {
+		in.held = held{}
+	}
 	in.mu.Unlock()
 	log.Info("reading", "offset", offset)
 
