@@ -119,6 +119,54 @@ func TestGapMetInReadingIsToldOnce(t *testing.T) {
 	})
 }
 
+// TestGapsOfOneOpening: what one opening met stays in the status together, with the time of the
+// first. A gap that is met later takes its place.
+func TestGapsOfOneOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gaps := make(chan *onewrite.Gap, 2)
+		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{},
+			Open: func(context.Context, onewrite.Pos) (onewrite.Source, error) { return gapped{gaps: gaps}, nil }}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = in.Run(ctx) }()
+		began := time.Now()
+		for _, reason := range []string{"row changes: the bus is another", "the bus is new"} {
+			gaps <- &onewrite.Gap{Reason: reason, From: "1", To: "2"}
+			time.Sleep(5 * time.Second)
+		}
+		if s := in.Status(); s.Gap != "row changes: the bus is another [1 .. 2]; and the bus is new [1 .. 2]" || !s.GapAt.Equal(began) {
+			t.Errorf("after both the status is %+v", s)
+		}
+		time.Sleep(10 * time.Minute)
+		gaps <- &onewrite.Gap{Reason: "row changes: the slot is gone", From: "3", To: "4"}
+		synctest.Wait()
+		if s := in.Status(); s.Gap != "row changes: the slot is gone [3 .. 4]" || !s.GapAt.Equal(time.Now()) {
+			t.Errorf("after a later one the status is %+v", s)
+		}
+		stop()
+		<-done
+	})
+}
+
+// gapped is a source that has nothing but gaps, which it healed.
+type gapped struct {
+	onewrite.Source
+	gaps chan *onewrite.Gap
+}
+
+func (g gapped) Read(ctx context.Context) (onewrite.Batch, error) {
+	select {
+	case <-ctx.Done():
+		return onewrite.Batch{}, ctx.Err()
+	case gap := <-g.gaps:
+		return onewrite.Batch{Gap: gap}, nil
+	}
+}
+
+func (gapped) Ack(context.Context, onewrite.Pos) error { return nil }
+
+func (gapped) Close() error { return nil }
+
 // lockedBuffer is a log that is read while it is written.
 type lockedBuffer struct {
 	mu  sync.Mutex

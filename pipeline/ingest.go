@@ -60,8 +60,8 @@ type IngestStatus struct {
 	Offset    uint64        // the bus offset of the last event
 	Lag       time.Duration // how far the reader is behind; 0 when it has all
 	Events    uint64        // events put on the bus by this process
-	Gap       string        // the last gap met, "" if none
-	GapAt     time.Time     // when it was met first
+	Gap       string        // the last gap met, "" if none; more than one where one opening met them
+	GapAt     time.Time     // when the first of it was met
 	LastError string
 	LastEvent time.Time
 }
@@ -288,9 +288,19 @@ func (in *Ingest) appended(last uint64, b onewrite.Batch, took time.Duration) {
 	}
 }
 
+// gap records a gap that the source healed. One cause often shows twice when a source is
+// opened, in its outbox and in its log: the status keeps both, as they miss other things.
 func (in *Ingest) gap(log *slog.Logger, g *onewrite.Gap) {
 	log.Error("gap in the source, reading it again", "reason", g.Reason, "from", g.From, "to", g.To)
-	in.update(func(s *IngestStatus) { s.State, s.Gap, s.GapAt = InGap, g.Error(), time.Now() })
+	in.mu.Lock()
+	s := &in.status
+	s.State = InGap
+	if s.Gap != "" && !s.GapAt.Before(in.opened) && time.Since(in.opened) < passed {
+		s.Gap += "; and " + g.Error()
+	} else {
+		s.Gap, s.GapAt = g.Error(), time.Now()
+	}
+	in.mu.Unlock()
 	if in.Observe.Gap != nil {
 		in.Observe.Gap(in.Name, g.Reason, true)
 	}

@@ -126,7 +126,7 @@ func (i *illness) of(stream string) error {
 	case !ill:
 		return nil
 	case i.removed():
-		return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again, and what was not delivered is read again", i.dir)
+		return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again: the outbox is read again, and the rows of captured tables; deletes in the log of PostgreSQL that were not delivered are not told", i.dir)
 	}
 	return fmt.Errorf("nats: the embedded bus cannot write to its folder: %s; nothing is lost, what is new waits in the database and goes on by itself when there is room on the disk: df -h %s", text, i.dir)
 }
