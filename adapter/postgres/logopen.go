@@ -172,6 +172,8 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 		return since("the record of the slot is gone from onewrite.log: the outbox was made anew, or restored")
 	case rec.system != s.system:
 		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", s.system, rec.system)
+	case strings.TrimSuffix(rec.slot, standbySlot) != strings.TrimSuffix(s.name, standbySlot): // the rest of it is the database's number
+		return since("the database is another one of the same server than before (its slot was %s, and is %s here): copied, and renamed in place of the old one", rec.slot, s.name)
 	case rec.slot != s.name:
 		return since("the log is read from another server than before: log_url was set, or taken out")
 	case rec.pub != s.pub: // the log of the time without it cannot be decoded
