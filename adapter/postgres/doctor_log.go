@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -179,24 +180,44 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 			e.problem("tables", "onewrite migrate", "outbox: log is set, and the outbox is not in the publication %s: its events come up to a second late", publicationOf(e.o.Capture.Source))
 		}
 	}
+	want, unfound := findTables(ctx, tx, e.o.Capture.Tables)
+	rest, replaced, err := e.replaced(ctx, tx, list, want)
+	if err != nil {
+		return err
+	}
 	var gap *onewrite.Gap
-	_, gone, err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list)
+	_, gone, err := verifyCapture(ctx, e.conn, e.o.Capture.Source, rest)
 	if errors.As(err, &gap) {
 		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))
 	} else if err != nil {
 		return err
 	}
-	if err := e.leaves(ctx, tx, list); err != nil {
+	if err := e.leaves(ctx, tx, rest); err != nil {
 		return err
 	}
 	for _, name := range namesOf(gone) {
 		e.problem("tables", "onewrite migrate  # as the owner of the tables, with it taken out of tables:", "the table %s was dropped", name)
 	}
-	want, err := findTables(ctx, tx, e.o.Capture.Tables)
-	if err != nil {
-		e.failed("tables", err)
+	if unfound != nil {
+		e.failed("tables", unfound)
 		return nil
 	}
+	if err := e.compare(ctx, tx, list, want, replaced); err != nil {
+		return err
+	}
+	if len(e.found) == found { // with the rights that were looked at
+		if err := e.o.Capture.conditions(ctx, tx, want); err != nil {
+			e.problem("tables", "onewrite migrate", "%v", err)
+		}
+	}
+	if len(e.found) == found {
+		e.ok("tables", "captured tables: %d", len(list))
+	}
+	return nil
+}
+
+// compare looks at which tables are captured, and which are to be.
+func (e *examiner) compare(ctx context.Context, tx pgx.Tx, list []captured, want []found, replaced map[string]bool) error {
 	has := map[uint32]captured{}
 	for _, c := range list {
 		has[c.rel] = c
@@ -205,7 +226,9 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		c, ok := has[f.rel]
 		delete(has, f.rel)
 		if !ok {
-			e.problem("tables", "onewrite migrate", "%s is in tables: and not captured yet", f.full())
+			if !replaced[f.full()] {
+				e.problem("tables", "onewrite migrate", "%s is in tables: and not captured yet", f.full())
+			}
 			continue
 		}
 		var may bool
@@ -217,15 +240,31 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	for _, c := range has {
-		e.warn("tables", "onewrite migrate", "%s is captured and not in tables: any more", c.name)
-	}
-	if len(e.found) == found { // with the rights that were looked at
-		if err := e.o.Capture.conditions(ctx, tx, want); err != nil {
-			e.problem("tables", "onewrite migrate", "%v", err)
+		if !replaced[c.name] {
+			e.warn("tables", "onewrite migrate", "%s is captured and not in tables: any more", c.name)
 		}
 	}
-	if len(e.found) == found {
-		e.ok("tables", "captured tables: %d", len(list))
-	}
 	return nil
+}
+
+// replaced finds the tables whose name is another's now, and says so where they were dropped:
+// what is left of the list is to be compared with the publication, which says so where they
+// have another name.
+func (e *examiner) replaced(ctx context.Context, tx pgx.Tx, list []captured, want []found) (rest []captured, names map[string]bool, err error) {
+	names = map[string]bool{}
+	for _, c := range list {
+		there := true
+		if slices.ContainsFunc(want, func(f found) bool { return f.full() == c.name && f.rel != c.rel }) {
+			names[c.name] = true
+			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1)`, c.rel).Scan(&there); err != nil {
+				return nil, nil, err
+			}
+		}
+		if there {
+			rest = append(rest, c)
+			continue
+		}
+		e.problem("tables", "onewrite migrate", "the table %s was dropped and made again: row changes of the new one are not captured", c.name)
+	}
+	return rest, names, nil
 }

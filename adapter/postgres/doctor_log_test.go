@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,5 +111,32 @@ func TestExamineAnotherSlot(t *testing.T) {
 		says(diagnosis.Problem, "the database is another cluster than before")
 		f.cfg.HoldGap = true
 		f.held("the database is another cluster than before")
+	})
+}
+
+// A table that was dropped and made again is one line of the doctor, and one of onewrite migrate.
+func TestExamineTableMadeAgain(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE late (id int PRIMARY KEY)`, "public.late")
+		says := func() (said []string) {
+			for _, f := range Examine(t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables}}) {
+				if f.Check == "tables" {
+					said = append(said, f.Text)
+				}
+			}
+			return said
+		}
+		sql(t, r.conn, `DROP TABLE late`, `CREATE TABLE late (id int PRIMARY KEY, more text)`)
+		if said := says(); len(said) != 1 || !strings.HasPrefix(said[0], "the table public.late was dropped and made again: ") {
+			t.Errorf("the doctor says %q", said)
+		}
+		applied := r.migrate()
+		if n := strings.Count(strings.Join(applied, "\n"), "public.late"); n != 1 || !slices.Contains(applied, "public.late is another table than before: it gets a new snapshot") {
+			t.Errorf("migrate says %q", applied)
+		}
+		sql(t, r.conn, `ALTER TABLE late RENAME TO soon`, `CREATE TABLE late (id int PRIMARY KEY)`)
+		if said := says(); len(said) != 1 || said[0] != "table public.late has another name now: public.soon" {
+			t.Errorf("the doctor says %q", said)
+		}
 	})
 }
