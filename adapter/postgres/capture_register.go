@@ -103,6 +103,9 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 		step = "row changes of " + name + " are captured under its name now: " + f.full()
 	case identity != identityNow:
 		step = fmt.Sprintf("took over the replica identity of %s (%s, was %s): no change is missing", f.full(), identities[identityNow], identities[identity])
+		if identity == "f" {
+			step += "; from now on its events have no old values but the key's"
+		}
 	}
 	where := f.where
 	if again && c.AgainWhere != "" {

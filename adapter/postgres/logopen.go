@@ -326,7 +326,7 @@ func (r *logReader) gap(why *missed, list []captured) *onewrite.Gap {
 	held := r.cfg.HoldGap && !why.agreed && !why.told
 	if len(r.cfg.Tables) > 0 && !held {
 		g.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
-		if slices.ContainsFunc(list, func(c captured) bool { return c.where != "" }) {
+		if slices.ContainsFunc(list, func(c captured) bool { return c.filter != "" }) {
 			g.Reason += "; of a table that has a condition in snapshot_where, the rows that meet it are read"
 		}
 	}
