@@ -133,7 +133,7 @@ func (b *Bus) Append(ctx context.Context, source string, prev onewrite.Pos, batc
 	l.known = false // until the answer is there
 	messages, err := b.store(ctx, nc, l, &batch)
 	if err == nil {
-		err = b.stored(b.stream(source))
+		err = b.stored(ctx, b.stream(source), l.seq+messages)
 	}
 	if err != nil {
 		return 0, b.suspect(b.stream(source), err)

@@ -26,21 +26,25 @@ import (
 // again: that much is written soon.
 const needed = 2 << 20
 
+// gone is the illness of a store whose files are there no more.
+const gone = "the folder was removed"
+
 // illness says which streams of the embedded server cannot be written.
 type illness struct {
-	dir  string
-	home atomic.Pointer[map[string]os.FileInfo] // the folder and that of the store, as they were when the server began
-	wake chan struct{}                          // holds one token when something was added
+	dir    string
+	home   atomic.Pointer[map[string]os.FileInfo] // the folder and that of the store, as they were when the server began
+	proofs proofs
+	wake   chan struct{} // holds one token when something was added
 
 	mu      sync.Mutex
 	streams map[string]string // by name, what the server said; "" is all of them
 }
 
 func newIllness(dir string) *illness {
-	return &illness{dir: dir, wake: make(chan struct{}, 1), streams: map[string]string{}}
+	return &illness{dir: dir, proofs: proofs{dir: dir}, wake: make(chan struct{}, 1), streams: map[string]string{}}
 }
 
-// settle notes which folders are written to.
+// settle notes which folders are written to, and what they hold.
 func (i *illness) settle() error {
 	home := map[string]os.FileInfo{}
 	for _, path := range []string{i.dir, filepath.Join(i.dir, server.JetStreamStoreDir)} {
@@ -51,11 +55,14 @@ func (i *illness) settle() error {
 		home[path] = info
 	}
 	i.home.Store(&home)
+	if err := i.proofs.settle(); err != nil {
+		return fmt.Errorf("nats: bus folder: %w", err)
+	}
 	return nil
 }
 
-// removed reports whether the folders are there no more. The server would go on writing
-// to files that are gone, and answer that they are synced.
+// removed reports whether the folders are there no more, or what they held. The server would
+// go on writing to files that are gone, and answer that they are synced.
 func (i *illness) removed() bool {
 	home := i.home.Load()
 	if home == nil {
@@ -66,13 +73,21 @@ func (i *illness) removed() bool {
 			return true
 		}
 	}
-	return false
+	return i.proofs.missing()
 }
 
-// look notes that the folders are there no more.
-func (i *illness) look() {
+// wasRemoved is removed, also when what was put in place is as good as what was seen.
+func (i *illness) wasRemoved() bool {
+	i.mu.Lock()
+	text := i.streams[""]
+	i.mu.Unlock()
+	return text == gone || i.removed()
+}
+
+// watch notes that the folders are there no more.
+func (i *illness) watch() {
 	if i.removed() {
-		i.add("", "the folder was removed")
+		i.add("", gone)
 	}
 }
 
@@ -125,10 +140,15 @@ func (i *illness) of(stream string) error {
 	switch {
 	case !ill:
 		return nil
-	case i.removed():
-		return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again: the outbox is read again, and the rows of captured tables; deletes in the log of PostgreSQL that were not delivered are not told", i.dir)
+	case text == gone || i.removed():
+		return i.lost()
 	}
 	return fmt.Errorf("nats: the embedded bus cannot write to its folder: %s; nothing is lost, what is new waits in the database and goes on by itself when there is room on the disk: df -h %s", text, i.dir)
+}
+
+// lost is the error of a store whose files are there no more.
+func (i *illness) lost() error {
+	return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again: the outbox is read again, and the rows of captured tables; deletes in the log of PostgreSQL that were not delivered are not told", i.dir)
 }
 
 // writable says why a stream of the embedded bus cannot be written, nil if it can.
@@ -156,16 +176,6 @@ func (b *Bus) suspect(stream string, err error) error {
 	return err
 }
 
-// stored is called before a write that the server has confirmed is: its files have to be
-// those of the folder.
-func (b *Bus) stored(stream string) error {
-	if b.emb == nil {
-		return nil
-	}
-	b.emb.ill.look()
-	return b.emb.ill.of(stream)
-}
-
 // publish stores one message in a stream of the bus and waits for the answer.
 func (b *Bus) publish(ctx context.Context, stream string, m *natsgo.Msg) (uint64, error) {
 	if err := b.writable(stream); err != nil {
@@ -173,7 +183,7 @@ func (b *Bus) publish(ctx context.Context, stream string, m *natsgo.Msg) (uint64
 	}
 	seq, err := b.link.publish(ctx, m)
 	if err == nil {
-		err = b.stored(stream)
+		err = b.stored(ctx, stream, seq)
 	}
 	return seq, b.suspect(stream, err)
 }
@@ -200,7 +210,7 @@ func (b *Bus) tend(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			b.emb.ill.look()
+			b.emb.ill.watch()
 			continue
 		case <-b.emb.ill.wake:
 		}
@@ -208,7 +218,7 @@ func (b *Bus) tend(ctx context.Context) {
 			pause = 0
 		}
 		b.link.drop() // who waits for an answer waits in vain
-		if b.emb.ill.removed() {
+		if b.emb.ill.wasRemoved() {
 			b.log.Error("the folder of the embedded bus was removed or put elsewhere; what is new waits in the database", "folder", b.emb.dir, "cure", "put it back; if it is lost, stop onewrite and start it again")
 		} else {
 			b.log.Error("the embedded bus cannot write and is started again when there is room; what is new waits in the database", "folder", b.emb.dir, "cure", "df -h "+b.emb.dir)

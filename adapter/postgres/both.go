@@ -23,10 +23,11 @@ type Both struct {
 	logOut  chan logResult
 
 	// Of the goroutine that calls Read.
-	at   *logPlace    // nil: nothing of the log was ever read
-	pos  onewrite.Pos // in the ring
-	gap  *onewrite.Gap
-	anew bool // the log is not there, and may never go on where it was left
+	at    *logPlace    // nil: nothing of the log was ever read
+	pos   onewrite.Pos // in the ring
+	gap   *onewrite.Gap
+	anew  bool // the log is not there, and may never go on where it was left
+	begun bool // the log is read
 
 	pushed *pushed // nil unless the outbox is read from the log too
 }
@@ -126,7 +127,7 @@ func (b *Both) opened(r logResult) {
 	}
 	b.anew = b.anew || r.gap != nil || r.anew
 	if r.opened != nil {
-		b.at = &r.opened.begin
+		b.at, b.begun = &r.opened.begin, true
 	}
 }
 

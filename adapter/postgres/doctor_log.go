@@ -176,7 +176,7 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 	if e.o.Capture.Pushed && e.objects["outbox"] {
 		if member, err := outboxMember(ctx, e.conn, e.o.Capture.Source); err != nil {
 			return err
-		} else if member == 0 {
+		} else if member.oid == 0 {
 			e.problem("tables", "onewrite migrate", "outbox: log is set, and the outbox is not in the publication %s: its events come up to a second late", publicationOf(e.o.Capture.Source))
 		}
 	}

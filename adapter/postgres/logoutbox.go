@@ -22,6 +22,7 @@ type outboxRows struct {
 	rel   uint32
 	at    [len(outboxColumns)]int // where each column is
 	texts texts
+	fresh bool // the server has described it since the last row: what it publishes may be other rows
 }
 
 // outboxColumns are what an event is made of.
@@ -45,7 +46,7 @@ var errOutboxForm = errors.New("postgres: a row of the outbox has an unexpected 
 
 // describe takes the outbox's columns.
 func (o *outboxRows) describe(rel *pgoutput.Relation) error {
-	o.rel, o.texts = rel.ID, texts{}
+	o.rel, o.texts, o.fresh = rel.ID, texts{}, true
 	for i, name := range outboxColumns {
 		o.at[i] = -1
 		for j, c := range rel.Columns {
@@ -145,13 +146,20 @@ func (r *logReader) outboxRow(m *pgoutput.Message) error {
 	if err != nil {
 		return err
 	}
-	if *r.member == 0 && r.tx.outbox == 0 { // sooner than the watch: the ring has rows from before that come first
+	if r.outbox.fresh || r.member.oid == 0 && !r.tx.looked { // sooner than the watch: the ring has rows from before that come first
 		r.side.Lock()
 		err := r.lookAtOutbox(r.alive)
 		r.side.Unlock()
 		if err != nil {
 			return err
 		}
+		r.outbox.fresh, r.tx.looked = false, true
+	}
+	// The log may have some rows of a transaction and not others where the publication has
+	// a condition, for instance; and a row that was loaded has the number of another one.
+	if r.member.oid == 0 || uint32(row.xid) != r.tx.xid {
+		r.tx.index++
+		return nil
 	}
 	r.tx.outbox = row.xid
 	if !r.skipped(0) {
@@ -185,12 +193,16 @@ func (r *logReader) pushHeld() {
 // notPublished is the trouble where the log does not tell the outbox.
 const notPublished = "the outbox is not in the publication: its events come from the ring, up to a second late; run onewrite migrate as the owner of the tables"
 
-// outboxMember is the outbox's entry in the publication, 0 if the log does not tell what
-// is inserted into it.
-func outboxMember(ctx context.Context, conn *pgx.Conn, source string) (member uint32, err error) {
-	err = conn.QueryRow(ctx, `SELECT coalesce((SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-		WHERE p.pubname = $1 AND r.prrelid = 'onewrite.outbox'::regclass AND r.prqual IS NULL AND r.prattrs IS NULL AND p.pubinsert AND p.pubviaroot), 0)`, publicationOf(source)).Scan(&member)
-	return member, explain(err)
+// membership is the outbox's entry in the publication.
+type membership struct {
+	oid     uint32 // 0: the log does not tell what is inserted into it
+	altered int64  // the transaction that has made or altered the publication
+}
+
+func outboxMember(ctx context.Context, conn *pgx.Conn, source string) (m membership, err error) {
+	err = conn.QueryRow(ctx, `SELECT coalesce(max(r.oid) FILTER (WHERE r.prqual IS NULL AND r.prattrs IS NULL AND p.pubinsert AND p.pubviaroot), 0), coalesce(max(p.xmin::text::bigint), 0)
+		FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = 'onewrite.outbox'::regclass WHERE p.pubname = $1`, publicationOf(source)).Scan(&m.oid, &m.altered)
+	return m, explain(err)
 }
 
 // lookAtOutbox looks whether the log tells what is inserted into the outbox. An error:
@@ -204,8 +216,8 @@ func (r *logReader) lookAtOutbox(ctx context.Context) error {
 	case r.member == nil:
 		r.member = &member
 	case *r.member != member:
-		return errors.New("postgres: the outbox was taken out of the publication, or put into it")
+		return errors.New("postgres: the outbox was taken out of the publication, or put into it, or the publication was altered")
 	}
-	r.cfg.trouble("outbox", map[bool]string{true: notPublished}[member == 0])
+	r.cfg.trouble("outbox", map[bool]string{true: notPublished}[member.oid == 0])
 	return nil
 }

@@ -68,8 +68,8 @@ type logReader struct {
 	newest   item   // where held is
 	visible  uint32 // a transaction that other sessions see
 	outbox   outboxRows
-	member   *uint32 // the outbox's entry in the publication at the start, 0: it has none; nil: it is not known yet
-	tail     []item  // events of the outbox behind held
+	member   *membership // at the start; nil: it is not known yet
+	tail     []item      // events of the outbox behind held
 	tailSize int
 	run      []item
 	size     int  // of run, in bytes
@@ -100,6 +100,7 @@ type transaction struct {
 	index  uint32  // the change that comes next
 	order  int     // the event that comes next
 	outbox uint64  // its number, if it has written the outbox
+	looked bool    // whether the log tells that
 }
 
 // finished is a snapshot whose last event is number n.

@@ -34,9 +34,9 @@ const (
 
 func (p *pager) on() bool { return p.to > 0 }
 
-// begin freezes the pair after a first page that was cut.
-func (p *pager) begin(ctx context.Context, s *Source, first rows) error {
-	p.last = first.last()
+// begin freezes the pair after a first page that was cut behind number last.
+func (p *pager) begin(ctx context.Context, s *Source, last int64) error {
+	p.last = last
 	return p.start(ctx, s)
 }
 
@@ -91,18 +91,19 @@ func (p *pager) next(ctx context.Context, s *Source) (found bool, err error) {
 	}
 	p.last, p.found = got.upto, got.len()
 	s.queue = got.rows
+	s.queue.drop(s.proof.skip)
 	if p.last >= p.to {
 		p.to = 0
-		if p.found == 0 {
-			s.at.from, s.at.to, s.at.seq = s.at.to.join(s.at.from), snapshot{}, 0
+		if s.queue.len() == 0 {
+			s.end()
 		}
-		return p.found > 0, nil
+		return s.queue.len() > 0, nil
 	}
 	// Never after an empty piece: the caller comes back at once with the session.
-	if p.count++; p.found > 0 && p.count%breathers != 0 {
+	if p.count++; s.queue.len() > 0 && p.count%breathers != 0 {
 		p.readAhead(s)
 	}
-	return p.found > 0, nil
+	return s.queue.len() > 0, nil
 }
 
 // readAhead reads the next piece while the caller works on this one. It takes

@@ -88,6 +88,16 @@ func (s snapshot) join(t snapshot) snapshot {
 	return of(xmax, xip)
 }
 
+// without returns the snapshot that did not see some transactions that s saw.
+func (s snapshot) without(xids []uint64) snapshot {
+	if len(xids) == 0 {
+		return s
+	}
+	xip := slices.Concat(s.xip, xids)
+	slices.Sort(xip)
+	return of(s.xmax, slices.Compact(xip))
+}
+
 // of is the snapshot with that end and those transactions in progress.
 func of(xmax uint64, xip []uint64) snapshot {
 	s := snapshot{xmin: xmax, xmax: xmax, xip: xip}
@@ -150,6 +160,7 @@ type place struct {
 	to     snapshot // zero: not inside a page
 	seq    int64
 	top    int64 // greatest seq ever read
+	claim  claim
 }
 
 const placeVersion = "pg1"
@@ -178,6 +189,10 @@ func (p place) pos() onewrite.Pos {
 		b.WriteByte('/')
 		b.WriteString(strconv.FormatInt(p.seq, 10))
 	}
+	if p.claim != (claim{}) {
+		b.WriteByte('/')
+		b.WriteString(p.claim.String())
+	}
 	return onewrite.Pos(b.String())
 }
 
@@ -185,6 +200,10 @@ func (p place) pos() onewrite.Pos {
 func parsePlace(pos onewrite.Pos) (place, error) {
 	bad := fmt.Errorf("postgres: %q is not a position of this source; was the source's type or name changed? Start with an empty bus folder, or put the configuration back", pos)
 	f := strings.Split(string(pos), "/")
+	last := f[len(f)-1]
+	if strings.HasPrefix(last, claimMark) {
+		f = f[:len(f)-1]
+	}
 	if (len(f) != 8 && len(f) != 10) || f[0] != placeVersion {
 		return place{}, bad
 	}
@@ -214,6 +233,11 @@ func parsePlace(pos onewrite.Pos) (place, error) {
 			return place{}, bad
 		}
 		if p.seq, err = strconv.ParseInt(f[9], 10, 64); err != nil {
+			return place{}, bad
+		}
+	}
+	if strings.HasPrefix(last, claimMark) {
+		if p.claim, err = parseClaim(last); err != nil {
 			return place{}, bad
 		}
 	}

@@ -23,7 +23,9 @@ type pushed struct {
 	looks int  // of the ring when the log was opened: what was committed before the slot began is in the ring alone, and comes first
 	swept time.Time
 	late  <-chan time.Time // the log has not been opened for too long
-	rest  []item           // of the log, that come after the look which is owed since it was opened
+	rest  []item           // of the log, that come after a look which is owed
+	since uint64           // transactions before this one may have begun before the log told their rows; 0: that is not known yet
+	owed  uint64           // such a one that has ended, and that the next look has to see; 0: none
 }
 
 const (
@@ -76,14 +78,16 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 				b.missed(out)
 			}
 			if b.ring.swept() && b.ring.looks > p.looks { // under load the next look would find something too
-				p.due, p.swept = false, time.Now()
-				p.timer.Reset(b.ring.schedule.rest(b.sweepEvery()))
+				b.looked()
 			}
 			if found {
 				return b.fromRing(ringResult{batch: out})
 			}
 		}
-		if r := (logResult{items: p.rest}); len(r.items) > 0 {
+		logOut := b.logOut
+		if p.owed != 0 {
+			logOut = nil
+		} else if r := (logResult{items: p.rest}); len(r.items) > 0 {
 			p.rest = nil
 			if out, ok, err := b.fromPushed(r); ok || err != nil {
 				return out, err
@@ -97,7 +101,7 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 			p.due = true
 		case <-p.late:
 			b.anew = true
-		case r := <-b.logOut:
+		case r := <-logOut:
 			if r.isNews() {
 				b.opened(r)
 				p.due, p.looks = true, b.ring.looks
@@ -108,6 +112,30 @@ func (b *Both) readPushed(ctx context.Context) (onewrite.Batch, error) {
 			}
 		}
 	}
+}
+
+// looked notes that the ring was looked at, after the log was opened if it is.
+func (b *Both) looked() {
+	p := b.pushed
+	p.due, p.swept = false, time.Now()
+	every := b.sweepEvery()
+	if p.owed != 0 && !b.ring.at.from.has(p.owed) { // the log tells a commit before it can be seen
+		every = alone
+	} else {
+		p.owed = 0
+	}
+	if p.since == 0 && b.begun {
+		p.since = b.ring.xmax
+	}
+	p.timer.Reset(b.ring.schedule.rest(every))
+}
+
+// owes reports whether an item is of a transaction that was open when the log was opened.
+// The outbox may have been put into the publication meanwhile, and the log tells only the
+// rows of such a transaction from then on: the ring has all of them, and what comes later
+// waits for it. One that reading began inside of was told from its beginning.
+func (b *Both) owes(it *item) bool {
+	return it.xid != 0 && it.xid < b.pushed.since && !b.ring.at.from.has(it.xid)
 }
 
 func (b *Both) sweepEvery() time.Duration {
@@ -145,6 +173,9 @@ func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
 		if n > 0 {
 			items, b.pushed.rest = items[:n], items[n:]
 		}
+	} else if n := 1 + slices.IndexFunc(items, func(it item) bool { return it.at.tx == 0 && b.owes(&it) }); n > 0 {
+		b.pushed.owed, b.pushed.due = items[n-1].xid, true
+		items, b.pushed.rest = items[:n], items[n:]
 	}
 	total := len(items)
 	end := items[total-1].at // its address would keep all of them
@@ -156,7 +187,14 @@ func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
 		if it.seq != 0 && at.from.has(it.xid) {
 			continue
 		}
-		*at = at.told(it)
+		if b.owes(it) {
+			if it.seq != 0 {
+				continue
+			}
+			it.xid = 0 // the place has it when the ring was read
+		}
+		b.ring.proof.note(at, it)
+		*at = at.after(it)
 		kept = append(kept, *it)
 		b.ring.pushed = b.ring.pushed || it.seq != 0
 	}
@@ -180,19 +218,10 @@ func (b *Both) fromPushed(r logResult) (onewrite.Batch, bool, error) {
 		}
 		p := start
 		for i := range kept[:n+1] {
-			p = p.told(&kept[i])
+			p = p.after(&kept[i])
 		}
 		return joinPlaces(kept[n].at, p.pos())
 	}
 	b.log.Load().hand(out.Pos, b.at.done, total)
 	return out, true, nil
-}
-
-// told is the place behind an item of the log.
-func (p place) told(it *item) place {
-	p.top = max(p.top, it.seq)
-	if it.at.tx == 0 && it.xid != 0 {
-		p.from = p.from.add(it.xid)
-	}
-	return p
 }

@@ -49,8 +49,11 @@ func (s *Source) reclaim(ctx context.Context) error {
 		return err
 	}
 	s.ackMu.Lock()
-	acked := s.acked
+	acked := *s.acked
 	s.ackMu.Unlock()
+	if s.at.claim.sure != "" { // of the others there may be rows that nobody has read
+		acked.from = acked.from.meet(s.at.proven())
+	}
 	used := 0
 	for i, size := range sizes {
 		if size == 0 {
@@ -60,7 +63,7 @@ func (s *Source) reclaim(ctx context.Context) error {
 		if i == current || now.Before(r.pinned[i]) {
 			continue
 		}
-		emptied, err := s.truncate(ctx, i, *acked)
+		emptied, err := s.truncate(ctx, i, acked)
 		if err != nil {
 			return err
 		}

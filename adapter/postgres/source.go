@@ -121,7 +121,9 @@ type Source struct {
 	slotting atomic.Bool // the slot of the log is being made
 
 	looks  int
-	pushed bool // the log told rows since the last look; see Both
+	xmax   uint64 // the first transaction that had not begun at the last look
+	pushed bool   // the log told rows since the last look; see Both
+	proof  proof
 
 	schedule schedule
 	troubled map[string]string // what was said last, by subject
@@ -245,6 +247,9 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 	if err != nil {
 		return explain(err)
 	}
+	if err := s.proveStart(ctx); err != nil {
+		return err
+	}
 	if s.at.to.text != "" {
 		if err := s.pages.resume(ctx, s); err != nil {
 			return err
@@ -252,27 +257,6 @@ func (s *Source) begin(ctx context.Context, pos onewrite.Pos) error {
 	}
 	_, err = s.conn.Exec(ctx, `LISTEN onewrite`)
 	return explain(err)
-}
-
-// heartbeat shows a standby that this reader lives while nobody calls Read: the
-// bus may be full for hours.
-func (s *Source) heartbeat() {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.alive.Done():
-			return
-		case <-tick.C:
-		}
-		if !s.session.TryLock() {
-			continue // it is in use, which shows as well
-		}
-		ctx, cancel := context.WithTimeout(s.alive, 5*time.Second)
-		_, _ = s.conn.Exec(ctx, "SELECT 1") // a broken session shows in the next Read
-		cancel()
-		s.session.Unlock()
-	}
 }
 
 // Read returns the next committed events. See [onewrite.Source].
@@ -362,6 +346,9 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 	if s.pages.on() {
 		return s.pages.next(ctx, s)
 	}
+	if err := s.prove(ctx); err != nil {
+		return false, err
+	}
 	res, err := s.run(ctx, tailSQL, onewrite.MaxBatch, fmt.Sprint(s.at.from.xmax), s.at.from.array())
 	if err != nil {
 		return false, err
@@ -375,6 +362,12 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 	}
 	s.nap.saw(snap)
 	s.looks++
+	s.xmax = snap.xmax
+	last := int64(0)
+	if res.len() > 0 {
+		last = res.last()
+	}
+	res.drop(s.proof.skip)
 	if res.given != s.ring.given { // rows were inserted, if only to be rolled back
 		s.ring.given, s.ring.dirty = res.given, true
 	}
@@ -383,12 +376,13 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 			res.cut(1)
 		}
 	}
-	if res.len() == 0 {
+	if res.len() == 0 && !res.more {
 		if s.pushed {
 			s.pushed = false
 			err = s.settle(ctx, snap, res.lsn, false)
 		}
 		s.at.from = snap.join(s.at.from)
+		s.stand()
 		return false, err
 	}
 	if err := s.settle(ctx, snap, res.lsn, res.more); err != nil {
@@ -398,7 +392,7 @@ func (s *Source) look(ctx context.Context) (found bool, err error) {
 	s.nap.busy()
 	s.at.to, s.at.seq = snap, 0
 	if res.more {
-		return true, s.pages.begin(ctx, s, res.rows)
+		return true, s.pages.begin(ctx, s, last)
 	}
 	return true, nil
 }
@@ -425,6 +419,12 @@ func (s *Source) settle(ctx context.Context, snap snapshot, lsn string, large bo
 	return explain(err)
 }
 
+// end notes that all of the difference is read.
+func (s *Source) end() {
+	s.at.from, s.at.to, s.at.seq = s.at.to.join(s.at.from), snapshot{}, 0
+	s.stand()
+}
+
 // batch hands over the head of the queue.
 func (s *Source) batch() onewrite.Batch {
 	n := min(s.queue.len(), onewrite.MaxBatch)
@@ -435,8 +435,8 @@ func (s *Source) batch() onewrite.Batch {
 	s.at.top = max(s.at.top, head.last())
 	start := s.at
 	s.at.seq = head.last()
-	if s.queue.len() == 0 && !s.pages.on() { // all of the difference is read
-		s.at.from, s.at.to, s.at.seq = s.at.to.join(s.at.from), snapshot{}, 0
+	if s.queue.len() == 0 && !s.pages.on() {
+		s.end()
 	}
 	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), Gap: s.gap}
 	s.gap = nil

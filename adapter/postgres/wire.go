@@ -104,3 +104,24 @@ func (s *Source) works() (bool, error) {
 		int64(s.conn.PgConn().PID())).Scan(&works)
 	return works, explain(err)
 }
+
+// heartbeat shows a standby that this reader lives while nobody calls Read: the
+// bus may be full for hours.
+func (s *Source) heartbeat() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.alive.Done():
+			return
+		case <-tick.C:
+		}
+		if !s.session.TryLock() {
+			continue // it is in use, which shows as well
+		}
+		ctx, cancel := context.WithTimeout(s.alive, 5*time.Second)
+		_, _ = s.conn.Exec(ctx, "SELECT 1") // a broken session shows in the next Read
+		cancel()
+		s.session.Unlock()
+	}
+}
