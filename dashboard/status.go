@@ -27,7 +27,8 @@ type Source struct {
 	LagSeconds float64        `json:"lag_seconds"`
 	// Events counts the events that the bus ever took from the source.
 	Events uint64 `json:"events"`
-	// Gap is the last gap met and the range it covers; null if none.
+	// Gap is the last gap met and the range it covers; null if none. Those that one opening
+	// of the source met are joined by "; and ".
 	Gap *string `json:"gap"`
 	// GapAt is when that was met first; absent if there is none.
 	GapAt     *time.Time `json:"gap_at,omitempty"`

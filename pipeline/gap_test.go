@@ -74,6 +74,99 @@ func TestGapIsToldOnce(t *testing.T) {
 	})
 }
 
+// TestGapMetInReadingIsToldOnce: a source that can be opened meets its gap again each time that
+// it is read, with other events before it. That is one gap, until it is read for longer.
+func TestGapMetInReadingIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newMemSource("shop")
+		var said lockedBuffer
+		var tries, gaps atomic.Int32
+		bus := &onewritetest.MemoryBus{}
+		breaks := make(chan error)
+		in := &pipeline.Ingest{Name: "shop", Bus: bus, AckDurable: true, Log: slog.New(slog.NewTextHandler(&said, nil)),
+			Observe: pipeline.Observer{Gap: func(string, string, bool) { gaps.Add(1) }},
+			Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
+				tries.Add(1)
+				s, err := source.open(ctx, pos)
+				return breaking{s, breaks}, err
+			}}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = in.Run(ctx) }()
+		for want := 1; want <= 2; want++ {
+			began := time.Now()
+			for n := range 10 {
+				before := in.Status().Events
+				source.commit(onewrite.Event{ID: fmt.Sprint(want, "-", n), Type: "made", Topic: "t", Key: "k"})
+				for range 60 {
+					if time.Sleep(time.Second); in.Status().Events > before {
+						break
+					}
+				}
+				breaks <- &onewrite.Gap{Reason: "the key was another one", From: "0/1", To: "now", Cure: "decide"}
+				synctest.Wait()
+			}
+			if n := strings.Count(said.String(), "level=ERROR"); int(tries.Load()) < 10*want || int(gaps.Load()) != want || n != want {
+				t.Errorf("%d tries, %d gaps are counted and %d told, want %d\n%s", tries.Load(), gaps.Load(), n, want, said.String())
+			}
+			if s := in.Status(); s.State != pipeline.InGap || s.GapAt.After(began.Add(5*time.Second)) {
+				t.Errorf("the status is %+v", s)
+			}
+			time.Sleep(10 * time.Minute) // it is read, and nothing is met: somebody mended it
+		}
+		stop()
+		<-done
+	})
+}
+
+// TestGapsOfOneOpening: what one opening met stays in the status together, with the time of the
+// first. A gap that is met later takes its place.
+func TestGapsOfOneOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gaps := make(chan *onewrite.Gap, 2)
+		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{},
+			Open: func(context.Context, onewrite.Pos) (onewrite.Source, error) { return gapped{gaps: gaps}, nil }}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = in.Run(ctx) }()
+		began := time.Now()
+		for _, reason := range []string{"row changes: the bus is another", "the bus is new"} {
+			gaps <- &onewrite.Gap{Reason: reason, From: "1", To: "2"}
+			time.Sleep(5 * time.Second)
+		}
+		if s := in.Status(); s.Gap != "row changes: the bus is another [1 .. 2]; and the bus is new [1 .. 2]" || !s.GapAt.Equal(began) {
+			t.Errorf("after both the status is %+v", s)
+		}
+		time.Sleep(10 * time.Minute)
+		gaps <- &onewrite.Gap{Reason: "row changes: the slot is gone", From: "3", To: "4"}
+		synctest.Wait()
+		if s := in.Status(); s.Gap != "row changes: the slot is gone [3 .. 4]" || !s.GapAt.Equal(time.Now()) {
+			t.Errorf("after a later one the status is %+v", s)
+		}
+		stop()
+		<-done
+	})
+}
+
+// gapped is a source that has nothing but gaps, which it healed.
+type gapped struct {
+	onewrite.Source
+	gaps chan *onewrite.Gap
+}
+
+func (g gapped) Read(ctx context.Context) (onewrite.Batch, error) {
+	select {
+	case <-ctx.Done():
+		return onewrite.Batch{}, ctx.Err()
+	case gap := <-g.gaps:
+		return onewrite.Batch{Gap: gap}, nil
+	}
+}
+
+func (gapped) Ack(context.Context, onewrite.Pos) error { return nil }
+
+func (gapped) Close() error { return nil }
+
 // lockedBuffer is a log that is read while it is written.
 type lockedBuffer struct {
 	mu  sync.Mutex
@@ -99,10 +192,21 @@ type breaking struct {
 }
 
 func (b breaking) Read(ctx context.Context) (onewrite.Batch, error) {
-	select {
-	case <-ctx.Done():
-		return onewrite.Batch{}, ctx.Err()
-	case err := <-b.breaks:
-		return onewrite.Batch{}, err
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var reads sync.WaitGroup
+	defer reads.Wait()
+	reads.Go(func() {
+		select {
+		case <-ctx.Done():
+		case err := <-b.breaks:
+			cancel(err)
+		}
+	})
+	batch, err := b.Source.Read(ctx)
+	cancel(nil)
+	if err != nil {
+		err = context.Cause(ctx)
 	}
+	return batch, err
 }

@@ -39,8 +39,19 @@ type Ingest struct {
 	wake      chan struct{}        // holds one token when confirmed moved
 	asked     time.Time            // since when an append is under way; zero: none is
 	behind    func() time.Duration // how far the source is, as far as it knows; nil: it does not
-	held      string               // the gap that keeps the source from being opened, without its end; "": none
+	held      held
+	opened    time.Time // when the source was opened; zero: it is not
 }
+
+// held is the gap that waits for a person.
+type held struct {
+	gap   string // without its end; "": there is none
+	shuts bool   // the source cannot even be opened
+}
+
+// passed is how long a source is read until it is beyond a gap that was met in reading: that
+// it can be opened says nothing, and another part of it may go on all the time.
+const passed = time.Minute
 
 // IngestStatus is a snapshot of an Ingest.
 type IngestStatus struct {
@@ -49,8 +60,8 @@ type IngestStatus struct {
 	Offset    uint64        // the bus offset of the last event
 	Lag       time.Duration // how far the reader is behind; 0 when it has all
 	Events    uint64        // events put on the bus by this process
-	Gap       string        // the last gap met, "" if none
-	GapAt     time.Time     // when it was met first
+	Gap       string        // the last gap met, "" if none; more than one where one opening met them
+	GapAt     time.Time     // when the first of it was met
 	LastError string
 	LastEvent time.Time
 }
@@ -155,13 +166,13 @@ func (in *Ingest) note(log *slog.Logger, state State, err error) {
 // hold records a gap that waits for a person. It is told once, however often the source is
 // tried: the end of its range moves on while nobody acts.
 func (in *Ingest) hold(log *slog.Logger, err error) {
-	held := err.Error()
+	gap := err.Error()
 	if g := (*onewrite.Gap)(nil); errors.As(err, &g) {
-		held = g.Reason + "\x00" + g.From
+		gap = g.Reason + "\x00" + g.From
 	}
 	in.mu.Lock()
-	fresh := in.held != held
-	in.held = held
+	fresh := in.held.gap != gap || !in.opened.IsZero() && time.Since(in.opened) > passed
+	in.held = held{gap: gap, shuts: in.opened.IsZero()}
 	in.status.State, in.status.LastError, in.status.Gap = InGap, err.Error(), err.Error()
 	if fresh {
 		in.status.GapAt = time.Now()
@@ -184,6 +195,9 @@ func (in *Ingest) update(f func(*IngestStatus)) {
 
 // session reads and appends until something fails or ctx ends.
 func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
+	in.mu.Lock()
+	in.opened = time.Time{}
+	in.mu.Unlock()
 	pos, offset, err := in.Bus.Position(ctx, in.Name)
 	if err != nil {
 		return fmt.Errorf("bus: position of source %s: %w", in.Name, err)
@@ -202,7 +216,10 @@ func (in *Ingest) session(ctx context.Context, log *slog.Logger) error {
 		in.behind = l.Lag
 	}
 	in.marks.add(offset, pos)
-	in.status.State, in.status.Position, in.status.Offset, in.status.LastError, in.held = OK, pos, offset, "", ""
+	in.status.State, in.status.Position, in.status.Offset, in.status.LastError = OK, pos, offset, ""
+	if in.opened = time.Now(); in.held.shuts {
+		in.held = held{}
+	}
 	in.mu.Unlock()
 	log.Info("reading", "offset", offset)
 
@@ -271,9 +288,19 @@ func (in *Ingest) appended(last uint64, b onewrite.Batch, took time.Duration) {
 	}
 }
 
+// gap records a gap that the source healed. One cause often shows twice when a source is
+// opened, in its outbox and in its log: the status keeps both, as they miss other things.
 func (in *Ingest) gap(log *slog.Logger, g *onewrite.Gap) {
 	log.Error("gap in the source, reading it again", "reason", g.Reason, "from", g.From, "to", g.To)
-	in.update(func(s *IngestStatus) { s.State, s.Gap, s.GapAt = InGap, g.Error(), time.Now() })
+	in.mu.Lock()
+	s := &in.status
+	s.State = InGap
+	if s.Gap != "" && !s.GapAt.Before(in.opened) && time.Since(in.opened) < passed {
+		s.Gap += "; and " + g.Error()
+	} else {
+		s.Gap, s.GapAt = g.Error(), time.Now()
+	}
+	in.mu.Unlock()
 	if in.Observe.Gap != nil {
 		in.Observe.Gap(in.Name, g.Reason, true)
 	}

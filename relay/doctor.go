@@ -87,8 +87,10 @@ func correct(found []Finding, sources map[string]dashboard.Source) {
 		}
 		f.Severity, f.Cure = diagnosis.Problem, "onewrite status"
 		f.Text = fmt.Sprintf("onewrite runs, and the source is in state %s: %s", s.State, s.LastError)
-		if at := strings.LastIndex(f.Text, "; "); at > 0 {
-			f.Text, f.Cure = f.Text[:at], strings.TrimPrefix(f.Text[at+2:], "cure: ")
+		if text, cure, ok := strings.Cut(f.Text, "; cure: "); ok { // a gap's, which may be longer than its last words
+			f.Text, f.Cure = text, cure
+		} else if at := strings.LastIndex(f.Text, "; "); at > 0 {
+			f.Text, f.Cure = f.Text[:at], f.Text[at+2:]
 		}
 	}
 }

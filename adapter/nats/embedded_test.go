@@ -509,7 +509,7 @@ func TestFolderRemoved(t *testing.T) {
 		if err := os.Rename(path, dir+"-away"); err != nil {
 			t.Fatal(err)
 		}
-		if err := add(); err == nil || !strings.Contains(err.Error(), "was removed or put elsewhere") {
+		if err := add(); err == nil || !strings.Contains(err.Error(), "deletes in the log of PostgreSQL that were not delivered are not told") {
 			t.Errorf("without %s an append says %v", path, err)
 		}
 		if err := os.Rename(dir+"-away", path); err != nil {

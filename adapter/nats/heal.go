@@ -148,7 +148,7 @@ func (i *illness) of(stream string) error {
 
 // lost is the error of a store whose files are there no more.
 func (i *illness) lost() error {
-	return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again, and what was not delivered is read again", i.dir)
+	return fmt.Errorf("nats: the folder of the embedded bus, %s, was removed or put elsewhere while onewrite runs; what is new waits in the database: put it back, and reading goes on by itself, or if it is lost, stop onewrite and start it again: the outbox is read again, and the rows of captured tables; deletes in the log of PostgreSQL that were not delivered are not told", i.dir)
 }
 
 // writable says why a stream of the embedded bus cannot be written, nil if it can.

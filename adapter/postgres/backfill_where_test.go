@@ -229,3 +229,24 @@ func TestRoleThatMayNotReadTheLog(t *testing.T) {
 		}
 	})
 }
+
+// A gap speaks of snapshot_where where it is configured, and not after one snapshot that had a
+// condition of its own.
+func TestGapSpeaksOfConditions(t *testing.T) {
+	oneAlone(t, "conditions", 1, func(t *testing.T, pg *servers.PG) {
+		f := newFollower(t, pg)
+		f.begin()
+		for i, where := range []map[string]string{nil, {"a": "id > 0"}} {
+			if _, err := f.migrateWhere(where, "n >= 0", "a"); err != nil {
+				t.Fatal(err)
+			}
+			f.settle()
+			f.close()
+			sql(t, f.conn, `SELECT pg_drop_replication_slot(slot) FROM onewrite.log`)
+			f.heals("is gone")
+			if says := strings.Contains(f.gaps[i].Reason, "snapshot_where"); says != (where != nil) {
+				t.Errorf("with the conditions %v: %v", where, f.gaps[i])
+			}
+		}
+	})
+}

@@ -64,6 +64,7 @@ type found struct {
 	partitioned            bool
 	owned                  bool
 	generated              bool // its old rows would hold a generated column, which is not published
+	whole                  bool // it logged whole old rows when it was captured
 	where                  string
 	again                  bool   // a snapshot of it is asked for; looked up for the script alone
 	leaves                 []leaf // partitions that log other rows than it; looked up for the script alone
@@ -241,6 +242,8 @@ func cutTable(pattern string) (schema, name string) {
 // wantsIdentity is the replica identity that a table needs, "" if it has one.
 func (f found) wantsIdentity() string {
 	switch {
+	case f.whole && f.identity == "n":
+		return "FULL"
 	case f.key && f.identity != "n", f.identity == "f", f.identity == "i":
 		return ""
 	case f.key:
@@ -251,6 +254,9 @@ func (f found) wantsIdentity() string {
 
 // identifyAll lets the tables and their partitions log what is needed of old rows.
 func identifyAll(ctx context.Context, tx pgx.Tx, source string, want []found) (applied []string, err error) {
+	if err := rememberWhole(ctx, tx, source, want); err != nil {
+		return nil, err
+	}
 	for _, f := range want {
 		step, err := identifyRows(ctx, tx, f)
 		if err != nil {
@@ -263,6 +269,24 @@ func identifyAll(ctx context.Context, tx pgx.Tx, source string, want []found) (a
 		applied = append(applied, step...)
 	}
 	return applied, nil
+}
+
+// rememberWhole looks up which tables logged whole old rows: one that logs nothing now is to
+// do so again, or its events would have no old values from then on.
+func rememberWhole(ctx context.Context, tx pgx.Tx, source string, want []found) error {
+	var there bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return explain(err)
+	}
+	rows, err := tx.Query(ctx, `SELECT rel FROM onewrite.captured WHERE source = $1 AND identity = 'f'`, source)
+	if err != nil {
+		return explain(err)
+	}
+	whole, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	for i := range want {
+		want[i].whole = slices.Contains(whole, want[i].rel)
+	}
+	return explain(err)
 }
 
 // identifyRows lets a table without a key log its whole old rows. Without that the

@@ -31,6 +31,9 @@ func SchemaWithCapture(ctx context.Context, url string, o MigrateOptions) (strin
 	if err := o.Capture.conditions(ctx, tx, want); err != nil {
 		return "", err
 	}
+	if err := rememberWhole(ctx, tx, o.Capture.Source, want); err != nil {
+		return "", err
+	}
 	for i := range want {
 		f := &want[i]
 		identity := map[string]string{"FULL": "f", "DEFAULT": "d"}[f.wantsIdentity()]

@@ -30,6 +30,9 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 		return nil, explain(err)
 	}
 	for _, name := range gone {
+		if slices.ContainsFunc(want, func(f found) bool { return f.full() == name }) {
+			continue // another table took the name, and that is said of it
+		}
 		applied = append(applied, "row changes of "+name+" are captured no more")
 	}
 	again, err := c.findAgain(ctx, tx, rels)
@@ -78,8 +81,10 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 		return "", 0, explain(err)
 	}
 	switch {
-	case was == nil && (gone || read && kept):
-		step, snapshot = f.full()+" is another table than before, or was not known any more: it gets a new snapshot", 1
+	case was == nil && gone:
+		step, snapshot = f.full()+" is another table than before: it gets a new snapshot", 1
+	case was == nil && read && kept:
+		step, snapshot = f.full()+" was not known any more: it gets a new snapshot", 1
 	case was == nil && c.Snapshot:
 		step, snapshot = "row changes of "+f.full()+" are captured, with a snapshot first", 1
 	case was == nil:
@@ -98,6 +103,9 @@ func (c Capture) decide(ctx context.Context, tx pgx.Tx, f found, gone, kept, aga
 		step = "row changes of " + name + " are captured under its name now: " + f.full()
 	case identity != identityNow:
 		step = fmt.Sprintf("took over the replica identity of %s (%s, was %s): no change is missing", f.full(), identities[identityNow], identities[identity])
+		if identity == "f" {
+			step += "; from now on its events have no old values but the key's"
+		}
 	}
 	where := f.where
 	if again && c.AgainWhere != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -104,91 +105,6 @@ func (e *examiner) logURL(ctx context.Context, tx pgx.Tx) error {
 // was itself mended in the next.
 var badMinor = map[int]bool{150013: true, 160009: true, 170005: true}
 
-// slot looks at our slot and at those that nobody reads.
-func (e *examiner) slot(ctx context.Context, tx pgx.Tx) error {
-	var keep int64
-	var mine *string
-	err := tx.QueryRow(ctx, `SELECT (SELECT setting::bigint * 1024 * 1024 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')`).Scan(&keep)
-	if err == nil && e.objects["log"] && e.o.Capture.Source != "" {
-		err = tx.QueryRow(ctx, `SELECT max(slot) FROM onewrite.log WHERE source = $1`, e.o.Capture.Source).Scan(&mine)
-	}
-	if err != nil {
-		return err
-	}
-	name := ""
-	if mine != nil {
-		name = *mine
-	}
-	left, err := stale(ctx, e.conn, name)
-	if err != nil {
-		return err
-	}
-	for _, slot := range left {
-		e.warn("slot", dropped(slot)+";", "slot %s is read by nobody and keeps the server's log; another copy of onewrite that is stopped may want it", slot)
-	}
-	if !e.o.Capture.on() {
-		return e.leftSlot(ctx, name)
-	}
-	if keep < 0 {
-		e.warn("slot", "ALTER SYSTEM SET max_slot_wal_keep_size = '20GB'; SELECT pg_reload_conf()", "max_slot_wal_keep_size has no limit: a relay that is down for long fills the server's disk with log")
-	}
-	if name == "" {
-		e.ok("slot", "onewrite run makes the slot when it starts first")
-		return nil
-	}
-	if e.host == nil {
-		return nil // that was said
-	}
-	anew := "onewrite run  # it makes the slot anew and reads the tables again"
-	if e.o.Capture.HoldGap {
-		anew = "set on_gap: snapshot for the source and restart onewrite run, which makes the slot anew and reads the tables again"
-	}
-	s, err := lookAtSlot(ctx, e.host, name, 150000)
-	switch {
-	case err != nil:
-		return err
-	case s == nil:
-		e.problem("slot", anew, "slot %s is gone: row changes and messages since are missing", name)
-	case s.foreign != "" || s.lost != "":
-		e.problem("slot", anew, "slot %s is of no more use: %s", name, s.foreign+s.lost)
-	case s.retained > warnRetained:
-		e.warn("slot", "onewrite status", "slot %s keeps %s of the server's log", name, mega(s.retained))
-	default:
-		e.ok("slot", "slot %s keeps %s of the server's log", name, mega(s.retained))
-	}
-	return nil
-}
-
-// leftSlot looks at the slot of a source that reads the log no more.
-func (e *examiner) leftSlot(ctx context.Context, name string) error {
-	if name == "" {
-		return nil
-	}
-	const says = "the configuration reads the log no more, and nobody has run onewrite migrate since: slot %s keeps the log of its server"
-	if strings.HasSuffix(name, standbySlot) {
-		e.problem("slot", "onewrite migrate  # then on the standby that log_url named: "+dropped(name)+";", says, name)
-		return nil
-	}
-	s, err := lookAtSlot(ctx, e.conn, name, 150000)
-	if err != nil || s == nil {
-		return err
-	}
-	var published bool
-	if err := e.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, publicationOf(e.o.Capture.Source)).Scan(&published); err != nil {
-		return explain(err)
-	}
-	cure := "onewrite migrate"
-	switch {
-	case !published && s.pid == 0: // migrate was run by a role that may not drop it
-		e.problem("slot", dropped(name)+"; -- as superuser, or as a role with REPLICATION", "the log is read no more, and slot %s is left: it keeps the log of its server", name)
-		return nil
-	case s.pid != 0:
-		cure = "onewrite migrate  # when onewrite run, which reads it still, was restarted with this configuration"
-	}
-	e.problem("slot", cure, says, name)
-	return nil
-}
-
 // messages looks at the functions that write events into the log.
 func (e *examiner) messages(ctx context.Context, tx pgx.Tx) error {
 	if !e.o.Capture.Messages || !e.objects["outbox"] {
@@ -264,24 +180,44 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 			e.problem("tables", "onewrite migrate", "outbox: log is set, and the outbox is not in the publication %s: its events come up to a second late", publicationOf(e.o.Capture.Source))
 		}
 	}
+	want, unfound := findTables(ctx, tx, e.o.Capture.Tables)
+	rest, replaced, err := e.replaced(ctx, tx, list, want)
+	if err != nil {
+		return err
+	}
 	var gap *onewrite.Gap
-	_, gone, err := verifyCapture(ctx, e.conn, e.o.Capture.Source, list)
+	_, gone, err := verifyCapture(ctx, e.conn, e.o.Capture.Source, rest)
 	if errors.As(err, &gap) {
 		e.problem("tables", "onewrite migrate", "%s", strings.TrimPrefix(gap.Reason, "row changes: "))
 	} else if err != nil {
 		return err
 	}
-	if err := e.leaves(ctx, tx, list); err != nil {
+	if err := e.leaves(ctx, tx, rest); err != nil {
 		return err
 	}
 	for _, name := range namesOf(gone) {
 		e.problem("tables", "onewrite migrate  # as the owner of the tables, with it taken out of tables:", "the table %s was dropped", name)
 	}
-	want, err := findTables(ctx, tx, e.o.Capture.Tables)
-	if err != nil {
-		e.failed("tables", err)
+	if unfound != nil {
+		e.failed("tables", unfound)
 		return nil
 	}
+	if err := e.compare(ctx, tx, list, want, replaced); err != nil {
+		return err
+	}
+	if len(e.found) == found { // with the rights that were looked at
+		if err := e.o.Capture.conditions(ctx, tx, want); err != nil {
+			e.problem("tables", "onewrite migrate", "%v", err)
+		}
+	}
+	if len(e.found) == found {
+		e.ok("tables", "captured tables: %d", len(list))
+	}
+	return nil
+}
+
+// compare looks at which tables are captured, and which are to be.
+func (e *examiner) compare(ctx context.Context, tx pgx.Tx, list []captured, want []found, replaced map[string]bool) error {
 	has := map[uint32]captured{}
 	for _, c := range list {
 		has[c.rel] = c
@@ -290,7 +226,9 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		c, ok := has[f.rel]
 		delete(has, f.rel)
 		if !ok {
-			e.problem("tables", "onewrite migrate", "%s is in tables: and not captured yet", f.full())
+			if !replaced[f.full()] {
+				e.problem("tables", "onewrite migrate", "%s is in tables: and not captured yet", f.full())
+			}
 			continue
 		}
 		var may bool
@@ -302,15 +240,31 @@ func (e *examiner) tables(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	for _, c := range has {
-		e.warn("tables", "onewrite migrate", "%s is captured and not in tables: any more", c.name)
-	}
-	if len(e.found) == found { // with the rights that were looked at
-		if err := e.o.Capture.conditions(ctx, tx, want); err != nil {
-			e.problem("tables", "onewrite migrate", "%v", err)
+		if !replaced[c.name] {
+			e.warn("tables", "onewrite migrate", "%s is captured and not in tables: any more", c.name)
 		}
 	}
-	if len(e.found) == found {
-		e.ok("tables", "captured tables: %d", len(list))
-	}
 	return nil
+}
+
+// replaced finds the tables whose name is another's now, and says so where they were dropped:
+// what is left of the list is to be compared with the publication, which says so where they
+// have another name.
+func (e *examiner) replaced(ctx context.Context, tx pgx.Tx, list []captured, want []found) (rest []captured, names map[string]bool, err error) {
+	names = map[string]bool{}
+	for _, c := range list {
+		there := true
+		if slices.ContainsFunc(want, func(f found) bool { return f.full() == c.name && f.rel != c.rel }) {
+			names[c.name] = true
+			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1)`, c.rel).Scan(&there); err != nil {
+				return nil, nil, err
+			}
+		}
+		if there {
+			rest = append(rest, c)
+			continue
+		}
+		e.problem("tables", "onewrite migrate", "the table %s was dropped and made again: row changes of the new one are not captured", c.name)
+	}
+	return rest, names, nil
 }

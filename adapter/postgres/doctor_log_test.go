@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -48,10 +49,10 @@ func TestExamineLog(t *testing.T) {
 			t.Error(f)
 		}
 		w.o.Capture.Tables = []string{"orders"}
-		w.sql(`INSERT INTO onewrite.log VALUES ('shop', 'onewrite_gone', '0/0', '0/0', '0/0', 0, '', 0, '')`)
+		w.sql(`INSERT INTO onewrite.log SELECT 'shop', 'onewrite_shop_' || oid, '0/0', '0/0', '0/0', 0, '', system_identifier, '' FROM pg_database, pg_control_system() WHERE datname = current_database()`)
 		for hold, cure := range map[bool]string{false: "onewrite run", true: "set on_gap: snapshot"} {
 			w.o.Capture.HoldGap = hold
-			if f := said("slot", "onewrite_gone is gone"); !strings.HasPrefix(f.Cure, cure) {
+			if f := said("slot", " is gone: row changes"); !strings.HasPrefix(f.Cure, cure) {
 				t.Error(f)
 			}
 		}
@@ -76,6 +77,66 @@ func TestExamineLog(t *testing.T) {
 			if (f.Check == "log" || f.Check == "tables") && f.Severity != diagnosis.OK {
 				t.Errorf("all is well, and yet: %+v", f)
 			}
+		}
+	})
+}
+
+// A slot that is not the one that was read is said, and so is another database: onewrite run
+// would tell a gap.
+func TestExamineAnotherSlot(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		f := newFollower(t, pg)
+		f.begin()
+		f.close()
+		says := func(severity diagnosis.Severity, text string) {
+			t.Helper()
+			found := Examine(t.Context(), f.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: f.tables}})
+			for _, g := range found {
+				if g.Check == "slot" && g.Severity == severity && strings.Contains(g.Text, text) {
+					return
+				}
+			}
+			t.Errorf("nobody said %q: %v", text, found)
+		}
+		says(diagnosis.OK, "keeps")
+		f.change(1)
+		says(diagnosis.OK, "keeps")
+		sql(t, f.conn, `SELECT pg_drop_replication_slot(slot_name), pg_create_logical_replication_slot(slot_name, 'pgoutput') FROM (SELECT slot FROM onewrite.log) l (slot_name)`)
+		says(diagnosis.Problem, "was dropped and made again: it begins at ")
+		sql(t, f.conn, `UPDATE onewrite.log SET publication = 1`)
+		says(diagnosis.Problem, "the publication was dropped and made again")
+		sql(t, f.conn, `UPDATE onewrite.log SET slot = 'onewrite_shop_1'`)
+		says(diagnosis.Problem, "the database is another one of the same server than before")
+		sql(t, f.conn, `UPDATE onewrite.log SET system = 1`)
+		says(diagnosis.Problem, "the database is another cluster than before")
+		f.cfg.HoldGap = true
+		f.held("the database is another cluster than before")
+	})
+}
+
+// A table that was dropped and made again is one line of the doctor, and one of onewrite migrate.
+func TestExamineTableMadeAgain(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE late (id int PRIMARY KEY)`, "public.late")
+		says := func() (said []string) {
+			for _, f := range Examine(t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables}}) {
+				if f.Check == "tables" {
+					said = append(said, f.Text)
+				}
+			}
+			return said
+		}
+		sql(t, r.conn, `DROP TABLE late`, `CREATE TABLE late (id int PRIMARY KEY, more text)`)
+		if said := says(); len(said) != 1 || !strings.HasPrefix(said[0], "the table public.late was dropped and made again: ") {
+			t.Errorf("the doctor says %q", said)
+		}
+		applied := r.migrate()
+		if n := strings.Count(strings.Join(applied, "\n"), "public.late"); n != 1 || !slices.Contains(applied, "public.late is another table than before: it gets a new snapshot") {
+			t.Errorf("migrate says %q", applied)
+		}
+		sql(t, r.conn, `ALTER TABLE late RENAME TO soon`, `CREATE TABLE late (id int PRIMARY KEY)`)
+		if said := says(); len(said) != 1 || said[0] != "table public.late has another name now: public.soon" {
+			t.Errorf("the doctor says %q", said)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -174,6 +175,31 @@ func TestLogOfAnotherCluster(t *testing.T) {
 			f.heals("another cluster")
 		})
 	}
+}
+
+// A copy takes the place and the name of the database: the cause is said, and not a setting
+// that nobody touched.
+func TestLogOfACopiedDatabase(t *testing.T) {
+	oneAlone(t, "copied", 0, func(t *testing.T, pg *servers.PG) {
+		f := newFollower(t, pg)
+		f.begin()
+		f.close()
+		name := one[string](t, f.conn, `SELECT current_database()`)
+		_ = f.conn.Close(t.Context())
+		admin := dial(t, pg.NewDatabase(t))
+		eventually(t, "nobody is in the database", func() bool {
+			return one[int](t, admin, `SELECT count(*) FROM pg_stat_activity WHERE datname = '`+name+`'`) == 0
+		})
+		sql(t, admin, `CREATE DATABASE copied TEMPLATE `+name, `ALTER DATABASE `+name+` RENAME TO old`, `ALTER DATABASE copied RENAME TO `+name)
+		f.conn = dial(t, f.url)
+		f.change(1)
+		f.cfg.HoldGap = true
+		if g := f.held("the database is another one of the same server"); strings.Contains(g.Error(), "log_url") {
+			t.Error(g)
+		}
+		f.cfg.HoldGap = false
+		f.heals("the database is another one of the same server")
+	})
 }
 
 // The url names another server, which has been read into this bus as well.

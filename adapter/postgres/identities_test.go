@@ -254,3 +254,24 @@ func TestCuresOfChangedTables(t *testing.T) {
 		}
 	})
 }
+
+// A table that logged whole rows, and then nothing, does so again: its events would have no old
+// values from then on, and nobody would know. That it logs less by somebody's choice is said.
+func TestWholeRowsAgain(t *testing.T) {
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t REPLICA IDENTITY FULL`, "public.t")
+		sql(t, r.conn, `ALTER TABLE t REPLICA IDENTITY NOTHING`)
+		script, err := SchemaWithCapture(t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables}})
+		if err != nil || !strings.Contains(script, `"t" REPLICA IDENTITY FULL`) {
+			t.Errorf("the script makes it another: %v", err)
+		}
+		said := r.migrate()
+		if now := one[string](t, r.conn, `SELECT relreplident::text FROM pg_class WHERE relname = 't'`); now != "f" || !strings.Contains(strings.Join(said, "\n"), "set the replica identity of public.t to full") {
+			t.Errorf("it is %q, and migrate says %q", now, said)
+		}
+		sql(t, r.conn, `ALTER TABLE t REPLICA IDENTITY DEFAULT`)
+		if said := r.migrate(); !strings.Contains(strings.Join(said, "\n"), "from now on its events have no old values but the key's") {
+			t.Errorf("migrate says %q", said)
+		}
+	})
+}

@@ -35,16 +35,6 @@ type slotState struct {
 	retained  int64
 }
 
-// logRecord is the row of onewrite.log.
-type logRecord struct {
-	slot              string
-	began, idle, read pgoutput.LSN
-	pub               uint32
-	gap               string
-	system            uint64
-	bus               string
-}
-
 // lookAtLog reads it; host is the session where the slot is.
 func lookAtLog(ctx context.Context, conn, host *pgx.Conn, source, slot string) (s logState, err error) {
 	s.name = slot
@@ -60,28 +50,8 @@ func lookAtLog(ctx context.Context, conn, host *pgx.Conn, source, slot string) (
 	if s.flushed, err = pgoutput.ParseLSN(flushed); err != nil {
 		return s, err
 	}
-	var r logRecord
-	var began, idle, read string
-	var system int64
-	err = conn.QueryRow(ctx, `SELECT slot, began::text, idle::text, read::text, publication, gap, system, bus_id FROM onewrite.log WHERE source = $1`, source).Scan(&r.slot, &began, &idle, &read, &r.pub, &r.gap, &system, &r.bus)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-	case isCode(err, "42P01"):
-		return s, &onewrite.Gap{Reason: "row changes: the table onewrite.log is gone, and with it the record of the slot", From: "unknown", To: "now", Cure: cureRegistry}
-	case err != nil:
-		return s, explain(err)
-	default:
-		r.system = uint64(system)
-		if r.began, err = pgoutput.ParseLSN(began); err == nil {
-			r.idle, err = pgoutput.ParseLSN(idle)
-		}
-		if err == nil {
-			r.read, err = pgoutput.ParseLSN(read)
-		}
-		if err != nil {
-			return s, err
-		}
-		s.recorded = &r
+	if s.recorded, err = recordOf(ctx, conn, source); err != nil {
+		return s, err
 	}
 	s.slot, err = lookAtSlot(ctx, host, slot, s.version)
 	return s, err
@@ -167,15 +137,10 @@ func judgeLog(s asked) (begin logPlace, fresh bool, why *missed, err error) {
 	if rec == nil && p == nil && !s.before {
 		return logPlace{}, true, nil, nil
 	}
+	if other := rec.other(s.name, s.system, s.pub); other != "" {
+		return since("%s", other)
+	}
 	switch {
-	case rec == nil || rec.slot == "":
-		return since("the record of the slot is gone from onewrite.log: the outbox was made anew, or restored")
-	case rec.system != s.system:
-		return since("the database is another cluster than before (system identifier %d, was %d): cloned, or dumped and loaded", s.system, rec.system)
-	case rec.slot != s.name:
-		return since("the log is read from another server than before: log_url was set, or taken out")
-	case rec.pub != s.pub: // the log of the time without it cannot be decoded
-		return since("the publication was dropped and made again")
 	case s.slot == nil && strings.HasPrefix(rec.gap, droppedForRoom):
 		return since("%s", rec.gap)
 	case s.slot == nil:
@@ -361,7 +326,7 @@ func (r *logReader) gap(why *missed, list []captured) *onewrite.Gap {
 	held := r.cfg.HoldGap && !why.agreed && !why.told
 	if len(r.cfg.Tables) > 0 && !held {
 		g.Reason += "; the rows of every captured table are read again, but what was deleted in between is not told"
-		if slices.ContainsFunc(list, func(c captured) bool { return c.where != "" }) {
+		if slices.ContainsFunc(list, func(c captured) bool { return c.filter != "" }) {
 			g.Reason += "; of a table that has a condition in snapshot_where, the rows that meet it are read"
 		}
 	}

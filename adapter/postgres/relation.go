@@ -289,6 +289,7 @@ type captured struct {
 	wanted   int          // snapshots asked for
 	finished int          // and made
 	where    string       // the condition of the rows of the one that is wanted; "": all
+	filter   string       // the condition of later ones, as configured
 	key      string       // of its events, as keyColumns has it
 	names    []string     // of its columns, when migrate ran
 	keyed    pgoutput.LSN // what was committed before has rows under other keys, perhaps, and a snapshot of after
@@ -307,14 +308,14 @@ func (c captured) quoted() string {
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
 	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
 		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, ''),
-		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', ''), coalesce(to_jsonb(c) ->> 'names', '[]')
+		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', ''), coalesce(to_jsonb(c) ->> 'names', '[]'), coalesce(to_jsonb(c) ->> 'filter', '')
 		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
 		var keyed, names string
-		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns, &names); err != nil {
+		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns, &names, &c.filter); err != nil {
 			return c, err
 		}
 		if err := json.Unmarshal([]byte(names), &c.names); err != nil {

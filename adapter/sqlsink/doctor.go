@@ -255,11 +255,21 @@ func (e *examiner) table(ctx context.Context, n name, topic string) {
 		return
 	}
 	if len(t.unique) == 0 {
-		e.Add(diagnosis.Warning, "table", "ALTER TABLE "+t.quoted+" ADD PRIMARY KEY (the key columns of the source)", "%s has no key that rows can be written by: each change of a row looks for it in the whole table", n)
+		e.Add(diagnosis.Warning, "table", e.addKey(t)+" -- if the source's table has no key either, give it one there first, or leave both", "%s has no key that rows can be written by: each change of a row looks for it in the whole table", n)
 	} else {
 		e.Add(diagnosis.OK, "table", "", "%s for %s: %d columns, key %s", n, topic, len(t.columns), strings.Join(t.primary, ", "))
 	}
 	e.rights(ctx, t, "table")
+}
+
+// addKey is the statement that gives a table a key. SQLite adds none to one that is there.
+func (e *examiner) addKey(t *table) string {
+	const columns = " (the key columns of the source);"
+	if e.cfg.Kind == SQLite {
+		schema, _ := strings.CutSuffix(t.quoted, ident(t.name.table))
+		return "CREATE UNIQUE INDEX " + schema + ident(t.name.table+"_key") + " ON " + ident(t.name.table) + columns
+	}
+	return "ALTER TABLE " + t.quoted + " ADD PRIMARY KEY" + columns
 }
 
 func (e *examiner) rights(ctx context.Context, t *table, check string) {

@@ -72,6 +72,14 @@ func TestDoctor(t *testing.T) {
 		x.exec(t, "CREATE TABLE nokey (id int)", "CREATE TABLE unwanted (id int)")
 		finds(t, look(), "ok version "+map[string]string{"postgres": "PostgreSQL 15", "mysql": "MariaDB", "sqlite": "SQLite 3"}[x.kind], "ok places last written at",
 			"ok table t for public.t: 2 columns, key id", "ok table later for public.later is not there yet", "warning table nokey has no key")
+		for _, f := range look() {
+			if f.Severity == diagnosis.Warning {
+				sql, _, _ := strings.Cut(f.Cure, "--")
+				x.exec(t, "CREATE TABLE had AS SELECT * FROM nokey", strings.Replace(sql, "(the key columns of the source)", "(id)", 1))
+				finds(t, look(), "ok table for public.nokey: 1 columns, key")
+				x.exec(t, "DROP TABLE nokey", "ALTER TABLE had RENAME TO nokey")
+			}
+		}
 		finds(t, look(func(c *sqlsink.Config) { c.NoCreate = true }), "problem table no table later", "warning table nokey has no key")
 		finds(t, look(func(c *sqlsink.Config) { c.Table = "{nothing}" }), "problem table no name of tables")
 		x.exec(t, "ALTER TABLE onewrite_places RENAME TO theirs", "CREATE TABLE onewrite_places (id int)")
