@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -241,4 +242,50 @@ func TestKeylessFirstSnapshotCutOff(t *testing.T) {
 			t.Errorf("the copy has %d rows", got.size())
 		}
 	})
+}
+
+// The rows of a table whose name another one had are the copy, which goes by the name: also
+// in the life of the first reader, and whatever the other one was.
+func TestKeylessTableOfANameThatWasTold(t *testing.T) {
+	for name, c := range map[string]struct{ key, before, with string }{
+		"dropped":            {"", "", `DROP TABLE log`},
+		"renamed":            {"", "", `ALTER TABLE log RENAME TO old`},
+		"it had a key":       {"PRIMARY KEY", "", `DROP TABLE log`},
+		"dropped, then made": {"", `DROP TABLE log`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, pg *servers.PG) {
+				r := newRig(t, pg, `CREATE TABLE log (v int `+c.key+`); INSERT INTO log VALUES (1), (2)`, "public.log")
+				told := &toldTroubles{}
+				r.cfg.Trouble = told.add
+				r.open()
+				copied := bag{}
+				for _, e := range r.events(2) {
+					copied.apply(t, e)
+				}
+				r.whole()
+				if c.before != "" {
+					sql(t, r.conn, c.before)
+					eventually(t, "it is noticed", func() bool { return told.has("the table public.log was dropped") })
+				}
+				sql(t, r.conn, `BEGIN; `+c.with+`; CREATE TABLE log (v int); INSERT INTO log VALUES (7); COMMIT`)
+				r.migrate()
+				for copied[`{"v":7}`] == 0 {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					b, err := r.src.Read(ctx)
+					cancel()
+					if err != nil { // it looked before migrate had run
+						r.open()
+						continue
+					}
+					for _, e := range b.Events {
+						copied.apply(t, e)
+					}
+				}
+				if copied.size() != 1 {
+					t.Errorf("the table has one row, the copy %v", copied)
+				}
+			})
+		})
+	}
 }

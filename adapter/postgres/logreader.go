@@ -307,6 +307,7 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 		return err
 	}
 	t.compareKey(c)
+	r.fill.told[t.topic] = true // a change of it comes next
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
 	}
