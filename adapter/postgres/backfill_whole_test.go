@@ -289,3 +289,34 @@ func TestKeylessTableOfANameThatWasTold(t *testing.T) {
 		})
 	}
 }
+
+// A source whose tables were out of the configuration has been read before: its rows are the
+// copy when they are read again.
+func TestKeylessTakenOutAndInAgain(t *testing.T) {
+	for _, script := range []bool{false, true} {
+		each(t, func(t *testing.T, pg *servers.PG) {
+			r := newRig(t, pg, `CREATE TABLE log (v int); INSERT INTO log VALUES (1), (2)`, "public.log")
+			r.open()
+			r.events(2)
+			r.whole()
+			_ = r.src.Close()
+			eventually(t, "the slot is free", func() bool {
+				return one[bool](t, r.conn, `SELECT NOT bool_or(active) FROM pg_replication_slots WHERE database = current_database()`)
+			})
+			tables := r.tables
+			r.tables, r.cfg.Tables = nil, nil
+			r.bring(script)
+			r.src = nil
+			r.open()
+			sql(t, r.conn, `SELECT onewrite.publish('a', 'k', '1'::text)`)
+			r.events(1) // from now on no place in the log is on the bus
+			sql(t, r.conn, `DELETE FROM log WHERE v = 1`)
+			r.tables, r.cfg.Tables = tables, tables
+			r.bring(script)
+			r.open()
+			if got := strings.Join(r.tells("snapshot 2"), ", "); got != "truncate, snapshot 2" {
+				t.Errorf("%s", got)
+			}
+		})
+	}
+}

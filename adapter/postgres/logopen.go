@@ -311,13 +311,9 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if stored != nil && stored.slot == begin.slot {
 		r.stored.done = begin.done
 	}
-	r.fill = newBackfill(r, r.cfg.URL, list)
-	r.fill.first = fresh && why == nil
-	now, err := takeSnapshot(ctx, r.cat.conn)
-	if err != nil {
+	if err := r.beginFill(ctx, list, fresh && why == nil); err != nil {
 		return err
 	}
-	r.fill.prune(0, now)
 	if r.rep, err = connectReplication(ctx, r.cfg.logURL(), "onewrite log"); err != nil {
 		return err
 	}
@@ -334,6 +330,25 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		return nil
 	}
 	return r.stream(ctx, begin.done)
+}
+
+// beginFill makes what reads the rows that are there. first: neither the bus nor the record
+// of the slot knows of a reader before this one.
+func (r *logReader) beginFill(ctx context.Context, list []captured, first bool) error {
+	r.fill = newBackfill(r, r.cfg.URL, list)
+	if first {
+		was, err := r.cat.wasCaptured(ctx)
+		if err != nil {
+			return err
+		}
+		r.fill.first = !was // else one told something
+	}
+	now, err := takeSnapshot(ctx, r.cat.conn)
+	if err != nil {
+		return err
+	}
+	r.fill.prune(0, now)
+	return nil
 }
 
 // announce tells what is missing. A gap that a person is to decide on is an error.

@@ -49,6 +49,15 @@ func (c *catalog) remembered(ctx context.Context, rel uint32) (key string, colum
 	return key, columns, json.Unmarshal([]byte(text), &columns)
 }
 
+// wasCaptured reports whether a source captured tables before that it released.
+func (c *catalog) wasCaptured(ctx context.Context) (was bool, err error) {
+	err = c.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM onewrite.released WHERE source = $1)`, c.source).Scan(&was)
+	if isCode(err, "42P01") {
+		return false, nil
+	}
+	return was, explain(err)
+}
+
 // alignGone is align for a table that is gone, by the columns that it had at some time:
 // each may have been dropped since, and others added.
 func alignGone(columns []pgoutput.RelationColumn, was []attribute) []int {
