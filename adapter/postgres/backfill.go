@@ -55,7 +55,7 @@ type backfill struct {
 
 	// Of the goroutine that receives.
 	windows map[uint32]*window // that are open, by table
-	told    map[uint32]bool    // tables without a key of which something was told
+	told    map[string]bool    // topics of which something was told, or is about to be
 	first   bool               // nothing was told before this reader
 	last    lastNoted
 	pending bool // whether the snapshot of last's table is wanted
@@ -105,7 +105,7 @@ func newBackfill(r *logReader, url string, list []captured) *backfill {
 	nonce := make([]byte, 8)
 	_, _ = rand.Read(nonce)
 	f := &backfill{r: r, url: url, nonce: hex.EncodeToString(nonce), poke: make(chan struct{}, 1),
-		busy: map[uint32]bool{}, chunks: map[int]*chunk{}, recent: map[uint32]xids{}, windows: map[uint32]*window{}, told: map[uint32]bool{}}
+		busy: map[uint32]bool{}, chunks: map[int]*chunk{}, recent: map[uint32]xids{}, windows: map[uint32]*window{}, told: map[string]bool{}}
 	f.set(list)
 	return f
 }

@@ -28,9 +28,6 @@ type window struct {
 // receives.
 func (f *backfill) saw(c *change) {
 	w := f.windows[c.table.rel]
-	if len(c.table.key) == 0 {
-		f.told[c.table.rel] = true
-	}
 	if !f.noted(c, w) || w == nil {
 		return
 	}
@@ -223,9 +220,11 @@ func (f *backfill) flush(r *logReader, ch *chunk, w *window) error {
 	if w.size > heldBytes {
 		return errAgain // and not all that changed is known
 	}
+	empty := f.first && !f.told[ch.table.topic]
+	f.told[ch.table.topic] = true
 	switch {
 	case ch.more != nil:
-		if err := f.flushWhole(r, ch, w); err != nil {
+		if err := f.flushWhole(r, ch, w, empty); err != nil {
 			return err
 		}
 	case !w.truncated:

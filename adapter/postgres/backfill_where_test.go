@@ -154,7 +154,7 @@ func TestConditionThatFailsLater(t *testing.T) {
 func TestRegistryWithoutConditions(t *testing.T) {
 	each(t, func(t *testing.T, pg *servers.PG) {
 		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a SELECT i, i FROM generate_series(1, 4) i`, "a")
-		sql(t, r.conn, `ALTER TABLE onewrite.captured DROP filter, DROP once, DROP asked, DROP key, DROP keyed`)
+		sql(t, r.conn, `ALTER TABLE onewrite.captured DROP filter, DROP once, DROP asked, DROP key, DROP keyed, DROP shape; DROP TABLE onewrite.released`)
 		r.open()
 		if got := r.snapshotIDs(4); got != "a1 a2 a3 a4" {
 			t.Error(got)

@@ -18,9 +18,10 @@ var errStray = errors.New("rows that changed meanwhile were not among those that
 // flushWhole makes events of all rows of a table without a key, as they are at the high
 // mark. Its changes come in their order, each when it comes in the log, and rows cannot be
 // told from equal ones that a consumer has: so a TRUNCATE before them empties its copy,
-// if anything can have come until then. With a condition they are not the whole table,
-// and a copy keeps what it has.
-func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
+// unless that is known to be empty. A copy goes by the topic, so rows of another table that
+// had the name are in it too. With a condition they are not the whole table, and a copy
+// keeps what it has.
+func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window, empty bool) error {
 	diff, err := w.unseen(ch.snap)
 	if err != nil {
 		return err
@@ -29,8 +30,6 @@ func (f *backfill) flushWhole(r *logReader, ch *chunk, w *window) error {
 	p.key = nil
 	snaps := r.at.snaps.with(p)
 	all, n := ch.of.all(), uint32(0)
-	empty := f.first && ch.of.finished == 0 && !f.told[ch.of.rel] // a copy, as nothing of the table was ever told
-	f.told[ch.of.rel] = true
 	if all && !empty && !f.out(r, change{table: ch.table, kind: "truncate", op: 't'}, snaps) {
 		return errClosed
 	}

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -241,4 +242,81 @@ func TestKeylessFirstSnapshotCutOff(t *testing.T) {
 			t.Errorf("the copy has %d rows", got.size())
 		}
 	})
+}
+
+// The rows of a table whose name another one had are the copy, which goes by the name: also
+// in the life of the first reader, and whatever the other one was.
+func TestKeylessTableOfANameThatWasTold(t *testing.T) {
+	for name, c := range map[string]struct{ key, before, with string }{
+		"dropped":            {"", "", `DROP TABLE log`},
+		"renamed":            {"", "", `ALTER TABLE log RENAME TO old`},
+		"it had a key":       {"PRIMARY KEY", "", `DROP TABLE log`},
+		"dropped, then made": {"", `DROP TABLE log`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, pg *servers.PG) {
+				r := newRig(t, pg, `CREATE TABLE log (v int `+c.key+`); INSERT INTO log VALUES (1), (2)`, "public.log")
+				told := &toldTroubles{}
+				r.cfg.Trouble = told.add
+				r.open()
+				copied := bag{}
+				for _, e := range r.events(2) {
+					copied.apply(t, e)
+				}
+				r.whole()
+				if c.before != "" {
+					sql(t, r.conn, c.before)
+					eventually(t, "it is noticed", func() bool { return told.has("the table public.log was dropped") })
+				}
+				sql(t, r.conn, `BEGIN; `+c.with+`; CREATE TABLE log (v int); INSERT INTO log VALUES (7); COMMIT`)
+				r.migrate()
+				for copied[`{"v":7}`] == 0 {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					b, err := r.src.Read(ctx)
+					cancel()
+					if err != nil { // it looked before migrate had run
+						r.open()
+						continue
+					}
+					for _, e := range b.Events {
+						copied.apply(t, e)
+					}
+				}
+				if copied.size() != 1 {
+					t.Errorf("the table has one row, the copy %v", copied)
+				}
+			})
+		})
+	}
+}
+
+// A source whose tables were out of the configuration has been read before: its rows are the
+// copy when they are read again.
+func TestKeylessTakenOutAndInAgain(t *testing.T) {
+	for _, script := range []bool{false, true} {
+		each(t, func(t *testing.T, pg *servers.PG) {
+			r := newRig(t, pg, `CREATE TABLE log (v int); INSERT INTO log VALUES (1), (2)`, "public.log")
+			r.open()
+			r.events(2)
+			r.whole()
+			_ = r.src.Close()
+			eventually(t, "the slot is free", func() bool {
+				return one[bool](t, r.conn, `SELECT NOT bool_or(active) FROM pg_replication_slots WHERE database = current_database()`)
+			})
+			tables := r.tables
+			r.tables, r.cfg.Tables = nil, nil
+			r.bring(script)
+			r.src = nil
+			r.open()
+			sql(t, r.conn, `SELECT onewrite.publish('a', 'k', '1'::text)`)
+			r.events(1) // from now on no place in the log is on the bus
+			sql(t, r.conn, `DELETE FROM log WHERE v = 1`)
+			r.tables, r.cfg.Tables = tables, tables
+			r.bring(script)
+			r.open()
+			if got := strings.Join(r.tells("snapshot 2"), ", "); got != "truncate, snapshot 2" {
+				t.Errorf("%s", got)
+			}
+		})
+	}
 }

@@ -83,12 +83,11 @@ var topicTable = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 // capture brings the publication and the registry of a source to what is wanted.
 func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []string, err error) {
 	c := o.Capture
-	var there, whole, lost, level bool // whole: as this version makes it
+	var there, lost, level bool
 	var version int
 	err = tx.QueryRow(ctx, `SELECT to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') IS NOT NULL,
-			(SELECT count(*) = 6 FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname IN ('filter', 'once', 'asked', 'key', 'keyed', 'columns')),
 			to_regclass('onewrite.captured') IS NOT NULL, current_setting('wal_level') = 'logical', current_setting('server_version_num')::int`).
-		Scan(&there, &whole, &lost, &level, &version)
+		Scan(&there, &lost, &level, &version)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -102,14 +101,12 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 	case !level:
 		return nil, errors.New("postgres: row changes and messages are read from the log, which needs wal_level = logical; run as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
 	}
-	if !there || !whole {
-		if _, err := tx.Exec(ctx, captureSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
+	if err := layRegistry(ctx, tx); err != nil {
+		return nil, err
+	}
+	if lost && !there { // the record of what was read; a row that has no slot stands for it
+		if _, err := tx.Exec(ctx, `INSERT INTO onewrite.log SELECT DISTINCT source, '', pg_lsn '0/0', pg_lsn '0/0', pg_lsn '0/0', 0::oid, '', 0, '' FROM onewrite.captured`); err != nil {
 			return nil, explain(err)
-		}
-		if lost && !there { // the record of what was read; a row that has no slot stands for it
-			if _, err := tx.Exec(ctx, `INSERT INTO onewrite.log SELECT DISTINCT source, '', pg_lsn '0/0', pg_lsn '0/0', pg_lsn '0/0', 0::oid, '', 0, '' FROM onewrite.captured`); err != nil {
-				return nil, explain(err)
-			}
 		}
 	}
 	want, err := findTables(ctx, tx, c.Tables)
@@ -145,6 +142,17 @@ func (o MigrateOptions) capture(ctx context.Context, tx pgx.Tx) (applied []strin
 		return nil, err
 	}
 	return slices.Concat(applied, steps, warnings), c.renewSlot(ctx, tx)
+}
+
+// layRegistry makes the registry, or makes it what this version has.
+func layRegistry(ctx context.Context, tx pgx.Tx) error {
+	var whole bool
+	err := tx.QueryRow(ctx, `SELECT to_regclass('onewrite.log') IS NOT NULL AND to_regclass('onewrite.released') IS NOT NULL
+		AND (SELECT count(*) = 7 FROM pg_attribute WHERE attrelid = to_regclass('onewrite.captured') AND attname IN ('filter', 'once', 'asked', 'key', 'keyed', 'shape', 'columns'))`).Scan(&whole)
+	if err == nil && !whole {
+		_, err = tx.Exec(ctx, captureSQL, pgx.QueryExecModeSimpleProtocol)
+	}
+	return explain(err)
 }
 
 // renewSlot has the slot made anew where the publication is: the log of the time without

@@ -16,8 +16,18 @@ ALTER TABLE onewrite.captured
     ADD COLUMN IF NOT EXISTS asked  int  NOT NULL DEFAULT 0,  -- and which one that was
     ADD COLUMN IF NOT EXISTS key    text NOT NULL DEFAULT '?', -- the numbers of the columns of its events' key; '?': not known
     ADD COLUMN IF NOT EXISTS keyed  pg_lsn NOT NULL DEFAULT '0/0', -- a snapshot of later heals what rows before were told by
-    ADD COLUMN IF NOT EXISTS names  text NOT NULL DEFAULT '[]', -- those of the key's columns, for when the table is gone: JSON
+    ADD COLUMN IF NOT EXISTS shape  text NOT NULL DEFAULT '[]', -- the table's columns, for when it is gone: JSON
     ADD COLUMN IF NOT EXISTS columns text NOT NULL DEFAULT ''; -- the rules of columns: for the table, as configured when migrate ran
+-- Tables that are captured no more: the log may have changes of them still.
+CREATE TABLE IF NOT EXISTS onewrite.released (
+    source text   NOT NULL,
+    rel    oid    NOT NULL,
+    name   text   NOT NULL,
+    key    text   NOT NULL,            -- as in onewrite.captured
+    shape  text   NOT NULL,
+    until  pg_lsn NOT NULL,            -- when that was
+    PRIMARY KEY (source, rel)
+);
 CREATE TABLE IF NOT EXISTS onewrite.log (
     source  text   PRIMARY KEY,
     slot    text   NOT NULL,

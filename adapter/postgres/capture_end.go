@@ -52,6 +52,9 @@ func release(ctx context.Context, tx pgx.Tx, source string) (applied []string, e
 	var active bool
 	var slot string
 	var left *leftSlotError
+	if err := layRegistry(ctx, tx); err != nil {
+		return nil, err
+	}
 	err = tx.QueryRow(ctx, `SELECT l.slot, coalesce(s.active, false) FROM onewrite.log l LEFT JOIN pg_replication_slots s ON s.slot_name = l.slot WHERE l.source = $1`, source).Scan(&slot, &active)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -77,7 +80,7 @@ func release(ctx context.Context, tx pgx.Tx, source string) (applied []string, e
 			applied = append(applied, "the slot "+slot+" is on the standby of log_url; run there: "+dropped(slot))
 		}
 	}
-	tag, err := tx.Exec(ctx, `DELETE FROM onewrite.captured WHERE source = $1`, source)
+	tag, err := tx.Exec(ctx, fmt.Sprintf(releaseTables, "$1", "true"), source)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -107,13 +110,16 @@ IF to_regclass('onewrite.captured') IS NOT NULL AND to_regclass('onewrite.log') 
     END IF;
     PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = own;
     DELETE FROM onewrite.log WHERE source = %[1]s;
-    DELETE FROM onewrite.captured WHERE source = %[1]s;
+    EXECUTE $layout$
+%[6]s$layout$;
+    %[7]s;
     IF EXISTS (SELECT FROM pg_publication WHERE pubname = %[2]s) THEN
         DROP PUBLICATION %[5]s;
     END IF;
 END IF;
 END $release$;
-`, quoteText(source), quoteText(publicationOf(source)), len(standbySlot), quoteText(standbySlot), pgx.Identifier{publicationOf(source)}.Sanitize())
+`, quoteText(source), quoteText(publicationOf(source)), len(standbySlot), quoteText(standbySlot), pgx.Identifier{publicationOf(source)}.Sanitize(),
+		captureSQL, fmt.Sprintf(releaseTables, quoteText(source), "true"))
 }
 
 // releaseAll ends the capturing of every source of the database. An error that is a

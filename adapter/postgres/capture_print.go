@@ -117,9 +117,9 @@ END $migrate$;
 	if o.Capture.Snapshot {
 		first = 1
 	}
-	fmt.Fprintf(&b, `DELETE FROM onewrite.captured WHERE source = %[1]s AND rel NOT IN
-    (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %[2]s);
-INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, names, keyed, filter, columns, wanted)
+	fmt.Fprintf(&b, releaseTables+";\n", source, "rel NOT IN\n    (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = "+quoteText(publication)+")")
+	fmt.Fprintf(&b, forgetTables+";\n", source)
+	fmt.Fprintf(&b, `INSERT INTO onewrite.captured AS o (source, rel, name, member, altered, identity, key, shape, keyed, filter, columns, wanted)
 SELECT %[1]s, r.prrelid, n.nspname || '.' || c.relname, r.oid, p.xmin, c.relreplident,
     %[7]s, %[9]s, pg_current_wal_insert_lsn(),
     %[5]s,
@@ -128,12 +128,12 @@ SELECT %[1]s, r.prrelid, n.nspname || '.' || c.relname, r.oid, p.xmin, c.relrepl
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.pubname = %[2]s AND n.nspname <> 'onewrite'
 ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity,
-    key = excluded.key, names = excluded.names, filter = excluded.filter, columns = excluded.columns,
+    key = excluded.key, shape = excluded.shape, filter = excluded.filter, columns = excluded.columns,
     (keyed, wanted) = (SELECT CASE WHEN same THEN o.keyed ELSE excluded.keyed END, CASE WHEN same THEN o.wanted ELSE greatest(o.wanted, o.finished, %[4]s) + 1 END
         FROM (SELECT o.member = excluded.member AND o.altered::text = excluded.altered::text AND o.key IN ('%[8]s', excluded.key)
             AND (o.filter = excluded.filter OR o.wanted = o.finished OR o.asked = o.wanted) AS same) s);
 `, source, quoteText(publication), first, snapshotNumber,
-		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns), keyColumns, unknownKey, keyColumnNames)
+		byTable(want, func(f found) string { return f.where }), byTable(want, o.Capture.columns), keyColumns, unknownKey, shapeOfTable)
 	b.WriteString(o.Capture.againScript(want))
 	if o.Capture.DDL {
 		b.WriteString(tellScript())
@@ -180,6 +180,7 @@ func (o MigrateOptions) grantsOfCapture(relay string, line func(name, format str
 		return
 	}
 	line(o.RelayRole, "REVOKE TRUNCATE ON onewrite.captured, onewrite.log FROM %s;", relay)
+	line(o.RelayRole, "REVOKE INSERT, TRUNCATE ON onewrite.released FROM %s;", relay)
 	line(o.RelayRole, "GRANT UPDATE ON onewrite.captured, onewrite.log TO %s;", relay)
 	take, leave := splitPatterns(o.Capture.Tables)
 	for _, t := range take {

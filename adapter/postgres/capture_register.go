@@ -21,7 +21,7 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 	for i, f := range want {
 		rels[i] = f.rel
 	}
-	rows, err := tx.Query(ctx, `DELETE FROM onewrite.captured WHERE source = $1 AND rel <> ALL ($2) RETURNING name`, c.Source, rels)
+	rows, err := tx.Query(ctx, fmt.Sprintf(releaseTables, "$1", "rel <> ALL ($2)")+" RETURNING name", c.Source, rels)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -35,6 +35,9 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 		}
 		applied = append(applied, "row changes of "+name+" are captured no more")
 	}
+	if _, err := tx.Exec(ctx, fmt.Sprintf(forgetTables, "$1"), c.Source); err != nil {
+		return nil, explain(err)
+	}
 	again, err := c.findAgain(ctx, tx, rels)
 	if err != nil {
 		return nil, err
@@ -47,12 +50,12 @@ func register(ctx context.Context, tx pgx.Tx, c Capture, want []found, kept map[
 		if step != "" {
 			applied = append(applied, step)
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, names, keyed, filter, columns, wanted)
-			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, `+keyColumnNames+`, pg_current_wal_insert_lsn(), $6, $7, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
+		_, err = tx.Exec(ctx, `INSERT INTO onewrite.captured AS c (source, rel, name, member, altered, identity, key, shape, keyed, filter, columns, wanted)
+			SELECT $1, r.prrelid, $4, r.oid, p.xmin, c.relreplident, `+keyColumns+`, `+shapeOfTable+`, pg_current_wal_insert_lsn(), $6, $7, CASE WHEN $5 > 0 THEN `+snapshotNumber+` + $5 ELSE 0 END FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
 			WHERE p.pubname = $2 AND r.prrelid = $3
-			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, names = excluded.names, filter = excluded.filter, columns = excluded.columns,
+			ON CONFLICT (source, rel) DO UPDATE SET name = excluded.name, member = excluded.member, altered = excluded.altered, identity = excluded.identity, key = excluded.key, shape = excluded.shape, filter = excluded.filter, columns = excluded.columns,
 				keyed = CASE WHEN $5 > 0 THEN excluded.keyed ELSE c.keyed END, wanted = CASE WHEN $5 > 0 THEN greatest(c.wanted, c.finished, `+snapshotNumber+`) + $5 ELSE c.wanted END
-			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.names, c.filter, c.columns) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.names, excluded.filter, excluded.columns) OR $5 > 0`,
+			WHERE (c.name, c.member, c.altered::text, c.identity, c.key, c.shape, c.filter, c.columns) IS DISTINCT FROM (excluded.name, excluded.member, excluded.altered::text, excluded.identity, excluded.key, excluded.shape, excluded.filter, excluded.columns) OR $5 > 0`,
 			c.Source, publicationOf(c.Source), f.rel, f.full(), snapshot, f.where, c.columns(f))
 		if err == nil && again[f.rel] && c.AgainWhere != "" {
 			_, err = tx.Exec(ctx, `UPDATE onewrite.captured SET once = $3, asked = wanted WHERE source = $1 AND rel = $2`, c.Source, f.rel, c.AgainWhere)

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -48,4 +49,36 @@ func TestMigrateSaysWhatItDid(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What was captured is remembered until the slot needs no log of that time any more.
+func TestReleasedTablesAreForgotten(t *testing.T) {
+	for _, script := range []bool{false, true} {
+		each(t, func(t *testing.T, pg *servers.PG) {
+			r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)`, "public.a", "public.b")
+			r.open()
+			r.whole()
+			_ = r.src.Close()
+			r.tables = []string{"public.b"}
+			released := func() int {
+				t.Helper()
+				r.bring(script)
+				return one[int](t, r.conn, `SELECT count(*)::int FROM onewrite.released WHERE name = 'public.a' AND key = '1' AND shape <> '[]'`)
+			}
+			for range 2 {
+				if n := released(); n != 1 {
+					t.Fatalf("%d tables are remembered while the log has them", n)
+				}
+			}
+			r.src = nil
+			r.open()
+			n := 0
+			eventually(t, "it is forgotten", func() bool {
+				n++
+				sql(t, r.conn, fmt.Sprintf(`INSERT INTO b VALUES (%d)`, n), `CHECKPOINT`) // it notes which transactions are open
+				r.events(1)
+				return released() == 0
+			})
+		})
+	}
 }

@@ -315,7 +315,6 @@ func (r *logReader) tablesNow(ctx context.Context) ([]captured, error) {
 		return nil, err
 	}
 	text := ""
-	r.gone = gone
 	if len(gone) > 0 {
 		text = fmt.Sprintf("the table %s was dropped; take it out of tables: and run onewrite migrate as the owner of the tables", strings.Join(namesOf(gone), ", "))
 	}

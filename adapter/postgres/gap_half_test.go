@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/onewrite/onewrite/internal/servers"
@@ -87,23 +88,57 @@ func TestHalfGoesOn(t *testing.T) {
 }
 
 // Changes of a table that was dropped before they were read have the key that its rows had,
-// also where the log does not say which columns that is.
+// also where the log does not say which columns that is, and whatever was done since.
 func TestDroppedBeforeRead(t *testing.T) {
-	each(t, func(t *testing.T, pg *servers.PG) {
-		r := newRig(t, pg, `CREATE TABLE c (gone int, id int PRIMARY KEY, v int); ALTER TABLE c DROP gone; ALTER TABLE c REPLICA IDENTITY FULL; CREATE TABLE b (id int PRIMARY KEY)`, "public.c", "public.b")
-		r.open()
-		r.whole() // else the snapshot of b has its row too
-		sql(t, r.conn, `INSERT INTO c VALUES (1, 1)`)
-		r.events(1)
-		_ = r.src.Close()
-		sql(t, r.conn, `UPDATE c SET v = 2`, `DELETE FROM c`, `DROP TABLE c`, `INSERT INTO b VALUES (1)`)
-		r.src = nil
-		r.open()
-		want := []string{"update", "delete", "insert"}
-		for i, e := range r.events(len(want)) {
-			if e.Type != want[i] || e.Key != `{"id":1}` {
-				t.Errorf("event %d is %s of %s, key %s", i, e.Type, e.Topic, e.Key)
-			}
-		}
-	})
+	for _, c := range []struct {
+		name, first, then string // statements, before the changes and after the table is dropped
+		tables            []string
+		script            bool // for an administrator, in place of migrate
+		key               string
+	}{
+		{name: "registered", key: "id"},
+		{name: "its key renamed", first: `ALTER TABLE c RENAME id TO ident`, key: "ident"},
+		{name: "other columns", first: `ALTER TABLE c DROP v; ALTER TABLE c ADD v int`, key: "id"},
+		{name: "taken out", tables: []string{"public.b"}, key: "id"},
+		{name: "taken out by the script", first: `ALTER TABLE c RENAME id TO ident`, tables: []string{"public.b"}, script: true, key: "ident"},
+		{name: "made anew", then: `CREATE TABLE c (v int)`, tables: []string{"public.c", "public.b"}, key: "id"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			each(t, func(t *testing.T, pg *servers.PG) {
+				r := newRig(t, pg, `CREATE TABLE c (gone int, id int PRIMARY KEY, v int); ALTER TABLE c DROP gone; ALTER TABLE c REPLICA IDENTITY FULL; CREATE TABLE b (id int PRIMARY KEY, ident int)`, "public.c", "public.b")
+				r.open()
+				r.whole() // else the snapshot of b has its row too
+				sql(t, r.conn, `INSERT INTO c VALUES (1, 1)`)
+				r.events(1)
+				_ = r.src.Close()
+				sql(t, r.conn, c.first, `UPDATE c SET v = 2`, `DELETE FROM c`, `DROP TABLE c; `+c.then, `INSERT INTO b VALUES (1)`)
+				if c.tables != nil {
+					r.tables, r.cfg.Tables = c.tables, c.tables
+					r.bring(c.script)
+				}
+				r.src = nil
+				r.open()
+				want := []string{"update", "delete", "insert"}
+				for i, e := range r.events(len(want)) {
+					if e.Type != want[i] || e.Topic == "public.c" && e.Key != fmt.Sprintf(`{"%s":1}`, c.key) {
+						t.Errorf("event %d is %s of %s, key %s", i, e.Type, e.Topic, e.Key)
+					}
+				}
+			})
+		})
+	}
+}
+
+// bring has the database capture what the tables of the rig say, by migrate or the script.
+func (r *rig) bring(script bool) {
+	r.t.Helper()
+	if !script {
+		r.migrate()
+		return
+	}
+	text, err := SchemaWithCapture(r.t.Context(), r.url, MigrateOptions{Capture: Capture{Source: "shop", Tables: r.tables, Snapshot: true}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	mustPsql(r.t, r.url, text)
 }

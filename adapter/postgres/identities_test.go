@@ -176,23 +176,28 @@ func TestKeyOfWholeRows(t *testing.T) {
 	})
 }
 
+// logColumns are columns as the log has them, by name and a type that is as long.
+func logColumns(columns ...string) (list []pgoutput.RelationColumn) {
+	for _, c := range columns {
+		name, oid, _ := strings.Cut(c, ":")
+		list = append(list, pgoutput.RelationColumn{Name: name, Type: uint32(len(oid))})
+	}
+	return list
+}
+
+// attributes are columns as the catalogs have them; "" was dropped, gen is generated.
+func attributes(columns ...string) (list []attribute) {
+	for i, c := range columns {
+		name, oid, _ := strings.Cut(c, ":")
+		list = append(list, attribute{num: i + 1, name: name, oid: uint32(len(oid)), gone: name == "", hidden: name == "gen"})
+	}
+	return list
+}
+
 // Which columns the log had is found among those that are there now and those that are
 // gone.
 func TestAlign(t *testing.T) {
-	log := func(columns ...string) (list []pgoutput.RelationColumn) {
-		for _, c := range columns {
-			name, oid, _ := strings.Cut(c, ":")
-			list = append(list, pgoutput.RelationColumn{Name: name, Type: uint32(len(oid))})
-		}
-		return list
-	}
-	now := func(columns ...string) (list []attribute) {
-		for i, c := range columns {
-			name, oid, _ := strings.Cut(c, ":")
-			list = append(list, attribute{num: i + 1, name: name, oid: uint32(len(oid)), gone: name == "", hidden: name == "gen"})
-		}
-		return list
-	}
+	log, now := logColumns, attributes
 	for _, c := range []struct {
 		log   []pgoutput.RelationColumn
 		now   []attribute
@@ -215,6 +220,27 @@ func TestAlign(t *testing.T) {
 		nums, exact := align(c.log, c.now)
 		if got := fmt.Sprint(nums); got != c.want || exact != c.exact {
 			t.Errorf("%v among %v: %v %v, want %v %v", c.log, c.now, got, exact, c.want, c.exact)
+		}
+	}
+}
+
+// The columns of a table that is gone are found by those that it had at some time, before
+// or after: each may have been dropped since, and others added.
+func TestAlignGone(t *testing.T) {
+	for _, c := range []struct {
+		log  []pgoutput.RelationColumn
+		was  []attribute
+		want string
+	}{
+		{logColumns("id:i", "v:ii"), attributes("id:i", "v:ii"), "[1 2]"},
+		{logColumns("ident:i", "v:ii"), attributes("id:i", "v:ii"), "[1 2]"},
+		{logColumns("ident:i", "v:ii", "w:i"), attributes("", "id:i", "gen:i", "v:ii"), "[2 4 0]"},
+		{logColumns("id:i", "w:i"), attributes("v:ii", "id:i"), "[2 0]"},
+		{logColumns("a:i", "id:i"), attributes("", "id:i"), "[1 2]"},
+		{logColumns("id:i"), nil, "[0]"},
+	} {
+		if got := fmt.Sprint(alignGone(c.log, c.was)); got != c.want {
+			t.Errorf("%v among %v: %s, want %s", c.log, c.was, got, c.want)
 		}
 	}
 }

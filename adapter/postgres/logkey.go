@@ -16,14 +16,9 @@ import (
 // keyColumns is the key of the events of the table c, in SQL: the numbers of its columns,
 // which stay the same when one is renamed. Empty: the table is one lane, as a key that is
 // generated in part is not in the log.
-const keyColumns = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN '' ELSE string_agg(a.attnum::text, ',' ORDER BY a.attnum) END` + keyAttributes + `), '')`
-
-// keyColumnNames are the names of those columns, in their order, as JSON.
-const keyColumnNames = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN NULL ELSE json_agg(a.attname ORDER BY a.attnum) END` + keyAttributes + `)::text, '[]')`
-
-const keyAttributes = `
+const keyColumns = `coalesce((SELECT CASE WHEN bool_or(a.attgenerated <> '') THEN '' ELSE string_agg(a.attnum::text, ',' ORDER BY a.attnum) END
 	FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END`
+	WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND i.indimmediate AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '')`
 
 // unknownKey is the key of a table that was registered by an older version, or that is
 // gone: it is compared with nothing.
@@ -36,6 +31,7 @@ type attribute struct {
 	oid    uint32
 	gone   bool // dropped: its name and type are forgotten
 	hidden bool // generated: not sent
+	unsure bool // it may have been dropped
 }
 
 // shape is a table as the catalogs have it now; none: it is gone.
@@ -90,7 +86,7 @@ func align(columns []pgoutput.RelationColumn, now []attribute) (nums []int, exac
 				continue
 			}
 			*at(i, j) = fits(i, j)
-			if now[j].gone {
+			if now[j].gone || now[j].unsure {
 				*at(i, j) = max(*at(i, j), *at(i, j+1))
 			}
 		}
@@ -110,7 +106,7 @@ func align(columns []pgoutput.RelationColumn, now []attribute) (nums []int, exac
 
 // keyNumbers is the table's key as keyColumns has it.
 func (t *table) keyNumbers() string {
-	if len(t.key) > 0 && t.nums == nil {
+	if t.nums == nil {
 		return unknownKey
 	}
 	key := make([]int, len(t.key))

@@ -203,7 +203,7 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, err
 	}
 	r := &logReader{slotting: &ring.slotting, cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
-		env: newEnvelope(cfg, ring.id.system), made: newEnvelope(cfg, ring.id.system), cat: catalog{rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn, tell: tell}
+		env: newEnvelope(cfg, ring.id.system), made: newEnvelope(cfg, ring.id.system), cat: catalog{source: cfg.Name, rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn, tell: tell}
 	if cfg.LogURL != "" {
 		r.slot += standbySlot
 		// SQL does not tell the timeline of a standby.
@@ -276,13 +276,9 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 	if stored != nil && stored.slot == begin.slot {
 		r.stored.done = begin.done
 	}
-	r.fill = newBackfill(r, r.cfg.URL, list)
-	r.fill.first = fresh && why == nil
-	now, err := takeSnapshot(ctx, r.cat.conn)
-	if err != nil {
+	if err := r.beginFill(ctx, list, fresh && why == nil); err != nil {
 		return err
 	}
-	r.fill.prune(0, now)
 	if r.rep, err = connectReplication(ctx, r.cfg.logURL(), "onewrite log"); err != nil {
 		return err
 	}
@@ -299,6 +295,25 @@ func (r *logReader) open(ctx context.Context, system uint64, stored *logPlace, b
 		return nil
 	}
 	return r.stream(ctx, begin.done)
+}
+
+// beginFill makes what reads the rows that are there. first: neither the bus nor the record
+// of the slot knows of a reader before this one.
+func (r *logReader) beginFill(ctx context.Context, list []captured, first bool) error {
+	r.fill = newBackfill(r, r.cfg.URL, list)
+	if first {
+		was, err := r.cat.wasCaptured(ctx)
+		if err != nil {
+			return err
+		}
+		r.fill.first = !was // else one told something
+	}
+	now, err := takeSnapshot(ctx, r.cat.conn)
+	if err != nil {
+		return err
+	}
+	r.fill.prune(0, now)
+	return nil
 }
 
 // announce tells what is missing. A gap that a person is to decide on is an error.

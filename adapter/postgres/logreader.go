@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,10 +44,9 @@ type logReader struct {
 
 	slotting *atomic.Bool // the slot is being made
 
-	side sync.Mutex // guards cat and its session, host, and gone
+	side sync.Mutex // guards cat and its session, and host
 	cat  catalog
-	host *pgx.Conn  // where the slot is: cat's, or a session on a standby
-	gone []captured // tables that were dropped: the log may have changes of them
+	host *pgx.Conn // where the slot is: cat's, or a session on a standby
 
 	// Of a standby, and of the goroutine that watches.
 	ahead   pgoutput.LSN // a place that it had not replayed when it was looked at last
@@ -300,14 +298,12 @@ func (r *logReader) relation(rel *pgoutput.Relation) error {
 		}
 	}
 	c := r.fill.of(rel.ID)
-	if i := slices.IndexFunc(r.gone, func(c captured) bool { return c.rel == rel.ID }); i >= 0 {
-		c = r.gone[i]
-	}
 	t, err := r.cat.describe(r.alive, r.database, rel, c, func() error { return r.untilVisible(r.tx.xid) })
 	if err != nil {
 		return err
 	}
 	t.compareKey(c)
+	r.fill.told[t.topic] = true // a change of it comes next
 	if was := r.tables[rel.ID]; was != nil {
 		t.seen, t.count = was.seen, was.count
 	}

@@ -219,7 +219,7 @@ func (o MigrateOptions) grant(ctx context.Context, tx pgx.Tx) (applied []string,
 	const (
 		outboxAppSQL = `SELECT has_any_column_privilege($1, 'onewrite.outbox', 'INSERT') AND has_any_column_privilege($1, 'onewrite.scheduled', 'INSERT') AND has_sequence_privilege($1, 'onewrite.seq', 'USAGE') AND has_schema_privilege($1, 'onewrite', 'USAGE')`
 		outboxSQL    = `SELECT has_table_privilege($1, 'onewrite.outbox_0', 'TRUNCATE') AND has_table_privilege($1, 'onewrite.scheduled', 'DELETE') AND has_sequence_privilege($1, 'onewrite.slot', 'UPDATE') AND has_function_privilege($1, 'onewrite.summarize()', 'EXECUTE')`
-		logSQL       = ` AND has_table_privilege($1, 'onewrite.log', 'UPDATE') AND has_table_privilege($1, 'onewrite.captured', 'UPDATE')
+		logSQL       = ` AND has_table_privilege($1, 'onewrite.log', 'UPDATE') AND has_table_privilege($1, 'onewrite.captured', 'UPDATE') AND has_table_privilege($1, 'onewrite.released', 'SELECT')
 			AND NOT EXISTS (SELECT FROM onewrite.captured c JOIN pg_class k ON k.oid = c.rel WHERE NOT has_table_privilege($1, c.rel, 'SELECT'))`
 	)
 	appSQL, relaySQL := outboxAppSQL, outboxSQL

@@ -1,8 +1,8 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"slices"
@@ -87,9 +87,10 @@ func (t *table) sameColumns(o *table) bool {
 
 // catalog answers from the system catalogs, over a session of its own.
 type catalog struct {
-	rules masking.Rules
-	conn  *pgx.Conn
-	types map[uint32]valueType
+	source string
+	rules  masking.Rules
+	conn   *pgx.Conn
+	types  map[uint32]valueType
 }
 
 // resolve learns the types that are not built in: domains are what they are over,
@@ -222,7 +223,8 @@ func comparisons(ctx context.Context, conn *pgx.Conn, rel uint32, names []string
 
 // describe makes a table of what the log says of it. Its key is the replica identity,
 // which is the primary key unless the table's owner chose another index. Where it is
-// the whole row, or nothing, the key is the one that was registered. The log may be ahead
+// the whole row, or nothing, the key is the one that was registered, by the names that its
+// columns have in the log. The log may be ahead
 // of what other sessions see: settle waits for them.
 func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Relation, reg captured, settle func() error) (*table, error) {
 	silent := r.Identity == 'f' || r.Identity == 'n' // of the key
@@ -260,16 +262,24 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 			key = append(key, col.Name)
 		}
 	}
+	places := nums
+	if gone := len(now.attributes) == 0; silent && (gone || reg.key == unknownKey) { // or it is captured no more
+		numbers, was, err := c.remembered(ctx, r.ID)
+		if err != nil {
+			return nil, err
+		}
+		reg.key = cmp.Or(numbers, reg.key)
+		if gone {
+			places = alignGone(r.Columns, was)
+		}
+	}
 	for _, p := range parts {
 		if p.hidden || silent && reg.key == unknownKey {
 			key = append(key, p.name)
 		}
 	}
 	if silent && reg.key != unknownKey {
-		key = keyNames(columns, nums, reg.key)
-		if len(now.attributes) == 0 { // the table is gone
-			key = reg.names
-		}
+		key = keyNames(columns, places, reg.key)
 	}
 	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
 	t.nums, t.partitioned = nums, now.partitioned
@@ -291,7 +301,6 @@ type captured struct {
 	where    string       // the condition of the rows of the one that is wanted; "": all
 	filter   string       // the condition of later ones, as configured
 	key      string       // of its events, as keyColumns has it
-	names    []string     // of its columns, when migrate ran
 	keyed    pgoutput.LSN // what was committed before has rows under other keys, perhaps, and a snapshot of after
 	columns  string       // the rules for its columns, as migrate was given them
 }
@@ -308,17 +317,14 @@ func (c captured) quoted() string {
 func registry(ctx context.Context, conn *pgx.Conn, source string) ([]captured, error) {
 	rows, err := conn.Query(ctx, `SELECT rel, name, member, altered::text::bigint, identity::text, wanted, finished,
 		coalesce(CASE WHEN to_jsonb(c) ->> 'asked' = wanted::text THEN to_jsonb(c) ->> 'once' ELSE to_jsonb(c) ->> 'filter' END, ''),
-		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', ''), coalesce(to_jsonb(c) ->> 'names', '[]'), coalesce(to_jsonb(c) ->> 'filter', '')
+		coalesce(to_jsonb(c) ->> 'key', '`+unknownKey+`'), coalesce(to_jsonb(c) ->> 'keyed', '0/0'), coalesce(to_jsonb(c) ->> 'columns', ''), coalesce(to_jsonb(c) ->> 'filter', '')
 		FROM onewrite.captured c WHERE source = $1 ORDER BY name`, source)
 	if err != nil {
 		return nil, explain(err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c captured, err error) {
-		var keyed, names string
-		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns, &names, &c.filter); err != nil {
-			return c, err
-		}
-		if err := json.Unmarshal([]byte(names), &c.names); err != nil {
+		var keyed string
+		if err = row.Scan(&c.rel, &c.name, &c.member, &c.altered, &c.identity, &c.wanted, &c.finished, &c.where, &c.key, &keyed, &c.columns, &c.filter); err != nil {
 			return c, err
 		}
 		c.keyed, err = pgoutput.ParseLSN(keyed)
