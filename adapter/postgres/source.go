@@ -438,7 +438,7 @@ func (s *Source) batch() onewrite.Batch {
 	if s.queue.len() == 0 && !s.pages.on() { // all of the difference is read
 		s.at.from, s.at.to, s.at.seq = s.at.to.join(s.at.from), snapshot{}, 0
 	}
-	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), Gap: s.gap}
+	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), More: !s.swept(), Gap: s.gap}
 	s.gap = nil
 	last := b.Pos
 	b.PosAt = func(i int) onewrite.Pos {
