@@ -115,6 +115,9 @@ func (r *logReader) reached(received pgoutput.LSN) pgoutput.LSN {
 func (b *Both) Lag() time.Duration {
 	log := b.log.Load()
 	if log == nil {
+		if d := time.Since(b.from); d >= lagTold && !b.fallsBack() {
+			return d // the slot may have to wait for hours
+		}
 		return 0
 	}
 	log.mu.Lock()

@@ -97,6 +97,28 @@ func TestLagBehindSnapshot(t *testing.T) {
 	})
 }
 
+// While the slot cannot be made nothing of the log is read, unless the ring has it all.
+func TestLagWithoutLog(t *testing.T) {
+	t.Parallel()
+	pg := servers.NewPostgres(t, 18)
+	r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "public.a")
+	busy := dial(t, r.url)
+	sql(t, busy, `BEGIN`, `SELECT pg_current_xact_id()`)
+	r.open()
+	if d := r.src.(*Both).Lag(); d != 0 {
+		t.Errorf("a lag of %v at once", d)
+	}
+	sql(t, r.conn, `INSERT INTO a VALUES (1)`)
+	eventually(t, "what cannot be read is behind", func() bool { return r.src.(*Both).Lag() >= lagTold })
+	ring := &Both{ring: &Source{cfg: Config{Pushed: true}}}
+	if d := ring.Lag(); d != 0 {
+		t.Errorf("a lag of %v where the ring has it all", d)
+	}
+	sql(t, busy, `COMMIT`)
+	r.expect(`a snapshot {"id":1} null {"id":1}`)
+	eventually(t, "nothing is behind", func() bool { return !r.measured() && r.src.(*Both).Lag() == 0 })
+}
+
 // Log that holds nothing of ours is read too, and what an idle server writes by itself.
 func TestNoLagOfOthers(t *testing.T) {
 	t.Parallel()
