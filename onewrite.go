@@ -103,6 +103,9 @@ type Batch struct {
 	// PosAt returns the place just after Events[i], so that a bus may store the
 	// events one by one. Nil: the batch can only be stored whole.
 	PosAt func(i int) Pos
+	// More says that more is there to be read: the batch is part of a backlog. A batch of
+	// MaxBatch events is taken for one all the same.
+	More bool
 	// Gap reports damage that the source met on the way to this batch and healed
 	// by reading again; see [Gap].
 	Gap *Gap

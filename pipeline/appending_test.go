@@ -142,45 +142,52 @@ func TestAppendsEnd(t *testing.T) {
 	})
 }
 
-// TestLastBatchFull: a backlog that ends with a full batch is caught up with, though nothing
-// comes after it.
-func TestLastBatchFull(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := newMemSource("shop")
-		in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{}, AckDurable: true, Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
-			s, err := source.open(ctx, pos)
-			return &fullBatches{Source: s}, err
-		}}
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); _ = in.Run(ctx) }()
-		time.Sleep(time.Second)
-		if s := in.Status(); s.State != pipeline.CatchingUp || s.Lag == 0 || s.Events != onewrite.MaxBatch {
-			t.Errorf("while it may go on: %+v", s)
-		}
-		time.Sleep(time.Minute)
-		if s := in.Status(); s.State != pipeline.OK || s.Lag != 0 {
-			t.Errorf("long after: %+v", s)
-		}
-		stop()
-		<-done
-	})
+// TestLastOfBacklog: a batch is part of a backlog if it is full, or its source says so, as
+// few large events are. One that was the last is caught up with, though nothing comes after it.
+func TestLastOfBacklog(t *testing.T) {
+	for _, c := range []struct {
+		events  int
+		more    bool
+		backlog bool
+	}{{onewrite.MaxBatch, false, true}, {3, true, true}, {3, false, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			source := newMemSource("shop")
+			in := &pipeline.Ingest{Name: "shop", Bus: &onewritetest.MemoryBus{}, AckDurable: true, Open: func(ctx context.Context, pos onewrite.Pos) (onewrite.Source, error) {
+				s, err := source.open(ctx, pos)
+				return &oneBatch{Source: s, events: c.events, more: c.more}, err
+			}}
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); _ = in.Run(ctx) }()
+			time.Sleep(time.Second)
+			if s := in.Status(); (s.State == pipeline.CatchingUp) != c.backlog || (s.Lag > 0) != c.backlog || s.Events != uint64(c.events) {
+				t.Errorf("%+v: while it may go on: %+v", c, s)
+			}
+			time.Sleep(time.Minute)
+			if s := in.Status(); s.State != pipeline.OK || s.Lag != 0 {
+				t.Errorf("%+v: long after: %+v", c, s)
+			}
+			stop()
+			<-done
+		})
+	}
 }
 
-// fullBatches has one batch, as large as one may be.
-type fullBatches struct {
+// oneBatch has one batch.
+type oneBatch struct {
 	onewrite.Source
-	told bool
+	events     int
+	more, told bool
 }
 
-func (f *fullBatches) Read(ctx context.Context) (onewrite.Batch, error) {
+func (f *oneBatch) Read(ctx context.Context) (onewrite.Batch, error) {
 	if f.told {
 		<-ctx.Done()
 		return onewrite.Batch{}, ctx.Err()
 	}
 	f.told = true
-	b := onewrite.Batch{Pos: "1"}
-	for i := range onewrite.MaxBatch {
+	b := onewrite.Batch{Pos: "1", More: f.more}
+	for i := range f.events {
 		e := event(i, "")
 		e.Source, e.Time = "shop", time.Now().Add(-time.Minute)
 		b.Events = append(b.Events, e)

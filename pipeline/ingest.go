@@ -66,7 +66,7 @@ type IngestStatus struct {
 	LastEvent time.Time
 }
 
-// settled is how long nothing comes after a full batch until it was the last of a backlog.
+// settled is how long nothing comes after a batch of a backlog until it was the last.
 const settled = 3 * time.Second
 
 // Status returns what the ingest is doing now.
@@ -78,7 +78,7 @@ func (in *Ingest) Status() IngestStatus {
 		s.State = Waiting
 	}
 	if s.State == CatchingUp && in.asked.IsZero() && time.Since(s.LastEvent) > settled {
-		s.State, s.Lag = OK, 0 // the last batch was full, and nothing came after it
+		s.State, s.Lag = OK, 0 // nothing came after the last batch of a backlog
 	}
 	if in.behind != nil && (s.State == OK || s.State == CatchingUp) {
 		if d := in.behind(); d > 0 { // the source has not read it so far
@@ -275,7 +275,7 @@ func (in *Ingest) appended(last uint64, b onewrite.Batch, took time.Duration) {
 	s.Position, s.Offset, s.LastError, s.LastEvent = b.Pos, last, "", time.Now()
 	s.Events += uint64(len(b.Events))
 	s.State, s.Lag = OK, 0
-	if len(b.Events) == onewrite.MaxBatch {
+	if b.More || len(b.Events) == onewrite.MaxBatch {
 		s.State = CatchingUp
 		s.Lag = max(0, time.Since(b.Events[len(b.Events)-1].Time))
 	}

@@ -185,6 +185,9 @@ func TestByteBudget(t *testing.T) {
 				size += s.queue.events[i].Size()
 			}
 			most, seen = max(most, size), seen+len(b.Events)
+			if seen < n && !b.More {
+				t.Fatalf("%d of %d events came, and the batch does not say that there are more", seen, n)
+			}
 		}
 		if seen != n {
 			t.Fatalf("%d events, want %d", seen, n)

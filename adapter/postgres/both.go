@@ -15,6 +15,7 @@ import (
 type Both struct {
 	ring *Source
 	log  atomic.Pointer[logReader] // nil while it cannot be read yet
+	from time.Time                 // when it began to be opened
 
 	alive   context.Context
 	stop    context.CancelFunc
@@ -79,7 +80,7 @@ func OpenSource(ctx context.Context, cfg Config, pos onewrite.Pos) (onewrite.Sou
 		return ring, nil
 	}
 	broken := ring.gap != nil && ring.gap.From == "the oldest row"
-	b := &Both{ring: ring, at: place, pos: ring.at.pos(), ringOut: make(chan ringResult), logOut: make(chan logResult)}
+	b := &Both{ring: ring, at: place, pos: ring.at.pos(), from: time.Now(), ringOut: make(chan ringResult), logOut: make(chan logResult)}
 	b.alive, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	b.pumps.Go(func() { b.pumpLog(place, broken) })
 	late := time.After(soon)

@@ -78,7 +78,7 @@ const (
 const settings = `SET enable_seqscan = off; SET jit = off; SET max_parallel_workers_per_gather = 0; SET plan_cache_mode = force_generic_plan;
 SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET work_mem = '32MB';
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3;
-SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = pg_catalog`
+SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = pg_catalog; ` + noLimits
 
 // prepare checks that the session can do the work and sets it up.
 func prepare(ctx context.Context, conn *pgx.Conn) error {

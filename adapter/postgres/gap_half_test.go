@@ -42,6 +42,7 @@ func TestRestoredLogOfHalf(t *testing.T) {
 	} {
 		oneAlone(t, c.name, i, func(t *testing.T, pg *servers.PG) {
 			f := newFollower(t, pg)
+			f.cfg.LocalOnly = i == 1 // which changes nothing
 			data := one[string](t, f.conn, `SHOW data_directory`)
 			f.begin()
 			pg.Pause(t)
@@ -85,6 +86,19 @@ func TestHalfGoesOn(t *testing.T) {
 			t.Errorf("%d events came again, gaps %v", f.again, f.gaps)
 		}
 	})
+}
+
+// A transaction from elsewhere of which a part was read is not lost where such changes are
+// left out from now on.
+func TestHalfOfForeignThenLocalOnly(t *testing.T) {
+	t.Parallel()
+	f := newFollower(t, servers.NewPostgres(t, 18))
+	f.begin()
+	sql(t, f.conn, `SELECT pg_replication_origin_create('peer')`, `SELECT pg_replication_origin_session_setup('peer')`)
+	f.half()
+	sql(t, f.conn, `SELECT pg_replication_origin_session_reset()`)
+	f.cfg.LocalOnly = true
+	f.noGap()
 }
 
 // Changes of a table that was dropped before they were read have the key that its rows had,

@@ -158,7 +158,7 @@ func (i *importer) session(ctx context.Context) (err error) {
 	defer func() { err = withNames(err, conn) }()
 	i.role = conn.Config().User
 	// What row security would hide is an error, and what hangs is one too.
-	if _, err := conn.Exec(ctx, `SET row_security = off; SET statement_timeout = '10s'; SET default_transaction_isolation = 'read committed'`, pgx.QueryExecModeSimpleProtocol); err != nil {
+	if _, err := conn.Exec(ctx, `SET row_security = off; SET statement_timeout = '10s'; SET default_transaction_isolation = 'read committed'; `+noLimits, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return explain(err)
 	}
 	binary, err := i.describe(ctx, conn)

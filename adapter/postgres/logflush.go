@@ -65,12 +65,9 @@ func (r *logReader) flushes() {
 
 // connectFlush opens a session whose commits wait for the disk, and for no standby.
 func (r *logReader) connectFlush() (*pgx.Conn, error) {
-	conn, _, err := connectWith(r.alive, r.cfg.URL, func(c *pgx.ConnConfig) {
-		for k, v := range map[string]string{"application_name": "onewrite flush", "synchronous_commit": "local", "idle_session_timeout": "0"} {
-			c.RuntimeParams[k] = v
-		}
+	return connectUnlimited(r.alive, r.cfg.URL, func(c *pgx.ConnConfig) {
+		c.RuntimeParams["application_name"], c.RuntimeParams["synchronous_commit"] = "onewrite flush", "local"
 	})
-	return conn, err
 }
 
 // flushWhileStirred looks until no row change has come for a while.

@@ -57,6 +57,82 @@ func TestLag(t *testing.T) {
 	})
 }
 
+// measured waits until it was looked at how far the bus is behind where the log ends now, and
+// returns whether it is.
+func (r *rig) measured() (behind bool) {
+	r.t.Helper()
+	log := r.src.(*Both).log.Load()
+	end, err := pgoutput.ParseLSN(one[string](r.t, r.conn, `SELECT pg_current_wal_flush_lsn()::text`))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	eventually(r.t, "the log is looked at", func() bool {
+		log.mu.Lock()
+		defer log.mu.Unlock()
+		n := len(log.lag.marks)
+		behind = n > 0 && log.lag.marks[n-1].end >= end
+		return behind || log.lag.at >= end
+	})
+	return behind
+}
+
+// What the server has sent is not read yet: a change that waits behind the snapshot of a
+// table without a key is behind, though all of it fits into the sockets.
+func TestLagBehindSnapshot(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE lane (n int, pad text); ALTER TABLE lane ALTER pad SET STORAGE EXTERNAL; INSERT INTO lane SELECT i, repeat('x', 20000) FROM generate_series(1, 2000) i; CREATE TABLE a (id int PRIMARY KEY)`, "public.lane", "public.a")
+		r.open()
+		r.read()
+		sql(t, r.conn, `INSERT INTO a VALUES (1)`)
+		if !r.measured() {
+			t.Fatal("a change that waits is not behind")
+		}
+		for came := false; !came; {
+			for _, e := range r.read().Events {
+				came = came || e.Topic == "public.a" && e.Type == "insert"
+			}
+		}
+		eventually(t, "nothing is behind", func() bool { return !r.measured() && r.src.(*Both).Lag() == 0 })
+	})
+}
+
+// While the slot cannot be made nothing of the log is read, unless the ring has it all.
+func TestLagWithoutLog(t *testing.T) {
+	t.Parallel()
+	pg := servers.NewPostgres(t, 18)
+	r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "public.a")
+	busy := dial(t, r.url)
+	sql(t, busy, `BEGIN`, `SELECT pg_current_xact_id()`)
+	r.open()
+	if d := r.src.(*Both).Lag(); d != 0 {
+		t.Errorf("a lag of %v at once", d)
+	}
+	sql(t, r.conn, `INSERT INTO a VALUES (1)`)
+	eventually(t, "what cannot be read is behind", func() bool { return r.src.(*Both).Lag() >= lagTold })
+	ring := &Both{ring: &Source{cfg: Config{Pushed: true}}}
+	if d := ring.Lag(); d != 0 {
+		t.Errorf("a lag of %v where the ring has it all", d)
+	}
+	sql(t, busy, `COMMIT`)
+	r.expect(`a snapshot {"id":1} null {"id":1}`)
+	eventually(t, "nothing is behind", func() bool { return !r.measured() && r.src.(*Both).Lag() == 0 })
+}
+
+// Log that holds nothing of ours is read too, and what an idle server writes by itself.
+func TestNoLagOfOthers(t *testing.T) {
+	t.Parallel()
+	eachAlone(t, nil, func(t *testing.T, pg *servers.PG) {
+		r := newRig(t, pg, `CREATE TABLE a (id int PRIMARY KEY)`, "public.a")
+		r.open()
+		r.whole()
+		for _, s := range []string{`CREATE TABLE x AS SELECT i FROM generate_series(1, 100000) i`, `SELECT pg_switch_wal()`} {
+			sql(t, r.conn, s)
+			eventually(t, "nothing is behind after "+s, func() bool { return !r.measured() && r.src.(*Both).Lag() == 0 })
+		}
+	})
+}
+
 // The oldest end of the log that was not read up to is the lag; what is new is none yet.
 func TestLogLag(t *testing.T) {
 	var l logLag

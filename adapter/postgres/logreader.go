@@ -209,8 +209,11 @@ func (r *logReader) options() string {
 }
 
 // atServer reports whether the server leaves out what is not local; one that cannot
-// leaves it to handle.
-func (r *logReader) atServer() bool { return r.cfg.LocalOnly && r.version >= 160000 }
+// leaves it to handle. So does one that is to show the rest of a transaction: the part may
+// have been read when others than local ones were.
+func (r *logReader) atServer() bool {
+	return r.cfg.LocalOnly && r.version >= 160000 && r.begin.tx == 0
+}
 
 // handle acts on one message.
 func (r *logReader) handle(m *pgoutput.Message) error {

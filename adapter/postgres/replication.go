@@ -29,22 +29,39 @@ var textForm = map[string]string{
 	"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0", "default_transaction_read_only": "off", "row_security": "off", "jit": "off",
 }
 
+// noLimits ends what a database or a role may have set for its applications: the one
+// transaction of a snapshot takes as long as it takes, and a session waits for events. Not
+// every server has both, and none starts a session with a setting that it does not know.
+const noLimits = `SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN ('transaction_timeout', 'idle_session_timeout')`
+
+// connectUnlimited is connectWith for a session that is held for long.
+func connectUnlimited(ctx context.Context, url string, with func(*pgx.ConnConfig)) (*pgx.Conn, error) {
+	conn, _, err := connectWith(ctx, url, with)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, noLimits, pgx.QueryExecModeSimpleProtocol); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, explain(err)
+	}
+	return conn, nil
+}
+
 // connectText opens a session whose values have the form of the log's.
 func connectText(ctx context.Context, url, name string) (*pgx.Conn, error) {
-	conn, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
+	return connectUnlimited(ctx, url, func(c *pgx.ConnConfig) {
 		for k, v := range textForm {
 			c.RuntimeParams[k] = v
 		}
 		c.RuntimeParams["application_name"] = name
 		c.DefaultQueryExecMode = pgx.QueryExecModeExec
 	})
-	return conn, err
 }
 
 // connectSender opens a session of replication, which knows more commands, and one
 // statement at a time. A test may change its settings.
 func connectSender(ctx context.Context, url, name string, with ...func(*pgx.ConnConfig)) (*pgx.Conn, error) {
-	conn, _, err := connectWith(ctx, url, func(c *pgx.ConnConfig) {
+	return connectUnlimited(ctx, url, func(c *pgx.ConnConfig) {
 		for _, f := range with {
 			f(c)
 		}
@@ -55,7 +72,6 @@ func connectSender(ctx context.Context, url, name string, with ...func(*pgx.Conn
 		c.RuntimeParams["replication"] = "database"
 		c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	})
-	return conn, err
 }
 
 // replication is a connection that streams the log. One goroutine receives, another

@@ -438,7 +438,7 @@ func (s *Source) batch() onewrite.Batch {
 	if s.queue.len() == 0 && !s.pages.on() {
 		s.end()
 	}
-	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), Gap: s.gap}
+	b := onewrite.Batch{Events: head.events, Pos: s.at.pos(), More: !s.swept(), Gap: s.gap}
 	s.gap = nil
 	last := b.Pos
 	b.PosAt = func(i int) onewrite.Pos {

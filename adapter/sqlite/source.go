@@ -257,7 +257,7 @@ func (s *Source) look(ctx context.Context) (b onewrite.Batch, ok bool, err error
 		return b, false, heldUp(s.path, lockPatience, err)
 	}
 	s.dataVersion = version
-	b.Gap, s.gap = s.gap, nil
+	b.More, b.Gap, s.gap = s.more, s.gap, nil
 	if len(b.Events) > 0 {
 		s.lastEvent = time.Now()
 	}

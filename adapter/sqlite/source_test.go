@@ -166,7 +166,9 @@ func TestBatchesAreBoundedByBytes(t *testing.T) {
 		if err != nil || len(b.Events) == 0 || len(b.Events) > 3 {
 			t.Fatal(len(b.Events), err)
 		}
-		n += len(b.Events)
+		if n += len(b.Events); b.More != (n < 20) {
+			t.Errorf("%d of 20 events came, and there are more: %v", n, b.More)
+		}
 	}
 	quiet(t, s)
 }
