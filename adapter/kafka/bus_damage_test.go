@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/kafka"
@@ -236,6 +239,92 @@ func TestBusLogDeleted(t *testing.T) {
 	_ = sub.Close()
 	if len(first) < 30 || first[0] != "10" {
 		t.Fatalf("read %v", first)
+	}
+}
+
+// TestBusRepartitioned: topics that were given more partitions are read and written on in
+// the first one, by a copy that lives and by one that starts: nothing that is pending or
+// parked is lost, and no order.
+func TestBusRepartitioned(t *testing.T) {
+	k := servers.Kafka(t)
+	var said strings.Builder
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("wide"), Logger: slog.New(slog.NewTextHandler(&said, nil))}
+	b := openBus(t, c)
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	sub := subscribe(t, b, "d")
+	ref, err := sub.Park(t.Context(), onewrite.Parked{Message: message(1), At: time.Now()})
+	if err = errors.Join(err, sub.Commit(t.Context(), floor(2))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{c.Name + ".log.shop", c.Name + ".place.d", c.Name + ".bus"} {
+		raise(t, k, name, 3)
+	}
+	if _, err := b.Append(t.Context(), "shop", "5", shop(6, 5)); err != nil {
+		t.Fatalf("while it lives: %v", err)
+	}
+	id := b.ID()
+	if err := errors.Join(sub.Commit(t.Context(), floor(3)), sub.Close(), b.Close()); err != nil {
+		t.Fatalf("while it lives: %v", err)
+	}
+	b = openBus(t, c)
+	defer func() { _ = b.Close() }()
+	if pos, last, err := b.Position(t.Context(), "shop"); err != nil || pos != "10" || last != 10 || b.ID() != id {
+		t.Fatalf("position %q at %d on bus %s, %v; was bus %s", pos, last, b.ID(), err, id)
+	}
+	if _, err := b.Append(t.Context(), "shop", "10", shop(11, 90)); err != nil {
+		t.Fatal(err)
+	}
+	whole(t, readAll(t, b, 100), 100)
+	sub = subscribe(t, b, "d")
+	list, err := sub.Parked(t.Context(), 0, 9, nil)
+	if err != nil || len(list) != 1 || list[0].Ref != ref {
+		t.Fatalf("parked: %+v, %v", list, err)
+	}
+	if n, err := sub.Pending(t.Context(), floor(3).Logs); err != nil || n != 97 {
+		t.Errorf("pending %d, %v", n, err)
+	}
+	if all, err := readIDs(t, sub, "100"); err != nil || len(all) != 97 || all[0] != "4" {
+		t.Errorf("read %v, %v", all, err)
+	}
+	u, err := b.Retain(t.Context(), "shop", 90, retention.Keep{Size: 1})
+	if err != nil || u.First != 11 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if err := errors.Join(sub.Unpark(t.Context(), ref), sub.Commit(t.Context(), floor(100)), sub.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range read(t, k, kgo.ReadUncommitted(), c.Name+".log.shop", c.Name+".place.d", c.Name+".bus") {
+		if r.Partition != 0 {
+			t.Errorf("record %d of topic %s is in partition %d", r.Offset, r.Topic, r.Partition)
+		}
+	}
+	if !strings.Contains(said.String(), "log.shop has 3 partitions") {
+		t.Errorf("it is not said: %s", said.String())
+	}
+}
+
+// TestBusLeader: topics of the bus are led by who leads the first partition, in whatever
+// order the brokers name them, and others may be without a leader.
+func TestBusLeader(t *testing.T) {
+	part := func(n, leader int32, code int16) kmsg.MetadataResponseTopicPartition {
+		return kmsg.MetadataResponseTopicPartition{Partition: n, Leader: leader, ErrorCode: code}
+	}
+	away := kerr.LeaderNotAvailable.Code
+	for _, c := range []struct {
+		of   []kmsg.MetadataResponseTopicPartition
+		want int32
+	}{
+		{nil, -1},
+		{[]kmsg.MetadataResponseTopicPartition{part(0, 7, 0)}, 7},
+		{[]kmsg.MetadataResponseTopicPartition{part(2, 4, 0), part(0, 7, 0), part(1, 5, 0)}, 7},
+		{[]kmsg.MetadataResponseTopicPartition{part(0, 7, 0), part(1, -1, away)}, 7},
+		{[]kmsg.MetadataResponseTopicPartition{part(0, -1, away), part(1, 5, 0)}, -1},
+	} {
+		if got := kafka.Leader(kmsg.MetadataResponseTopic{Partitions: c.of}); got != c.want {
+			t.Errorf("of %+v: %d, want %d", c.of, got, c.want)
+		}
 	}
 }
 

@@ -139,7 +139,7 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 	}
 	l.logEnd, l.pos = logEnd{end: end, last: newest.seq, sum: newest.sum}, newest.pos
 	if !found && start > 0 {
-		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event; to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
+		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event, and so is what was pending; no event is left on it, so to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
 	}
 	l.raise(l.last)
 	// A log that was lost, or its end, goes on behind every offset that a destination has

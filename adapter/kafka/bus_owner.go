@@ -191,7 +191,7 @@ func (p *place) fetch(ctx context.Context, want []entry) ([]onewrite.Parked, err
 	for _, e := range want {
 		event, there := events[e.at]
 		if !there {
-			return nil, fmt.Errorf("kafka: parked event %d is gone from topic %s: it was emptied from outside; restore it, or drop the place: onewrite reload --forget %s", e.Ref, p.topic, p.dest)
+			return nil, fmt.Errorf("kafka: parked event %d is gone from topic %s: it was emptied from outside; restore it, or take the destination out of the file and give up all that is pending and parked for it: onewrite reload --forget %s", e.Ref, p.topic, p.dest)
 		}
 		list = append(list, onewrite.Parked{
 			Ref: e.Ref, Message: onewrite.Message{Event: event, Log: e.Log, Offset: e.Offset},

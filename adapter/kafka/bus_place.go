@@ -155,7 +155,7 @@ func (p *place) fold(r *kgo.Record) error {
 	whole, m, _ := p.whole.take(r)
 	for _, r := range whole {
 		if err := p.apply(r, m.first); err != nil {
-			return fmt.Errorf("kafka: record %d of topic %s: %w; restore the topic, or drop the place: onewrite reload --forget %s", r.Offset, p.topic, err, p.dest)
+			return fmt.Errorf("kafka: record %d of topic %s: %w; restore the topic, or give up the place and its parked events: kafka-topics.sh --delete --topic %s; the destination then begins again where its from: says, by default with all that the bus keeps", r.Offset, p.topic, err, p.topic)
 		}
 	}
 	return nil

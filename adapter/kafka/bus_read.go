@@ -296,18 +296,14 @@ func (b *Bus) floor(ctx context.Context, l *busLog, from onewrite.From) (uint64,
 // since returns the offset of the first event that the bus stored at or after t; 0: there
 // is none. The bus stores milliseconds.
 func (b *Bus) since(ctx context.Context, l *busLog, t time.Time) (seq uint64, err error) {
-	listed, err := b.adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), l.topic)
-	if err == nil {
-		err = listed.Error()
-	}
+	at, err := listed(l.topic)(b.adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), l.topic))
 	if err != nil {
 		return 0, b.worded(err, "events of source "+l.source+" since "+t.UTC().Format(time.RFC3339), l.topic)
 	}
-	at, _ := listed.Lookup(l.topic, 0)
-	if at.Offset < 0 { // there is none
+	if at < 0 { // there is none
 		return 0, nil
 	}
-	err = b.scanEvents(ctx, l.topic, at.Offset, func(_ *kgo.Record, m mark) error {
+	err = b.scanEvents(ctx, l.topic, at, func(_ *kgo.Record, m mark) error {
 		seq = m.seq
 		return errEnough
 	})
