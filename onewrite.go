@@ -117,7 +117,8 @@ type Gap struct {
 	Reason string
 	// From and To name the range covered, in the source's own terms.
 	From, To string
-	// Cure is the command or SQL to run; empty when the source healed it.
+	// Cure is the command or SQL to run, or what is left to do; empty when the source
+	// healed it.
 	Cure string
 }
 

@@ -328,6 +328,82 @@ func TestBusLeader(t *testing.T) {
 	}
 }
 
+// TestBusLogDeletedUndelivered: a destination that has delivered nothing is told at once
+// what it misses when the log is deleted, before anything new comes, whether onewrite is
+// started again or not; and nothing that comes then is taken for what it has.
+func TestBusLogDeletedUndelivered(t *testing.T) {
+	k := servers.Kafka(t)
+	gone := make(chan string, 100)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("late"), Vanished: func(d, s string, from, to uint64) { gone <- fmt.Sprint(d, " ", s, " ", from, " ", to) }}
+	b := openBus(t, c)
+	early := subscribe(t, b, "early") // before the log has anything
+	if err := early.Commit(t.Context(), floor(0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	late := subscribe(t, b, "late")
+	for _, sub := range []onewrite.Subscription{early, late} {
+		if _, err := readIDs(t, sub, "5"); err != nil {
+			t.Fatal(err)
+		}
+		if err := sub.Commit(t.Context(), floor(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := late.Close(); err != nil {
+		t.Fatal(err)
+	}
+	with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+		_, err := adm.DeleteTopics(ctx, c.Name+".log.shop")
+		return err
+	})
+	if all, err := readIDs(t, early, "6"); err == nil {
+		t.Fatalf("read %v of a log that is not there", all)
+	}
+	if err := errors.Join(early.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b = openBus(t, c)
+	defer func() { _ = b.Close() }()
+	for _, name := range []string{"early", "late"} {
+		sub := subscribe(t, b, name)
+		select {
+		case got := <-gone:
+			if want := name + " shop 1 5"; got != want {
+				t.Errorf("said %q, want %q", got, want)
+			}
+		default:
+			t.Errorf("%s is not told before something new comes", name)
+		}
+		if err := sub.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, last, err := b.Position(t.Context(), "shop"); err != nil || last != 5 {
+		t.Fatalf("the new log goes on behind %d, %v; want 5", last, err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "", shop(6, 3)); err != nil {
+		t.Fatal(err)
+	}
+	fresh := subscribe(t, b, "fresh")
+	late = subscribe(t, b, "late")
+	if cur, _ := late.Cursor(); cur.Skipped != 5 || cur.Logs["shop"].Floor != 5 {
+		t.Errorf("the missing do not count: %+v", cur)
+	}
+	for _, sub := range []onewrite.Subscription{fresh, late} {
+		if all, err := readIDs(t, sub, "8"); err != nil || len(all) != 3 {
+			t.Errorf("read %v, %v", all, err)
+		}
+	}
+	for len(gone) > 0 {
+		if got := <-gone; strings.HasPrefix(got, "fresh") {
+			t.Errorf("a destination that was not there before is told %q", got)
+		}
+	}
+}
+
 // data returns the folder that holds a broker's topics.
 func data(t *testing.T, k *servers.KafkaServer) string {
 	t.Helper()

@@ -9,7 +9,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/internal/places"
 )
 
 // busLog is what the bus knows of one source's log.
@@ -80,6 +79,13 @@ func (l *busLog) raise(last uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tail = max(l.tail, last)
+}
+
+// durable returns the newest event that is known to be.
+func (l *busLog) durable() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tail
 }
 
 // expect says behind what the next records are to lie.
@@ -194,12 +200,9 @@ func (b *Bus) seen(ctx context.Context, source string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	l := b.logOf(source)
-	l.mu.Lock()
-	seen := l.tail
-	l.mu.Unlock()
+	seen := b.logOf(source).durable()
 	for _, r := range all {
-		seen = max(seen, places.Seen(r.Cursor.Logs[source]))
+		seen = max(seen, r.Seen(source))
 	}
 	return seen, nil
 }

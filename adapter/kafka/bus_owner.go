@@ -66,6 +66,11 @@ func (s *subscription) store(ctx context.Context, c *onewrite.Cursor, release bo
 			next.Cursor = places.Clone(*c)
 		}
 		next.Released = release
+		for _, r := range s.logs {
+			if known := r.newest(); known > 0 { // it is read: all that comes is for it
+				next.Know(r.l.source, max(known, r.l.durable()))
+			}
+		}
 		r, err := cursorRecord(&next)
 		if err == nil {
 			err = p.write(ctx, r)

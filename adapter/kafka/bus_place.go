@@ -310,7 +310,7 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, places.Re
 	was := p.rec.Epoch
 	next := p.rec
 	if p.rev < 0 || next.Forgotten {
-		next.Cursor, next.Forgotten = onewrite.Cursor{}, false
+		next.Cursor, next.Known, next.Forgotten = onewrite.Cursor{}, nil, false
 		if next.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From); err != nil {
 			return nil, next, err
 		}
@@ -323,7 +323,7 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, places.Re
 			return now, fmt.Errorf("kafka: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
 		}
 		if p.rev >= 0 && !now.Forgotten {
-			next.Cursor = now.Cursor
+			next.Cursor, next.Known = now.Cursor, now.Known
 		}
 		return next, nil
 	})

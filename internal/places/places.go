@@ -29,6 +29,24 @@ type Record struct {
 	Forgotten bool `json:"forgotten,omitempty"`
 	// Rewinds counts the replays.
 	Rewinds uint64 `json:"rewinds,omitempty"`
+	// Known is the offset of the newest event of each log that its owner knew of. All up to
+	// there is to be delivered, also by a destination that has got nothing yet.
+	Known map[string]uint64 `json:"known,omitempty"`
+}
+
+// Seen returns the greatest offset of a log that the destination knows of.
+func (r *Record) Seen(log string) uint64 { return max(Seen(r.Cursor.Logs[log]), r.Known[log]) }
+
+// Know notes that a log goes up to an offset at least.
+func (r *Record) Know(log string, offset uint64) {
+	if offset <= r.Known[log] {
+		return
+	}
+	known := maps.Clone(r.Known) // an earlier copy of the record keeps its own
+	if known == nil {
+		known = map[string]uint64{}
+	}
+	known[log], r.Known = offset, known
 }
 
 // Parse reads a record as it is stored. Its cursor has a map of logs, though maybe an
