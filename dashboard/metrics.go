@@ -130,6 +130,9 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		for _, st := range states {
 			gauge(descDestState, is(d.State == st), name, string(st))
 		}
+		if d.Unknown { // no number is better than a wrong one
+			continue
+		}
 		gauge(descDestLag, d.LagSeconds, name)
 		counter(descDelivered, d.Delivered, name)
 		gauge(descPending, float64(d.Pending), name)

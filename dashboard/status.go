@@ -1,7 +1,9 @@
 package dashboard
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -62,6 +64,35 @@ type Destination struct {
 	Skipped    uint64         `json:"skipped"`
 	LagSeconds float64        `json:"lag_seconds"`
 	LastError  string         `json:"last_error"`
+	// Unknown: the bus has not told the numbers yet, or they are those of another copy.
+	// As JSON they are null then.
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// MarshalJSON writes null for numbers that are not known.
+func (d Destination) MarshalJSON() ([]byte, error) {
+	type plain Destination
+	if !d.Unknown {
+		return encode(plain(d))
+	}
+	return encode(struct {
+		plain
+		Delivered  *uint64  `json:"delivered"`
+		Pending    *uint64  `json:"pending"`
+		Parked     *uint64  `json:"parked"`
+		Filtered   *uint64  `json:"filtered"`
+		Skipped    *uint64  `json:"skipped"`
+		LagSeconds *float64 `json:"lag_seconds"`
+	}{plain: plain(d)})
+}
+
+// encode leaves <, > and & as they are, as the answers do.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.Bytes(), err
 }
 
 // Bus is the state of the middle.
@@ -85,6 +116,15 @@ type Reload struct {
 	// Restart names the settings that changed but need a restart.
 	Restart  []string `json:"restart_needed"`
 	Warnings []string `json:"warnings"`
+	// Dropped says what the places that were given up had, by destination; one is absent if
+	// that is not known.
+	Dropped map[string]Dropped `json:"dropped,omitempty"`
+}
+
+// Dropped counts the events that went with a place on the bus.
+type Dropped struct {
+	Pending uint64 `json:"pending"`
+	Parked  uint64 `json:"parked"`
 }
 
 // Parked is a parked event as the API shows it.

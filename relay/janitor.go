@@ -28,6 +28,7 @@ func (r *Relay) keepHouse(ctx context.Context) {
 		if time.Since(retained) >= 5*time.Second {
 			retained = time.Now()
 			r.retain(ctx)
+			r.lookAtOrphans(ctx)
 		}
 	}
 }
@@ -57,8 +58,8 @@ func (r *Relay) confirmed(log string, last uint64) (floor uint64, ok bool) {
 			floor = last
 		}
 	}
-	for _, floors := range r.orphans {
-		floor = min(floor, floors[log])
+	for _, o := range r.orphans {
+		floor = min(floor, o.floors[log])
 	}
 	return floor, true
 }
@@ -138,8 +139,8 @@ func (r *Relay) stored(ctx context.Context, log string) (uint64, error) {
 func (r *Relay) orphaned(ctx context.Context, log string, floors map[string]uint64) error {
 	r.mu.Lock()
 	var unknown []string
-	for name, known := range r.orphans {
-		if _, ok := known[log]; !ok {
+	for name, o := range r.orphans {
+		if _, ok := o.floors[log]; !ok {
 			unknown = append(unknown, name)
 		}
 	}
@@ -150,8 +151,8 @@ func (r *Relay) orphaned(ctx context.Context, log string, floors map[string]uint
 			return err
 		}
 		r.mu.Lock()
-		if known, ok := r.orphans[name]; ok {
-			known[log] = safe
+		if o, ok := r.orphans[name]; ok {
+			o.floors[log] = safe
 		}
 		r.mu.Unlock()
 	}

@@ -88,7 +88,7 @@ type Relay struct {
 	ctx          context.Context // ends when the relay stops
 	sources      map[string]*source
 	destinations map[string]*destination
-	orphans      map[string]map[string]uint64 // destinations without a configuration: their floor in each log
+	orphans      map[string]*orphan
 	usage        dashboard.Bus
 	up           bool              // all is started
 	warnings     map[string]string // by subject, said aloud in the status
@@ -128,7 +128,7 @@ func New(cfg *Config, opts Options) *Relay {
 	}
 	r := &Relay{opts: opts, log: log, cfg: cfg, invalid: invalid, started: time.Now(),
 		sources: map[string]*source{}, destinations: map[string]*destination{},
-		orphans: map[string]map[string]uint64{}, warnings: map[string]string{}}
+		orphans: map[string]*orphan{}, warnings: map[string]string{}}
 	r.metrics = dashboard.NewMetrics(func() dashboard.Status { return r.Status(context.Background()) })
 	r.observe = tee(r.metrics.Observer(), opts.Observe)
 	return r
@@ -257,22 +257,6 @@ func (r *Relay) startDestination(name string, c config.Destination) {
 		defer close(run.done)
 		_ = d.Run(ctx) // it returns when ctx ends, with nil
 	}()
-}
-
-// findOrphans notes the destinations that have a place on the bus but no
-// configuration. Their events are kept until an operator forgets them.
-func (r *Relay) findOrphans(ctx context.Context) error {
-	names, err := r.bus.Destinations(ctx)
-	if err != nil {
-		return fmt.Errorf("bus: list destinations: %w", err)
-	}
-	for _, name := range names {
-		if _, ok := r.cfg.Destinations[name]; !ok {
-			r.orphans[name] = map[string]uint64{}
-			r.log.Warn("a destination has a place on the bus but is not in the configuration; its events are kept", "destination", name, "cure", "put it back, or onewrite reload --forget "+name)
-		}
-	}
-	return nil
 }
 
 // warn says something aloud once, and in the status until it is withdrawn with

@@ -317,7 +317,7 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, places.Re
 	} else if err := b.mayTake(p); err != nil {
 		return nil, next, err
 	}
-	next.Epoch, next.Owner, next.Released = was+1, b.owner, false
+	next.Epoch, next.Owner, next.Released, next.Topics = was+1, b.owner, false, in.Topics
 	err = p.save(ctx, func(now places.Record) (places.Record, error) {
 		if now.Epoch != was { // it is just as well if only the cursor of a dying owner has moved
 			return now, fmt.Errorf("kafka: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)

@@ -149,7 +149,7 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r places.Record, 
 		return r, 0, 0, err
 	}
 	r.Epoch++
-	r.Owner, r.Released = b.owner, false
+	r.Owner, r.Released, r.Topics = b.owner, false, in.Topics
 	if rev, err = b.save(ctx, in.Name, &r, rev); err == nil {
 		fence, err = b.raiseFence(ctx, in.Name, r.Epoch, fence)
 	}
