@@ -124,7 +124,9 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		if src.Importing != nil {
 			gauge(descImporting, float64(*src.Importing), name)
 		}
-		gauge(descOffset, float64(src.Events), name) // it starts again with a new bus
+		if !src.Unknown {
+			gauge(descOffset, float64(src.Events), name) // it starts again with a new bus
+		}
 	}
 	for name, d := range s.Destinations {
 		for _, st := range states {
@@ -141,7 +143,9 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		counter(descSkipped, d.Skipped, name)
 	}
 	gauge(descWarnings, float64(len(s.Warnings)))
-	gauge(descBusBytes, float64(s.Bus.Bytes))
+	if !s.Bus.Unknown {
+		gauge(descBusBytes, float64(s.Bus.Bytes))
+	}
 	gauge(descBusMax, float64(s.Bus.MaxBytes))
 }
 

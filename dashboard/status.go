@@ -39,6 +39,20 @@ type Source struct {
 	Importing *uint64 `json:"importing,omitempty"`
 	// Snapshots are those under way, by table; absent when there are none.
 	Snapshots map[string]Snapshot `json:"snapshots,omitempty"`
+	// Unknown: the bus has not told yet how many events it took. As JSON that is null then.
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// MarshalJSON writes null for a number that is not known.
+func (s Source) MarshalJSON() ([]byte, error) {
+	type plain Source
+	if !s.Unknown {
+		return encode(plain(s))
+	}
+	return encode(struct {
+		plain
+		Events *uint64 `json:"events"`
+	}{plain: plain(s)})
 }
 
 // Snapshot is how far the reading of a table's rows is. After a restart of the source it
@@ -102,6 +116,24 @@ type Bus struct {
 	Bytes    int64  `json:"bytes"`
 	Messages uint64 `json:"messages"`
 	MaxBytes int64  `json:"max_bytes"`
+	// LastError says since when the bus does not answer, and why; the numbers are those of
+	// then.
+	LastError string `json:"last_error,omitempty"`
+	// Unknown: the bus has not told what it holds yet. As JSON that is null then.
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// MarshalJSON writes null for numbers that are not known.
+func (b Bus) MarshalJSON() ([]byte, error) {
+	type plain Bus
+	if !b.Unknown {
+		return encode(plain(b))
+	}
+	return encode(struct {
+		plain
+		Bytes    *int64  `json:"bytes"`
+		Messages *uint64 `json:"messages"`
+	}{plain: plain(b)})
 }
 
 // Reload says what a reload of the configuration did.

@@ -32,6 +32,8 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		if st.Gap != "" {
 			src.Gap, src.GapAt = &st.Gap, &st.GapAt
 		}
+		_, told := r.kept[name]
+		src.Unknown = !told && st.Offset == 0 && st.Position == "" && st.State == pipeline.Waiting
 		src.Importing = waiting(in.importing)
 		src.Snapshots = maps.Clone(in.snapshots)
 		s.Sources[name] = src
@@ -41,7 +43,7 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		s.Destinations[name] = dashboard.Destination{
 			State: st.State, Position: position(st.Position), Epoch: st.Epoch,
 			Delivered: st.Delivered, Pending: st.Pending, Parked: st.Parked, Filtered: st.Filtered, Skipped: st.Skipped,
-			LagSeconds: st.Lag.Seconds(), LastError: st.LastError,
+			LagSeconds: st.Lag.Seconds(), LastError: st.LastError, Unknown: st.Epoch == 0,
 		}
 	}
 	for name, o := range r.orphans {

@@ -6,8 +6,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/onewrite/onewrite/dashboard"
-
 	"github.com/onewrite/onewrite/internal/retention"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
@@ -83,33 +81,53 @@ func (r *Relay) retain(ctx context.Context) {
 	// What is kept for replay must leave room for what is not delivered yet.
 	replay := keep
 	replay.Size = min(keep.Size, int64(r.config().Bus.MaxSize)/2/max(1, int64(len(r.running()))))
-	var usage dashboard.Bus
+	var silent error
 	for name, s := range r.running() {
 		floor, err := r.stored(ctx, name)
-		if err != nil {
-			if ctx.Err() == nil {
-				r.log.Warn("bus: stored places", "source", name, "error", err)
-			}
-			continue
+		var u retention.Usage
+		if err == nil {
+			u, err = r.bus.Retain(ctx, name, floor, replay)
 		}
-		u, err := r.bus.Retain(ctx, name, floor, replay)
 		if err != nil {
 			if ctx.Err() == nil {
 				r.log.Warn("bus: retention", "source", name, "error", err)
+				silent = err
 			}
 			continue
 		}
-		usage.Bytes += u.Bytes
-		usage.Messages += u.Messages
+		r.mu.Lock()
+		r.kept[name] = u
+		r.mu.Unlock()
 		if !r.bus.Durable() {
 			if safe, ok := r.confirmed(name, u.Last); ok {
 				r.capped(name, s, u, safe, keep)
 			}
 		}
 	}
+	r.measure(silent, time.Now())
+}
+
+// measure sums up what the logs hold. Of one that the bus does not tell about, what it told
+// last counts, and the status says so.
+func (r *Relay) measure(silent error, now time.Time) {
 	r.mu.Lock()
-	r.usage.Bytes, r.usage.Messages = usage.Bytes, usage.Messages
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	use := &r.usage
+	use.Bytes, use.Messages, use.LastError, use.Unknown = 0, 0, "", false
+	for name := range r.sources {
+		u, told := r.kept[name]
+		use.Bytes += u.Bytes
+		use.Messages += u.Messages
+		use.Unknown = use.Unknown || !told
+	}
+	switch {
+	case silent == nil:
+		r.measured = now
+	case use.Unknown:
+		use.LastError = fmt.Sprintf("what it holds is not known: %v", silent)
+	default:
+		use.LastError = fmt.Sprintf("what it holds was told at %s, and not since: %v", r.measured.Format(time.DateTime), silent)
+	}
 }
 
 // stored returns up to where every destination with a place on the bus is, as

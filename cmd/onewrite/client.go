@@ -185,13 +185,21 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	if s.Config != "" {
 		fmt.Fprintf(w, "config: %s\n", s.Config)
 	}
-	fmt.Fprintf(w, "bus: %s, %s kept, %s of %s\n\n", kind, count(int(s.Bus.Messages), "event"), size(s.Bus.Bytes), size(s.Bus.MaxBytes))
+	events, bytes := count(int(s.Bus.Messages), "event"), size(s.Bus.Bytes)
+	if s.Bus.Unknown {
+		events, bytes = "? events", "?"
+	}
+	fmt.Fprintf(w, "bus: %s, %s kept, %s of %s\n\n", kind, events, bytes, size(s.Bus.MaxBytes))
 	var table strings.Builder
 	t := tabwriter.NewWriter(&table, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "SOURCE\tSTATE\tEVENTS\tLAG")
 	for _, name := range sortedKeys(s.Sources) {
 		v := s.Sources[name]
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", name, v.State, v.Events, seconds(v.LagSeconds))
+		events := strconv.FormatUint(v.Events, 10)
+		if v.Unknown {
+			events = "?"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", name, v.State, events, seconds(v.LagSeconds))
 	}
 	fmt.Fprintln(t, "\t\t\t\nDESTINATION\tSTATE\tDELIVERED\tPENDING\tPARKED\tLAG")
 	for _, name := range sortedKeys(s.Destinations) {
@@ -205,6 +213,9 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	t.Flush()
 	for line := range strings.Lines(table.String()) {
 		fmt.Fprintln(w, strings.TrimRight(line, " \n")) // the columns go through an empty line too
+	}
+	if s.Bus.LastError != "" {
+		fmt.Fprintf(w, "\nbus: %s\n", s.Bus.LastError)
 	}
 	for _, name := range sortedKeys(s.Sources) {
 		v := s.Sources[name]
