@@ -171,6 +171,8 @@ type Parked struct {
 	Attempts int       `json:"attempts"`
 	Holds    bool      `json:"holds_key"`
 	At       time.Time `json:"parked_at"`
+	// RefusedAt is when it was tried again and refused; absent if it was not.
+	RefusedAt *time.Time `json:"refused_at,omitempty"`
 	// Event is the CloudEvents JSON of the event; only when one is asked for.
 	Event RawJSON `json:"event,omitempty"`
 	// Payload is its data byte for byte, which JSON text is not when it is written again;

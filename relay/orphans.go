@@ -140,7 +140,13 @@ func (r *Relay) forgetAll(removed, forget, left []string) (gone []string, droppe
 // configuration any more.
 func (r *Relay) Parked(ctx context.Context, destination string, after uint64, limit int) ([]onewrite.Parked, error) {
 	if o := r.orphan(destination); o != nil {
-		return o.view.Parked(ctx, after, limit)
+		list, err := o.view.Parked(ctx, after, limit)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if o.held != nil {
+			pipeline.Answer(list, o.held.Cursor.Refused)
+		}
+		return list, err
 	}
 	d, err := r.destination(destination)
 	if err != nil {
