@@ -120,7 +120,8 @@ type Gap struct {
 	Reason string
 	// From and To name the range covered, in the source's own terms.
 	From, To string
-	// Cure is the command or SQL to run; empty when the source healed it.
+	// Cure is the command or SQL to run, or what is left to do; empty when the source
+	// healed it.
 	Cure string
 }
 
@@ -282,6 +283,8 @@ type Cursor struct {
 	// of the newest of them; 0 if none is.
 	Parked     uint64 `json:"parked,omitempty"`
 	LastParked uint64 `json:"last_parked,omitempty"`
+	// Refused are the answers to parked events that were tried again, the newest last.
+	Refused []Refusal `json:"refused,omitempty"`
 	// Placed ties the cursor to the record that a [Placed] sink keeps; empty if there
 	// is none. It begins with [PlacedVoid] if what the record names is to be written again.
 	Placed string `json:"placed,omitempty"`
@@ -293,6 +296,14 @@ type Ahead struct {
 	Log    string `json:"log"`
 	Offset uint64 `json:"offset"`
 	ID     uint64 `json:"id"` // the 64 bits of its FNV-1a hash
+}
+
+// Refusal is the answer to a parked event that was tried again.
+type Refusal struct {
+	Ref      uint64    `json:"ref"`
+	Reason   string    `json:"reason"`
+	Attempts int       `json:"attempts"` // those of all tries since it was parked
+	At       time.Time `json:"at"`
 }
 
 // PlacedVoid stands before Cursor.Placed when the cursor was moved back on purpose.
@@ -313,6 +324,9 @@ type Parked struct {
 	Holds bool
 	// At is when it was parked.
 	At time.Time
+	// RefusedAt is when it was tried again and refused; zero if it was not. Reason and
+	// Attempts include that then. No bus keeps it: the [Cursor] does.
+	RefusedAt time.Time
 }
 
 // Subscription is one destination's place on the bus. Read is called by one

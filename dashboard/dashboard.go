@@ -173,6 +173,9 @@ func (a *api) parked(w http.ResponseWriter, r *http.Request) {
 		}
 		s := Parked{Ref: p.Ref, ID: p.Message.ID, Source: p.Message.Source, Topic: p.Message.Topic, Type: p.Message.Type,
 			Key: p.Message.Key, Reason: p.Reason, Attempts: p.Attempts, Holds: p.Holds, At: p.At}
+		if !p.RefusedAt.IsZero() {
+			s.RefusedAt = &p.RefusedAt
+		}
 		if ref > 0 {
 			s.Event, s.Payload = cloudevents.AppendJSON(nil, &p.Message.Event), p.Message.Data
 		}

@@ -124,11 +124,16 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		if src.Importing != nil {
 			gauge(descImporting, float64(*src.Importing), name)
 		}
-		gauge(descOffset, float64(src.Events), name) // it starts again with a new bus
+		if !src.Unknown {
+			gauge(descOffset, float64(src.Events), name) // it starts again with a new bus
+		}
 	}
 	for name, d := range s.Destinations {
 		for _, st := range states {
 			gauge(descDestState, is(d.State == st), name, string(st))
+		}
+		if d.Unknown { // no number is better than a wrong one
+			continue
 		}
 		gauge(descDestLag, d.LagSeconds, name)
 		counter(descDelivered, d.Delivered, name)
@@ -138,7 +143,9 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		counter(descSkipped, d.Skipped, name)
 	}
 	gauge(descWarnings, float64(len(s.Warnings)))
-	gauge(descBusBytes, float64(s.Bus.Bytes))
+	if !s.Bus.Unknown {
+		gauge(descBusBytes, float64(s.Bus.Bytes))
+	}
 	gauge(descBusMax, float64(s.Bus.MaxBytes))
 }
 

@@ -1,7 +1,9 @@
 package dashboard
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/onewrite/onewrite"
@@ -38,6 +40,20 @@ type Source struct {
 	Importing *uint64 `json:"importing,omitempty"`
 	// Snapshots are those under way, by table; absent when there are none.
 	Snapshots map[string]Snapshot `json:"snapshots,omitempty"`
+	// Unknown: the bus has not told yet how many events it took. As JSON that is null then.
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// MarshalJSON writes null for a number that is not known.
+func (s Source) MarshalJSON() ([]byte, error) {
+	type plain Source
+	if !s.Unknown {
+		return encode(plain(s))
+	}
+	return encode(struct {
+		plain
+		Events *uint64 `json:"events"`
+	}{plain: plain(s)})
 }
 
 // Snapshot is how far the reading of a table's rows is. After a restart of the source it
@@ -63,6 +79,35 @@ type Destination struct {
 	Skipped    uint64         `json:"skipped"`
 	LagSeconds float64        `json:"lag_seconds"`
 	LastError  string         `json:"last_error"`
+	// Unknown: the bus has not told the numbers yet, or they are those of another copy.
+	// As JSON they are null then.
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// MarshalJSON writes null for numbers that are not known.
+func (d Destination) MarshalJSON() ([]byte, error) {
+	type plain Destination
+	if !d.Unknown {
+		return encode(plain(d))
+	}
+	return encode(struct {
+		plain
+		Delivered  *uint64  `json:"delivered"`
+		Pending    *uint64  `json:"pending"`
+		Parked     *uint64  `json:"parked"`
+		Filtered   *uint64  `json:"filtered"`
+		Skipped    *uint64  `json:"skipped"`
+		LagSeconds *float64 `json:"lag_seconds"`
+	}{plain: plain(d)})
+}
+
+// encode leaves <, > and & as they are, as the answers do.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.Bytes(), err
 }
 
 // Bus is the state of the middle.
@@ -72,6 +117,24 @@ type Bus struct {
 	Bytes    int64  `json:"bytes"`
 	Messages uint64 `json:"messages"`
 	MaxBytes int64  `json:"max_bytes"`
+	// LastError says since when the bus does not answer, and why; the numbers are those of
+	// then.
+	LastError string `json:"last_error,omitempty"`
+	// Unknown: the bus has not told what it holds yet. As JSON that is null then.
+	Unknown bool `json:"unknown,omitempty"`
+}
+
+// MarshalJSON writes null for numbers that are not known.
+func (b Bus) MarshalJSON() ([]byte, error) {
+	type plain Bus
+	if !b.Unknown {
+		return encode(plain(b))
+	}
+	return encode(struct {
+		plain
+		Bytes    *int64  `json:"bytes"`
+		Messages *uint64 `json:"messages"`
+	}{plain: plain(b)})
 }
 
 // Reload says what a reload of the configuration did.
@@ -86,6 +149,15 @@ type Reload struct {
 	// Restart names the settings that changed but need a restart.
 	Restart  []string `json:"restart_needed"`
 	Warnings []string `json:"warnings"`
+	// Dropped says what the places that were given up had, by destination; one is absent if
+	// that is not known.
+	Dropped map[string]Dropped `json:"dropped,omitempty"`
+}
+
+// Dropped counts the events that went with a place on the bus.
+type Dropped struct {
+	Pending uint64 `json:"pending"`
+	Parked  uint64 `json:"parked"`
 }
 
 // Parked is a parked event as the API shows it.
@@ -100,6 +172,8 @@ type Parked struct {
 	Attempts int       `json:"attempts"`
 	Holds    bool      `json:"holds_key"`
 	At       time.Time `json:"parked_at"`
+	// RefusedAt is when it was tried again and refused; absent if it was not.
+	RefusedAt *time.Time `json:"refused_at,omitempty"`
 	// Event is the CloudEvents JSON of the event; only when one is asked for.
 	Event RawJSON `json:"event,omitempty"`
 	// Payload is its data byte for byte, which JSON text is not when it is written again;

@@ -194,6 +194,7 @@ func (d *Delivery) Discard(ctx context.Context, ref uint64) error {
 func (d *Delivery) Parked(ctx context.Context, after uint64, limit int) (list []onewrite.Parked, err error) {
 	err = d.command(ctx, func(r *deliverer) error {
 		list, err = r.sub.Parked(r.finish, after, limit, nil)
+		r.explain(list)
 		return err
 	})
 	return list, err

@@ -133,6 +133,7 @@ func (r *deliverer) loadLot(ctx context.Context) error {
 			break
 		}
 	}
+	r.pruneRefusals()
 	known := r.cursor.Ahead
 	r.cursor.Ahead = nil
 	for _, a := range known {
@@ -194,10 +195,9 @@ func (r *deliverer) poison(e *entry, cause error) error {
 		return nil
 	}
 	l.parked = true
-	behind := "waits behind " + e.msg.ID
 	for _, f := range l.queue {
 		r.lanes.drop(f)
-		if err := r.park(f, sabotage.Bug != "followers-lost", behind, true); err != nil {
+		if err := r.park(f, sabotage.Bug != "followers-lost", behind+e.msg.ID, true); err != nil {
 			return err
 		}
 	}
@@ -208,6 +208,7 @@ func (r *deliverer) poison(e *entry, cause error) error {
 // refusedAgain ends the redelivery of a parked event.
 func (r *deliverer) refusedAgain(e *entry, cause error) {
 	r.log.Warn("parked event refused again, it stays parked", "id", e.msg.ID, "ref", e.ref, "error", cause)
+	r.noteRefusal(e, cause)
 	r.giveBack(e.lane)
 }
 
@@ -408,6 +409,7 @@ func (r *deliverer) forget(l *lane, ref uint64) error {
 		return err
 	}
 	r.lot.drop(ref)
+	r.pruneRefusals()
 	r.cursor.Settled = slices.DeleteFunc(r.cursor.Settled, func(s uint64) bool { return s == ref })
 	r.dirty = true
 	if l.redo && len(l.queue) == 0 {

@@ -9,6 +9,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/kafka"
 	"github.com/onewrite/onewrite/adapter/nats"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/places"
 	"github.com/onewrite/onewrite/internal/retention"
 )
 
@@ -20,6 +21,7 @@ type bus interface {
 	Durable() bool
 	Destinations(ctx context.Context) ([]string, error)
 	Floors(ctx context.Context, log string) (map[string]uint64, error)
+	View(name string, sources []string) places.View
 	Unparked(ctx context.Context, name, log string, floor uint64) (uint64, error)
 	Rewind(ctx context.Context, name string, from onewrite.From) error
 	Forget(ctx context.Context, name string) error

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/dashboard"
@@ -33,6 +32,8 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		if st.Gap != "" {
 			src.Gap, src.GapAt = &st.Gap, &st.GapAt
 		}
+		_, told := r.kept[name]
+		src.Unknown = !told && st.Offset == 0 && st.Position == "" && st.State == pipeline.Waiting
 		src.Importing = waiting(in.importing)
 		src.Snapshots = maps.Clone(in.snapshots)
 		s.Sources[name] = src
@@ -42,11 +43,11 @@ func (r *Relay) Status(context.Context) dashboard.Status {
 		s.Destinations[name] = dashboard.Destination{
 			State: st.State, Position: position(st.Position), Epoch: st.Epoch,
 			Delivered: st.Delivered, Pending: st.Pending, Parked: st.Parked, Filtered: st.Filtered, Skipped: st.Skipped,
-			LagSeconds: st.Lag.Seconds(), LastError: st.LastError,
+			LagSeconds: st.Lag.Seconds(), LastError: st.LastError, Unknown: st.Epoch == 0,
 		}
 	}
-	for name := range r.orphans {
-		s.Destinations[name] = dashboard.Destination{State: pipeline.Stopped, LastError: "not in the configuration; its events are kept: put it back, or onewrite reload --forget " + name}
+	for name, o := range r.orphans {
+		s.Destinations[name] = o.status(name)
 	}
 	return s
 }
@@ -117,15 +118,6 @@ func stateText(state pipeline.State, reason string) string {
 	return string(state) + ": " + reason
 }
 
-// Parked lists parked events of a destination.
-func (r *Relay) Parked(ctx context.Context, destination string, after uint64, limit int) ([]onewrite.Parked, error) {
-	d, err := r.destination(destination)
-	if err != nil {
-		return nil, err
-	}
-	return d.Parked(ctx, after, limit)
-}
-
 // Retry delivers a parked event again, and what waits behind it; all for ref 0. data, if
 // not nil, is the payload that it gets, of the same content type: if it is refused
 // again, it stays parked as it was.
@@ -162,6 +154,9 @@ func (r *Relay) destination(name string) (*destination, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := r.destinations[name]
+	if d == nil && r.orphans[name] != nil {
+		return nil, fmt.Errorf("destination %s is not in the configuration, and its events are kept; put it back and run onewrite reload", name)
+	}
 	if d == nil {
 		return nil, fmt.Errorf("there is no destination %q; the configuration has %s", name, strings.Join(slices.Sorted(maps.Keys(r.destinations)), ", "))
 	}
@@ -252,7 +247,7 @@ func (r *Relay) reload(forget []string) (dashboard.Reload, error) {
 			d.halt()
 		}
 	}
-	gone, err := r.forgetAll(diff.Removed, forget, left)
+	gone, dropped, err := r.forgetAll(diff.Removed, forget, left)
 	if err != nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -267,8 +262,9 @@ func (r *Relay) reload(forget []string) (dashboard.Reload, error) {
 		delete(r.destinations, name)
 	}
 	for _, name := range left {
-		r.orphans[name] = map[string]uint64{}
+		r.addOrphan(name)
 	}
+	report.Dropped = dropped
 	report.Warnings = append(report.Warnings, r.tellOthers(gone, left)...)
 	report.Forgotten = slices.DeleteFunc(slices.Clone(gone), func(name string) bool { return slices.Contains(diff.Removed, name) })
 	for _, name := range slices.Concat(diff.Changed, diff.Added, report.Started) {
@@ -347,37 +343,12 @@ func (r *Relay) mayGo(removed, forget []string) error {
 		}
 		s := d.Status()
 		if s.Pending > 0 || s.Parked > 0 || s.Epoch == 0 {
-			errs = append(errs, fmt.Errorf("%w: destination %s has %d pending and %d parked events; put it back, or onewrite reload --forget %s", errNothingChanged, name, s.Pending, s.Parked, name))
+			has := fmt.Sprintf("has %d pending and %d parked events", s.Pending, s.Parked)
+			if s.Epoch == 0 {
+				has = "has not been reached on the bus, so that it is not known what it has pending or parked"
+			}
+			errs = append(errs, fmt.Errorf("%w: destination %s %s; put it back, or onewrite reload --forget %s", errNothingChanged, name, has, name))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// forgetAll drops the place on the bus of destinations that are gone, but those that
-// are left.
-func (r *Relay) forgetAll(removed, forget, left []string) (gone []string, err error) {
-	r.mu.Lock()
-	for _, name := range removed {
-		if !slices.Contains(left, name) {
-			gone = append(gone, name)
-		}
-	}
-	for _, name := range forget {
-		if r.orphans[name] != nil {
-			gone = append(gone, name)
-		}
-	}
-	r.mu.Unlock()
-	for _, name := range gone {
-		ctx, cancel := context.WithTimeout(r.ctx, 10*time.Second) // not the client's, who may go
-		err := r.bus.Forget(ctx, name)
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("forget destination %s: %w", name, err)
-		}
-		r.mu.Lock()
-		delete(r.orphans, name)
-		r.mu.Unlock()
-	}
-	return gone, nil
 }

@@ -57,8 +57,18 @@ func forgetWithTwoCopies(t *testing.T, bus string) {
 	g.publish("order.placed", "", "2", 2)
 	g.untilCounts("hook", 6, 0, 0)
 	g.untilCounts("picky", 5, 0, 1)
+	until(t, "the standby to show what another copy delivers", func() bool {
+		d := standby.Status(ctx).Destinations["picky"]
+		return !d.Unknown && d.Delivered == 5 && d.Pending == 0 && d.Parked == 1
+	})
+	if list, err := standby.Parked(ctx, "picky", 0, 9); err != nil || len(list) != 1 || list[0].Message.ID != g.ids[2] {
+		t.Errorf("parked: %+v, %v", list, err)
+	}
 
 	report, err = g.relay.Reload(t.Context(), []string{"picky"})
+	if report.Dropped["picky"] != (dashboard.Dropped{Parked: 1}) {
+		t.Errorf("what went: %+v", report.Dropped)
+	}
 	if err != nil || len(report.Warnings) != 2 || !strings.Contains(strings.Join(report.Warnings, "\n"), "destination picky is forgotten; a copy on this bus that still has it") {
 		t.Fatalf("the copy that delivers: %+v, %v", report, err)
 	}

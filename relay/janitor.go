@@ -6,8 +6,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/onewrite/onewrite/dashboard"
-
 	"github.com/onewrite/onewrite/internal/retention"
 	"github.com/onewrite/onewrite/internal/sabotage"
 )
@@ -28,6 +26,7 @@ func (r *Relay) keepHouse(ctx context.Context) {
 		if time.Since(retained) >= 5*time.Second {
 			retained = time.Now()
 			r.retain(ctx)
+			r.lookAtOrphans(ctx)
 		}
 	}
 }
@@ -57,8 +56,8 @@ func (r *Relay) confirmed(log string, last uint64) (floor uint64, ok bool) {
 			floor = last
 		}
 	}
-	for _, floors := range r.orphans {
-		floor = min(floor, floors[log])
+	for _, o := range r.orphans {
+		floor = min(floor, o.floors[log])
 	}
 	return floor, true
 }
@@ -82,33 +81,53 @@ func (r *Relay) retain(ctx context.Context) {
 	// What is kept for replay must leave room for what is not delivered yet.
 	replay := keep
 	replay.Size = min(keep.Size, int64(r.config().Bus.MaxSize)/2/max(1, int64(len(r.running()))))
-	var usage dashboard.Bus
+	var silent error
 	for name, s := range r.running() {
 		floor, err := r.stored(ctx, name)
-		if err != nil {
-			if ctx.Err() == nil {
-				r.log.Warn("bus: stored places", "source", name, "error", err)
-			}
-			continue
+		var u retention.Usage
+		if err == nil {
+			u, err = r.bus.Retain(ctx, name, floor, replay)
 		}
-		u, err := r.bus.Retain(ctx, name, floor, replay)
 		if err != nil {
 			if ctx.Err() == nil {
 				r.log.Warn("bus: retention", "source", name, "error", err)
+				silent = err
 			}
 			continue
 		}
-		usage.Bytes += u.Bytes
-		usage.Messages += u.Messages
+		r.mu.Lock()
+		r.kept[name] = u
+		r.mu.Unlock()
 		if !r.bus.Durable() {
 			if safe, ok := r.confirmed(name, u.Last); ok {
 				r.capped(name, s, u, safe, keep)
 			}
 		}
 	}
+	r.measure(silent, time.Now())
+}
+
+// measure sums up what the logs hold. Of one that the bus does not tell about, what it told
+// last counts, and the status says so.
+func (r *Relay) measure(silent error, now time.Time) {
 	r.mu.Lock()
-	r.usage.Bytes, r.usage.Messages = usage.Bytes, usage.Messages
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	use := &r.usage
+	use.Bytes, use.Messages, use.LastError, use.Unknown = 0, 0, "", false
+	for name := range r.sources {
+		u, told := r.kept[name]
+		use.Bytes += u.Bytes
+		use.Messages += u.Messages
+		use.Unknown = use.Unknown || !told
+	}
+	switch {
+	case silent == nil:
+		r.measured = now
+	case use.Unknown:
+		use.LastError = fmt.Sprintf("what it holds is not known: %v", silent)
+	default:
+		use.LastError = fmt.Sprintf("what it holds was told at %s, and not since: %v", r.measured.Format(time.DateTime), silent)
+	}
 }
 
 // stored returns up to where every destination with a place on the bus is, as
@@ -138,8 +157,8 @@ func (r *Relay) stored(ctx context.Context, log string) (uint64, error) {
 func (r *Relay) orphaned(ctx context.Context, log string, floors map[string]uint64) error {
 	r.mu.Lock()
 	var unknown []string
-	for name, known := range r.orphans {
-		if _, ok := known[log]; !ok {
+	for name, o := range r.orphans {
+		if _, ok := o.floors[log]; !ok {
 			unknown = append(unknown, name)
 		}
 	}
@@ -150,8 +169,8 @@ func (r *Relay) orphaned(ctx context.Context, log string, floors map[string]uint
 			return err
 		}
 		r.mu.Lock()
-		if known, ok := r.orphans[name]; ok {
-			known[log] = safe
+		if o, ok := r.orphans[name]; ok {
+			o.floors[log] = safe
 		}
 		r.mu.Unlock()
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/onewrite/onewrite/adapter/postgres"
 	"github.com/onewrite/onewrite/dashboard"
 	"github.com/onewrite/onewrite/internal/config"
+	"github.com/onewrite/onewrite/internal/retention"
 	"github.com/onewrite/onewrite/pipeline"
 )
 
@@ -88,10 +89,12 @@ type Relay struct {
 	ctx          context.Context // ends when the relay stops
 	sources      map[string]*source
 	destinations map[string]*destination
-	orphans      map[string]map[string]uint64 // destinations without a configuration: their floor in each log
+	orphans      map[string]*orphan
 	usage        dashboard.Bus
-	up           bool              // all is started
-	warnings     map[string]string // by subject, said aloud in the status
+	kept         map[string]retention.Usage // of each log, as the bus told last
+	measured     time.Time                  // when the bus told that of all logs
+	up           bool                       // all is started
+	warnings     map[string]string          // by subject, said aloud in the status
 
 	reloading sync.Mutex // one reload at a time
 }
@@ -128,7 +131,7 @@ func New(cfg *Config, opts Options) *Relay {
 	}
 	r := &Relay{opts: opts, log: log, cfg: cfg, invalid: invalid, started: time.Now(),
 		sources: map[string]*source{}, destinations: map[string]*destination{},
-		orphans: map[string]map[string]uint64{}, warnings: map[string]string{}}
+		orphans: map[string]*orphan{}, kept: map[string]retention.Usage{}, warnings: map[string]string{}}
 	r.metrics = dashboard.NewMetrics(func() dashboard.Status { return r.Status(context.Background()) })
 	r.observe = tee(r.metrics.Observer(), opts.Observe)
 	return r
@@ -162,7 +165,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer cancel(nil)
 	r.mu.Lock()
 	r.bus, r.ctx = bus, ctx
-	r.usage = dashboard.Bus{ID: bus.ID(), Embedded: !bus.Durable(), MaxBytes: int64(r.cfg.Bus.MaxSize)}
+	r.usage = dashboard.Bus{ID: bus.ID(), Embedded: !bus.Durable(), MaxBytes: int64(r.cfg.Bus.MaxSize), Unknown: true}
 	r.mu.Unlock()
 	if err := r.findOrphans(ctx); err != nil {
 		return err
@@ -257,22 +260,6 @@ func (r *Relay) startDestination(name string, c config.Destination) {
 		defer close(run.done)
 		_ = d.Run(ctx) // it returns when ctx ends, with nil
 	}()
-}
-
-// findOrphans notes the destinations that have a place on the bus but no
-// configuration. Their events are kept until an operator forgets them.
-func (r *Relay) findOrphans(ctx context.Context) error {
-	names, err := r.bus.Destinations(ctx)
-	if err != nil {
-		return fmt.Errorf("bus: list destinations: %w", err)
-	}
-	for _, name := range names {
-		if _, ok := r.cfg.Destinations[name]; !ok {
-			r.orphans[name] = map[string]uint64{}
-			r.log.Warn("a destination has a place on the bus but is not in the configuration; its events are kept", "destination", name, "cure", "put it back, or onewrite reload --forget "+name)
-		}
-	}
-	return nil
 }
 
 // warn says something aloud once, and in the status until it is withdrawn with

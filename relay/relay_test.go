@@ -73,6 +73,70 @@ func TestParked(t *testing.T) {
 	}
 }
 
+// TestParkedReasons: what is shown of a parked event is the answer to its newest try, and
+// behind what it waits now, after a restart too, and when its destination is out of the file.
+func TestParkedReasons(t *testing.T) {
+	hook := newWebhook(t)
+	g := newRig(t, "", hook.line("hook"))
+	g.start()
+	g.publish("order.placed", "a", "1", 2)
+	g.untilCounts("hook", 2, 0, 0)
+	for i := range 2 {
+		hook.refuse(fmt.Sprintf("00000000-0000-4000-8000-%012d", len(g.ids)+1+i), http.StatusUnprocessableEntity)
+	}
+	g.publish("order.placed", "sick", "{}", 3)
+	g.publish("order.placed", "b", "2", 2)
+	g.untilCounts("hook", 4, 0, 3)
+	first, second, third := g.ids[2], g.ids[3], g.ids[4]
+	shown := func(n int) (list []dashboard.Parked) {
+		t.Helper()
+		if code, body := g.api(http.MethodGet, "/api/parked/hook", &list); code != http.StatusOK || len(list) != n {
+			t.Fatalf("%d %s", code, body)
+		}
+		return list
+	}
+	list := shown(3)
+	if p := list[1]; p.ID != second || p.Reason != "waits behind "+first || p.Attempts != 0 || p.RefusedAt != nil {
+		t.Errorf("parked behind: %+v", p)
+	}
+	if err := g.relay.Skip(t.Context(), "hook", list[0].Ref); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the next one to be refused itself", func() bool { return shown(2)[0].RefusedAt != nil })
+	refused := func(attempts int) {
+		t.Helper()
+		list := shown(2)
+		if p := list[0]; p.ID != second || !strings.Contains(p.Reason, "422") || p.Attempts != attempts || p.RefusedAt == nil {
+			t.Errorf("refused again: %+v", p)
+		}
+		if p := list[1]; p.ID != third || p.Reason != "waits behind "+second || p.Attempts != 0 {
+			t.Errorf("behind it: %+v", p)
+		}
+	}
+	refused(1)
+	if err := g.relay.Retry(t.Context(), "hook", list[1].Ref, nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it to be tried once more", func() bool { return shown(2)[0].Attempts == 2 })
+	g.stop()
+	g.start()
+	refused(2)
+	g.stop()
+	g.write(file("good", "good.jsonl"))
+	g.start()
+	if p := shown(2)[0]; !strings.Contains(p.Reason, "422") || p.Attempts != 2 || p.RefusedAt == nil {
+		t.Errorf("of a destination that is out of the file: %+v", p)
+	}
+	g.stop()
+	g.write(hook.line("hook"))
+	hook.refuse(second, 0)
+	g.start()
+	if err := g.relay.Retry(t.Context(), "hook", 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	g.untilCounts("hook", 6, 0, 0)
+}
+
 // TestRetryWithPayload: a parked event is delivered with another payload, under its id;
 // refused again, it is parked as it was.
 func TestRetryWithPayload(t *testing.T) {

@@ -190,6 +190,7 @@ func TestOrphan(t *testing.T) {
 	g.publish("order.placed", "", "2", 3)
 	until(t, "the good one to go on", g.fileIs("good.jsonl", g.ids))
 	g.untilCounts("good", 8, 0, 0)
+	g.untilCounts("gone", 0, 8, 0)
 	stays(t, "the orphan holds the outbox back", g.rowsAre(g.ids))
 	shown := func() bool {
 		d, ok := g.destination("gone")
@@ -250,8 +251,18 @@ func TestOrphanWithParkedEvents(t *testing.T) {
 	g.write(file("good", "good.jsonl"))
 	g.start()
 	g.untilCounts("good", 4, 0, 0)
+	g.untilCounts("picky", 3, 0, 1)
+	list, err := g.relay.Parked(t.Context(), "picky", 0, 9)
+	if err != nil || len(list) != 1 || list[0].Message.ID != g.ids[1] {
+		t.Errorf("parked: %+v, %v", list, err)
+	}
+	if err := g.relay.Skip(t.Context(), "picky", list[0].Ref); err == nil || !strings.Contains(err.Error(), "put it back") {
+		t.Errorf("skip: %v", err)
+	}
 	stays(t, "the row of the parked event is there", func() bool { return slices.Contains(g.rows(), g.ids[1]) })
-	g.reload(dashboard.Reload{}, "picky")
+	if did, err := g.relay.Reload(t.Context(), []string{"picky"}); err != nil || did.Dropped["picky"] != (dashboard.Dropped{Parked: 1}) {
+		t.Errorf("reload did %+v, %v", did, err)
+	}
 	until(t, "the outbox to be free", g.rowsAre(nil))
 }
 

@@ -276,10 +276,16 @@ func (b *Bus) exists(ctx context.Context, topic string) (bool, error) {
 		return false, nil
 	case d.err != nil:
 		return false, b.worded(d.err, "topic "+topic, topic)
-	case d.partitions != 1:
-		return false, fmt.Errorf("kafka: topic %s has %d partitions, and the bus needs one: the order of the events would be lost; delete it, or write another bus.name", topic, d.partitions)
+	case d.partitions > 1:
+		b.log.Warn(firstOnly(topic, d.partitions))
 	}
 	return true, b.learn(ctx, topic)
+}
+
+// firstOnly is about a topic that was given more partitions, which cannot be taken back.
+// Every record of the bus names the first one, so its order is what it was.
+func firstOnly(topic string, partitions int) string {
+	return fmt.Sprintf("topic %s has %d partitions, and the bus uses the first one only: nothing is lost by that, and nothing has to be done; to delete the topic would drop what is pending and parked on it", topic, partitions)
 }
 
 // learn reads the settings of a topic and refuses those that lose events. Who may not
@@ -351,7 +357,7 @@ func (b *Bus) ensure(ctx context.Context, topic string) error {
 		if err != nil {
 			return b.worded(err, "create topic "+topic, topic)
 		}
-		if found[topic].led {
+		if d := found[topic]; d.leader >= 0 {
 			break
 		}
 		select {
@@ -391,7 +397,7 @@ func (b *Bus) identify(ctx context.Context) error {
 		})
 	}
 	if err == nil && b.id == "" {
-		err = fmt.Errorf("kafka: topic %s has lost the identity of the bus; if the other topics of %s are whole, delete this one and start again", topic, b.cfg.Name)
+		err = fmt.Errorf("kafka: topic %s has lost the identity of the bus; if the other topics of %s are whole, delete this one, which holds no event, and start again", topic, b.cfg.Name)
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/adapter/kafka"
@@ -236,6 +239,168 @@ func TestBusLogDeleted(t *testing.T) {
 	_ = sub.Close()
 	if len(first) < 30 || first[0] != "10" {
 		t.Fatalf("read %v", first)
+	}
+}
+
+// TestBusRepartitioned: topics that were given more partitions are read and written on in
+// the first one, by a copy that lives and by one that starts: nothing that is pending or
+// parked is lost, and no order.
+func TestBusRepartitioned(t *testing.T) {
+	k := servers.Kafka(t)
+	var said strings.Builder
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("wide"), Logger: slog.New(slog.NewTextHandler(&said, nil))}
+	b := openBus(t, c)
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	sub := subscribe(t, b, "d")
+	ref, err := sub.Park(t.Context(), onewrite.Parked{Message: message(1), At: time.Now()})
+	if err = errors.Join(err, sub.Commit(t.Context(), floor(2))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{c.Name + ".log.shop", c.Name + ".place.d", c.Name + ".bus"} {
+		raise(t, k, name, 3)
+	}
+	if _, err := b.Append(t.Context(), "shop", "5", shop(6, 5)); err != nil {
+		t.Fatalf("while it lives: %v", err)
+	}
+	id := b.ID()
+	if err := errors.Join(sub.Commit(t.Context(), floor(3)), sub.Close(), b.Close()); err != nil {
+		t.Fatalf("while it lives: %v", err)
+	}
+	b = openBus(t, c)
+	defer func() { _ = b.Close() }()
+	if pos, last, err := b.Position(t.Context(), "shop"); err != nil || pos != "10" || last != 10 || b.ID() != id {
+		t.Fatalf("position %q at %d on bus %s, %v; was bus %s", pos, last, b.ID(), err, id)
+	}
+	if _, err := b.Append(t.Context(), "shop", "10", shop(11, 90)); err != nil {
+		t.Fatal(err)
+	}
+	whole(t, readAll(t, b, 100), 100)
+	sub = subscribe(t, b, "d")
+	list, err := sub.Parked(t.Context(), 0, 9, nil)
+	if err != nil || len(list) != 1 || list[0].Ref != ref {
+		t.Fatalf("parked: %+v, %v", list, err)
+	}
+	if n, err := sub.Pending(t.Context(), floor(3).Logs); err != nil || n != 97 {
+		t.Errorf("pending %d, %v", n, err)
+	}
+	if all, err := readIDs(t, sub, "100"); err != nil || len(all) != 97 || all[0] != "4" {
+		t.Errorf("read %v, %v", all, err)
+	}
+	u, err := b.Retain(t.Context(), "shop", 90, retention.Keep{Size: 1})
+	if err != nil || u.First != 11 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if err := errors.Join(sub.Unpark(t.Context(), ref), sub.Commit(t.Context(), floor(100)), sub.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range read(t, k, kgo.ReadUncommitted(), c.Name+".log.shop", c.Name+".place.d", c.Name+".bus") {
+		if r.Partition != 0 {
+			t.Errorf("record %d of topic %s is in partition %d", r.Offset, r.Topic, r.Partition)
+		}
+	}
+	if !strings.Contains(said.String(), "log.shop has 3 partitions") {
+		t.Errorf("it is not said: %s", said.String())
+	}
+}
+
+// TestBusLeader: topics of the bus are led by who leads the first partition, in whatever
+// order the brokers name them, and others may be without a leader.
+func TestBusLeader(t *testing.T) {
+	part := func(n, leader int32, code int16) kmsg.MetadataResponseTopicPartition {
+		return kmsg.MetadataResponseTopicPartition{Partition: n, Leader: leader, ErrorCode: code}
+	}
+	away := kerr.LeaderNotAvailable.Code
+	for _, c := range []struct {
+		of   []kmsg.MetadataResponseTopicPartition
+		want int32
+	}{
+		{nil, -1},
+		{[]kmsg.MetadataResponseTopicPartition{part(0, 7, 0)}, 7},
+		{[]kmsg.MetadataResponseTopicPartition{part(2, 4, 0), part(0, 7, 0), part(1, 5, 0)}, 7},
+		{[]kmsg.MetadataResponseTopicPartition{part(0, 7, 0), part(1, -1, away)}, 7},
+		{[]kmsg.MetadataResponseTopicPartition{part(0, -1, away), part(1, 5, 0)}, -1},
+	} {
+		if got := kafka.Leader(kmsg.MetadataResponseTopic{Partitions: c.of}); got != c.want {
+			t.Errorf("of %+v: %d, want %d", c.of, got, c.want)
+		}
+	}
+}
+
+// TestBusLogDeletedUndelivered: a destination that has delivered nothing is told at once
+// what it misses when the log is deleted, before anything new comes, whether onewrite is
+// started again or not; and nothing that comes then is taken for what it has.
+func TestBusLogDeletedUndelivered(t *testing.T) {
+	k := servers.Kafka(t)
+	gone := make(chan string, 100)
+	c := kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("late"), Vanished: func(d, s string, from, to uint64) { gone <- fmt.Sprint(d, " ", s, " ", from, " ", to) }}
+	b := openBus(t, c)
+	early := subscribe(t, b, "early") // before the log has anything
+	if err := early.Commit(t.Context(), floor(0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "", shop(1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	late := subscribe(t, b, "late")
+	for _, sub := range []onewrite.Subscription{early, late} {
+		if _, err := readIDs(t, sub, "5"); err != nil {
+			t.Fatal(err)
+		}
+		if err := sub.Commit(t.Context(), floor(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := late.Close(); err != nil {
+		t.Fatal(err)
+	}
+	with(t, k, func(ctx context.Context, adm *kadm.Client) error {
+		_, err := adm.DeleteTopics(ctx, c.Name+".log.shop")
+		return err
+	})
+	if all, err := readIDs(t, early, "6"); err == nil {
+		t.Fatalf("read %v of a log that is not there", all)
+	}
+	if err := errors.Join(early.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b = openBus(t, c)
+	defer func() { _ = b.Close() }()
+	for _, name := range []string{"early", "late"} {
+		sub := subscribe(t, b, name)
+		select {
+		case got := <-gone:
+			if want := name + " shop 1 5"; got != want {
+				t.Errorf("said %q, want %q", got, want)
+			}
+		default:
+			t.Errorf("%s is not told before something new comes", name)
+		}
+		if err := sub.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, last, err := b.Position(t.Context(), "shop"); err != nil || last != 5 {
+		t.Fatalf("the new log goes on behind %d, %v; want 5", last, err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "", shop(6, 3)); err != nil {
+		t.Fatal(err)
+	}
+	fresh := subscribe(t, b, "fresh")
+	late = subscribe(t, b, "late")
+	if cur, _ := late.Cursor(); cur.Skipped != 5 || cur.Logs["shop"].Floor != 5 {
+		t.Errorf("the missing do not count: %+v", cur)
+	}
+	for _, sub := range []onewrite.Subscription{fresh, late} {
+		if all, err := readIDs(t, sub, "8"); err != nil || len(all) != 3 {
+			t.Errorf("read %v, %v", all, err)
+		}
+	}
+	for len(gone) > 0 {
+		if got := <-gone; strings.HasPrefix(got, "fresh") {
+			t.Errorf("a destination that was not there before is told %q", got)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite/internal/diagnosis"
 )
@@ -56,8 +57,9 @@ func (e *examiner) busTopics(ctx context.Context, b BusConfig, sources []string)
 				e.Add(diagnosis.Problem, "topics", e.allow(name, op.String()), "the user %s has no right to %s topic %s", e.s.user(), op, name)
 			}
 		}
-		if len(t.Partitions) != 1 {
-			e.Add(diagnosis.Problem, "topics", "kafka-topics.sh --delete --topic "+name+" # its events are read again from the outbox", "topic %s has %d partitions, and the bus needs one", name, len(t.Partitions))
+		if n := len(t.Partitions); n > 1 {
+			e.Add(diagnosis.Warning, "topics", "", "%s", firstOnly(name, n))
+			t.Partitions = slices.DeleteFunc(t.Partitions, func(p kmsg.MetadataResponseTopicPartition) bool { return p.Partition != 0 })
 		}
 		e.keepsAll(ctx, name)
 		if s := e.examined(ctx, t); s.limit > 0 && strings.HasPrefix(name, b.Name+".log.") {

@@ -58,7 +58,7 @@ func TestExamineBus(t *testing.T) {
 		t.Errorf("a bus on a topic that forgets: %v", err)
 	}
 	topic(t, k, c.Name+".place.d", 3)
-	if f := find(c, "topics", "3 partitions"); f.Severity != diagnosis.Problem {
+	if f := find(c, "topics", "place.d has 3 partitions"); f.Severity != diagnosis.Warning || f.Cure != "" {
 		t.Errorf("a place with three partitions: %+v", f)
 	}
 	if f := find(kafka.BusConfig{Brokers: []string{"127.0.0.1:1"}}, "connect", "127.0.0.1:1"); f.Severity != diagnosis.Problem || !strings.Contains(f.Cure, "nc -vz") {

@@ -9,7 +9,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/onewrite/onewrite"
-	"github.com/onewrite/onewrite/internal/places"
 )
 
 // busLog is what the bus knows of one source's log.
@@ -82,6 +81,13 @@ func (l *busLog) raise(last uint64) {
 	l.tail = max(l.tail, last)
 }
 
+// durable returns the newest event that is known to be.
+func (l *busLog) durable() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tail
+}
+
 // expect says behind what the next records are to lie.
 func (l *busLog) expect(end logEnd) {
 	l.mu.Lock()
@@ -139,7 +145,7 @@ func (b *Bus) locate(ctx context.Context, l *busLog) error {
 	}
 	l.logEnd, l.pos = logEnd{end: end, last: newest.seq, sum: newest.sum}, newest.pos
 	if !found && start > 0 {
-		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event; to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
+		return fmt.Errorf("kafka: topic %s was emptied from outside, the position of source %s is gone with its newest event, and so is what was pending; no event is left on it, so to read the source again from where its outbox begins: kafka-topics.sh --delete --topic %s", l.topic, l.source, l.topic)
 	}
 	l.raise(l.last)
 	// A log that was lost, or its end, goes on behind every offset that a destination has
@@ -194,12 +200,9 @@ func (b *Bus) seen(ctx context.Context, source string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	l := b.logOf(source)
-	l.mu.Lock()
-	seen := l.tail
-	l.mu.Unlock()
+	seen := b.logOf(source).durable()
 	for _, r := range all {
-		seen = max(seen, places.Seen(r.Cursor.Logs[source]))
+		seen = max(seen, r.Seen(source))
 	}
 	return seen, nil
 }

@@ -66,6 +66,11 @@ func (s *subscription) store(ctx context.Context, c *onewrite.Cursor, release bo
 			next.Cursor = places.Clone(*c)
 		}
 		next.Released = release
+		for _, r := range s.logs {
+			if known := r.newest(); known > 0 { // it is read: all that comes is for it
+				next.Know(r.l.source, max(known, r.l.durable()))
+			}
+		}
 		r, err := cursorRecord(&next)
 		if err == nil {
 			err = p.write(ctx, r)
@@ -191,7 +196,7 @@ func (p *place) fetch(ctx context.Context, want []entry) ([]onewrite.Parked, err
 	for _, e := range want {
 		event, there := events[e.at]
 		if !there {
-			return nil, fmt.Errorf("kafka: parked event %d is gone from topic %s: it was emptied from outside; restore it, or drop the place: onewrite reload --forget %s", e.Ref, p.topic, p.dest)
+			return nil, fmt.Errorf("kafka: parked event %d is gone from topic %s: it was emptied from outside; restore it, or take the destination out of the file and give up all that is pending and parked for it: onewrite reload --forget %s", e.Ref, p.topic, p.dest)
 		}
 		list = append(list, onewrite.Parked{
 			Ref: e.Ref, Message: onewrite.Message{Event: event, Log: e.Log, Offset: e.Offset},

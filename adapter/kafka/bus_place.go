@@ -155,7 +155,7 @@ func (p *place) fold(r *kgo.Record) error {
 	whole, m, _ := p.whole.take(r)
 	for _, r := range whole {
 		if err := p.apply(r, m.first); err != nil {
-			return fmt.Errorf("kafka: record %d of topic %s: %w; restore the topic, or drop the place: onewrite reload --forget %s", r.Offset, p.topic, err, p.dest)
+			return fmt.Errorf("kafka: record %d of topic %s: %w; restore the topic, or give up the place and its parked events: kafka-topics.sh --delete --topic %s; the destination then begins again where its from: says, by default with all that the bus keeps", r.Offset, p.topic, err, p.topic)
 		}
 	}
 	return nil
@@ -310,20 +310,20 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (*place, places.Re
 	was := p.rec.Epoch
 	next := p.rec
 	if p.rev < 0 || next.Forgotten {
-		next.Cursor, next.Forgotten = onewrite.Cursor{}, false
+		next.Cursor, next.Known, next.Forgotten = onewrite.Cursor{}, nil, false
 		if next.Cursor.Logs, err = b.floors(ctx, in.Sources, in.From); err != nil {
 			return nil, next, err
 		}
 	} else if err := b.mayTake(p); err != nil {
 		return nil, next, err
 	}
-	next.Epoch, next.Owner, next.Released = was+1, b.owner, false
+	next.Epoch, next.Owner, next.Released, next.Topics = was+1, b.owner, false, in.Topics
 	err = p.save(ctx, func(now places.Record) (places.Record, error) {
 		if now.Epoch != was { // it is just as well if only the cursor of a dying owner has moved
 			return now, fmt.Errorf("kafka: destination %s: another copy was faster: %w", in.Name, onewrite.ErrStandby)
 		}
 		if p.rev >= 0 && !now.Forgotten {
-			next.Cursor = now.Cursor
+			next.Cursor, next.Known = now.Cursor, now.Known
 		}
 		return next, nil
 	})

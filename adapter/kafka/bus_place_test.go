@@ -253,3 +253,60 @@ func TestBusRewind(t *testing.T) {
 		}
 	}
 }
+
+// TestBusView: what a destination holds that nobody delivers to is counted by the topics
+// that it had, and changes nothing.
+func TestBusView(t *testing.T) {
+	k := servers.Kafka(t)
+	b := openBus(t, kafka.BusConfig{Brokers: []string{k.Addr()}, Name: unique("view")})
+	defer b.Close()
+	v := b.View("d", []string{"shop", "stock"})
+	if h, err := v.Held(t.Context()); err != nil || h.Epoch != 0 {
+		t.Fatalf("before it has a place: %+v, %v", h, err)
+	}
+	batch := shop(1, 10)
+	for i := range batch.Events {
+		if i%2 == 1 {
+			batch.Events[i].Topic = "other"
+		}
+	}
+	if _, err := b.Append(t.Context(), "shop", "", batch); err != nil {
+		t.Fatal(err)
+	}
+	sub, err := b.Subscribe(t.Context(), onewrite.Interest{Name: "d", Sources: []string{"shop"}, Topics: []string{"order.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sub.Park(t.Context(), onewrite.Parked{Message: message(1), Reason: "no", At: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(sub.Commit(t.Context(), floor(3)), sub.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		h, err := v.Held(t.Context())
+		if err != nil || h.Cursor.Delivered != 3 || h.Pending != 3 || h.Parked != 1 || h.Epoch != 1 { // 5, 7 and 9
+			t.Fatalf("it holds %+v, %v", h, err)
+		}
+	}
+	list, err := v.Parked(t.Context(), 0, 9)
+	if err != nil || len(list) != 1 || list[0].Reason != "no" {
+		t.Fatalf("parked %+v, %v", list, err)
+	}
+	sub = subscribe(t, b, "d") // without topics
+	if err := errors.Join(sub.Commit(t.Context(), floor(3)), sub.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Append(t.Context(), "shop", "10", shop(11, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := b.View("d", []string{"shop"}).Held(t.Context()); err != nil || h.Pending != 8 {
+		t.Fatalf("it holds %+v, %v", h, err)
+	}
+	if err := b.Forget(t.Context(), "d"); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := v.Held(t.Context()); err != nil || h.Epoch != 0 || h.Parked != 0 {
+		t.Fatalf("when it is forgotten: %+v, %v", h, err)
+	}
+}

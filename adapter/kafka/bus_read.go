@@ -51,8 +51,20 @@ type logReader struct {
 	at       time.Time // when it was told
 
 	mu    sync.Mutex
+	known uint64 // the newest event that it knows of; 0: none
 	tally places.Tally
 	shift int64 // of the event that it knows last: its offset in the topic less that on the bus, or less than that
+}
+
+// owed reports whether all that the log has is for the destination: it has begun to read
+// it, or an owner before it had.
+func (r *logReader) owed() bool { return r.next > 1 || r.newest() > 0 }
+
+// newest returns the newest event that the destination knows of; 0: none.
+func (r *logReader) newest() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known
 }
 
 // skips reports whether offset was confirmed by an earlier owner. Offsets come in order.
@@ -103,19 +115,28 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 // open fits a cursor to its log and finds where in the topic it goes on. A cursor that is
 // ahead of its log is moved back: the log was made anew or put back, and what it is given
 // now must not be skipped. One that is behind its first event is moved up: lost events
-// are gone.
+// are gone. While the log has no event, it is left where it is: the log may be put back.
 func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, error) {
 	lc := s.rec.Cursor.Logs[l.source]
 	o, err := s.b.origin(ctx, l)
 	if err != nil {
 		return nil, 0, err
 	}
-	if up, lost, moved := places.MoveUp(lc, o.first); moved && o.there && s.in.Name != "" {
-		if lc.Floor > 0 || len(lc.Done) > 0 {
-			s.rec.Cursor.Skipped += lost
+	known := s.rec.Seen(l.source) // 0: nothing that the log had before is for it
+	first := o.first
+	if !o.there {
+		first = known + 1
+	}
+	if up, lost, moved := places.MoveUp(lc, first); moved && s.in.Name != "" {
+		if lost > 0 && known > 0 {
 			s.b.vanished(s.in.Name, l.source, lc.Floor+1, up.Floor)
 		}
-		lc = up
+		if o.there {
+			lc = up
+			if known > 0 {
+				s.rec.Cursor.Skipped += lost
+			}
+		}
 	}
 	had := places.Seen(lc)
 	if had <= o.last {
@@ -133,7 +154,7 @@ func (s *subscription) open(ctx context.Context, l *busLog) (*logReader, int64, 
 			return nil, 0, err
 		}
 	}
-	r := &logReader{l: l, had: had, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor}
+	r := &logReader{l: l, had: had, base: lc.Floor, next: lc.Floor + 1, done: slices.Clone(lc.Done), reported: lc.Floor, known: known}
 	r.tally, r.shift = places.NewTally(lc.Floor), from-int64(lc.Floor)-1
 	from, err = s.b.aligned(ctx, l.topic, from)
 	return r, from, err
@@ -296,18 +317,14 @@ func (b *Bus) floor(ctx context.Context, l *busLog, from onewrite.From) (uint64,
 // since returns the offset of the first event that the bus stored at or after t; 0: there
 // is none. The bus stores milliseconds.
 func (b *Bus) since(ctx context.Context, l *busLog, t time.Time) (seq uint64, err error) {
-	listed, err := b.adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), l.topic)
-	if err == nil {
-		err = listed.Error()
-	}
+	at, err := listed(l.topic)(b.adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), l.topic))
 	if err != nil {
 		return 0, b.worded(err, "events of source "+l.source+" since "+t.UTC().Format(time.RFC3339), l.topic)
 	}
-	at, _ := listed.Lookup(l.topic, 0)
-	if at.Offset < 0 { // there is none
+	if at < 0 { // there is none
 		return 0, nil
 	}
-	err = b.scanEvents(ctx, l.topic, at.Offset, func(_ *kgo.Record, m mark) error {
+	err = b.scanEvents(ctx, l.topic, at, func(_ *kgo.Record, m mark) error {
 		seq = m.seq
 		return errEnough
 	})
@@ -366,6 +383,9 @@ func (s *subscription) poll(ctx context.Context, wait time.Duration) ([]onewrite
 		for _, one := range whole {
 			msgs = s.hand(r, one, msgs)
 		}
+		r.mu.Lock()
+		r.known = max(r.known, r.next-1)
+		r.mu.Unlock()
 	}
 	return msgs, nil
 }
@@ -376,7 +396,7 @@ func (s *subscription) hand(r *logReader, rec *kgo.Record, msgs []onewrite.Messa
 	if m.seq < r.next {
 		return msgs
 	}
-	if from := max(r.next, r.had+1); m.seq > from && r.next > 1 && s.in.Name != "" {
+	if from := max(r.next, r.had+1); m.seq > from && r.owed() && s.in.Name != "" {
 		s.b.vanished(s.in.Name, r.l.source, from, m.seq-1)
 	}
 	r.next = m.seq + 1

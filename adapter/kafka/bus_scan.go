@@ -28,23 +28,30 @@ func (g gate) leave() { <-g }
 
 // bounds returns the first offset of a topic and the one behind its last record.
 func (b *Bus) bounds(ctx context.Context, topic string) (start, end int64, err error) {
-	starts, err := b.adm.ListStartOffsets(ctx, topic)
+	start, err = listed(topic)(b.adm.ListStartOffsets(ctx, topic))
 	if err == nil {
-		err = starts.Error()
-	}
-	var ends kadm.ListedOffsets
-	if err == nil {
-		if ends, err = b.adm.ListEndOffsets(ctx, topic); err == nil {
-			err = ends.Error()
-		}
+		end, err = listed(topic)(b.adm.ListEndOffsets(ctx, topic))
 	}
 	if err != nil {
 		b.gone(topic, err)
 		return 0, 0, b.worded(err, "read topic "+topic, topic)
 	}
-	s, _ := starts.Lookup(topic, 0)
-	e, _ := ends.Lookup(topic, 0)
-	return s.Offset, e.Offset, nil
+	return start, end, nil
+}
+
+// listed picks the offset of a topic's first partition out of an answer. The others hold
+// nothing of ours, and may be without a leader.
+func listed(topic string) func(kadm.ListedOffsets, error) (int64, error) {
+	return func(all kadm.ListedOffsets, err error) (int64, error) {
+		if err != nil {
+			return 0, err
+		}
+		o, there := all.Lookup(topic, 0)
+		if !there {
+			return 0, kerr.UnknownTopicOrPartition
+		}
+		return o.Offset, o.Err
+	}
 }
 
 // gone forgets a topic that is not there any more.
@@ -157,7 +164,7 @@ func (b *Bus) shelfOf(ctx context.Context, topic string) (*shelf, error) {
 		return nil, err
 	case d.err != nil:
 		return nil, d.err
-	case !d.led:
+	case d.leader < 0:
 		return nil, kerr.LeaderNotAvailable
 	}
 	return &shelf{b.cl.Broker(int(d.leader)), topic, d.id}, nil

@@ -135,7 +135,7 @@ func (b *Bus) dial(ctx context.Context, topic string) (*wire, error) {
 	case err != nil:
 	case d.err != nil:
 		err = d.err
-	case !d.led:
+	case d.leader < 0:
 		err = kerr.LeaderNotAvailable
 	default:
 		w.leader, w.id = w.cl.Broker(int(d.leader)), d.id

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/onewrite/onewrite"
 )
@@ -117,3 +118,6 @@ func SumAndSize(r *kgo.Record) (sum, size uint64) {
 
 // Busy reports whether somebody reads or writes the place of a subscription.
 func Busy(s onewrite.Subscription) bool { return len(s.(*subscription).place.busy) > 0 }
+
+// Leader is the broker by which a topic of the bus is written and read; -1: none.
+func Leader(t kmsg.MetadataResponseTopic) int32 { return detailOf(t).leader }

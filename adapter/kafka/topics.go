@@ -174,7 +174,7 @@ func (s *core) look(ctx context.Context, names []string) map[string]error {
 type detail struct {
 	partitions int
 	led        bool  // every partition has a leader
-	leader     int32 // of the last one
+	leader     int32 // of the first one; -1: none
 	id         [16]byte
 	err        error // instead of the rest
 }
@@ -197,13 +197,20 @@ func details(ctx context.Context, cl *kgo.Client, names ...string) (map[string]d
 		if t.Topic == nil {
 			continue
 		}
-		d := detail{partitions: len(t.Partitions), led: len(t.Partitions) > 0, id: t.TopicID, err: kerr.ErrorForCode(t.ErrorCode)}
-		for _, p := range t.Partitions {
-			d.led, d.leader = d.led && p.ErrorCode == 0 && p.Leader >= 0, p.Leader
-		}
-		out[*t.Topic] = d
+		out[*t.Topic] = detailOf(t)
 	}
 	return out, nil
+}
+
+func detailOf(t kmsg.MetadataResponseTopic) detail {
+	d := detail{partitions: len(t.Partitions), led: len(t.Partitions) > 0, leader: -1, id: t.TopicID, err: kerr.ErrorForCode(t.ErrorCode)}
+	for _, p := range t.Partitions {
+		led := p.ErrorCode == 0 && p.Leader >= 0
+		if d.led = d.led && led; led && p.Partition == 0 {
+			d.leader = p.Leader
+		}
+	}
+	return d
 }
 
 // create creates topics. An error of one is put down in failed.

@@ -75,13 +75,13 @@ func (b *Bus) locate(ctx context.Context, l *logState) error {
 	}
 	switch {
 	case n == nil && l.seq > 0 && info.Config.FirstSeq != l.seq+1:
-		return fmt.Errorf("nats: stream %s was purged from outside, the position of source %s is gone with its newest message; to read the source again from where its outbox begins: nats stream rm %s",
+		return fmt.Errorf("nats: stream %s was purged from outside, the position of source %s is gone with its newest message, and so is what was pending; no event is left on it, so to read the source again from where its outbox begins: nats stream rm %s",
 			info.Config.Name, l.source, info.Config.Name)
 	case n == nil: // a new log
 		l.known = true
 		return nil
 	case n.batch && !n.whole:
-		return fmt.Errorf("nats: a batch of source %s is being stored; ask again, and if it stays so its end was removed from outside: nats stream rm %s reads the source again", l.source, b.stream(l.source))
+		return fmt.Errorf("nats: a batch of source %s is being stored; ask again, and if it stays so its end was removed from outside; remove what is left of it, and its events are read again, as far as the outbox has them: nats stream rmm %s %d", l.source, b.stream(l.source), n.seq)
 	case !n.whole:
 		return fmt.Errorf("nats: message %d of stream %s was not written by onewrite and hides the position of source %s; remove it: nats stream rmm %s %d",
 			n.seq, b.stream(l.source), l.source, b.stream(l.source), n.seq)

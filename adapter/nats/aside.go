@@ -198,10 +198,7 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record,
 	}
 	for name, r := range records {
 		for log, lc := range r.Cursor.Logs {
-			info, ends := streams[b.stream(log)], lc.Floor
-			for _, d := range lc.Done {
-				ends = max(ends, d.To)
-			}
+			info, ends := streams[b.stream(log)], r.Seen(log)
 			if ends == 0 {
 				continue
 			}
@@ -216,7 +213,7 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record,
 				}
 			}
 			if last < ends {
-				return damaged{fmt.Sprintf("the log of source %s ends before event %d, which destination %s had got", log, ends, name)}
+				return damaged{fmt.Sprintf("the log of source %s ends before event %d, which destination %s knows of", log, ends, name)}
 			}
 			if _, lost, _ := places.MoveUp(lc, first); lost > 0 {
 				return damaged{fmt.Sprintf("the log of source %s begins with event %d, and destination %s waits for %d before it", log, first, name, lost)}

@@ -374,8 +374,7 @@ func (b *Bus) create(ctx context.Context, source string) error {
 	l.origin = mark{}
 	b.mu.Unlock()
 	for _, r := range records {
-		lc := r.Cursor.Logs[source]
-		if seen := places.Seen(lc); seen > 0 {
+		if seen := r.Seen(source); seen > 0 {
 			c.FirstSeq = max(c.FirstSeq, seen+1)
 		}
 	}

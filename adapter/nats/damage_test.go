@@ -76,6 +76,28 @@ func at(text string, offset int) func([]byte) []byte {
 	}
 }
 
+// TestDamageUndelivered: a log that is gone is noticed although no destination has
+// delivered anything of it, so that it is read again from the outbox.
+func TestDamageUndelivered(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, nats.Config{Dir: dir})
+	sub := subscribe(t, b, onewrite.Interest{Name: "late"})
+	appendAll(t, b, "", batch(1, 5))
+	read(t, sub, 5)
+	id, nothing := b.ID(), onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {}}}
+	if err := errors.Join(sub.Commit(t.Context(), nothing), sub.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	mustRemove(t, filepath.Join(dir, "seal"))
+	if err := os.RemoveAll(stream(dir, "shop", "")); err != nil {
+		t.Fatal(err)
+	}
+	b, said := reopened(t, dir)
+	if len(said) != 1 || b.ID() == id {
+		t.Errorf("said %q, and the bus is %s, which was %s", said, b.ID(), id)
+	}
+}
+
 // reopened opens a store and returns its identity and what it says of damage.
 func reopened(t *testing.T, dir string) (b *nats.Bus, said []string) {
 	t.Helper()

@@ -236,6 +236,14 @@ func (e *examiner) logs(ctx context.Context, js jetstream.JetStream, c *Config, 
 	e.copies(c, there)
 }
 
+// freely says when the stream of the cursors, of the parked events, or of a source can be
+// removed, and what goes with it.
+var freely = [3]string{
+	"with onewrite stopped, once onewrite status shows nothing pending; destinations then begin again where from: says",
+	"with onewrite stopped, once onewrite status shows nothing parked: parked events go with it",
+	"with onewrite stopped, once onewrite status shows nothing pending: pending events go with it",
+}
+
 // stream looks for what would lose or hold up events; i is 0 for the cursors, 1 for
 // the parked events.
 func (e *examiner) stream(info *jetstream.StreamInfo, i int) {
@@ -254,7 +262,7 @@ func (e *examiner) stream(info *jetstream.StreamInfo, i int) {
 		e.Add(diagnosis.Problem, "streams", "restart onewrite, which takes it off", "%s has %s, which drops what is not delivered", c.Name, strings.Join(wrong, ", "))
 	}
 	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy {
-		e.Add(diagnosis.Problem, "streams", "nats stream rm "+c.Name+" # with onewrite stopped, once nothing is pending", "%s is kept in %s with retention %s, so it is not durable", c.Name, c.Storage, c.Retention)
+		e.Add(diagnosis.Problem, "streams", "nats stream rm "+c.Name+" # "+freely[min(i, 2)], "%s is kept in %s with retention %s, so it is not durable", c.Name, c.Storage, c.Retention)
 	}
 	k := info.Cluster
 	if k == nil || c.Replicas < 2 {

@@ -221,6 +221,48 @@ func TestLostLog(t *testing.T) {
 	}
 }
 
+// TestLostLogUndelivered deletes a log while a destination has delivered nothing: it is
+// told at once what it misses, before anything new comes, and nothing that comes then is
+// taken for what it has.
+func TestLostLogUndelivered(t *testing.T) {
+	url := natsServer(t, t.TempDir(), nil).ClientURL()
+	var gone []string
+	c := nats.Config{URL: url, Vanished: func(d, s string, from, to uint64) { gone = append(gone, fmt.Sprint(d, " ", s, " ", from, " ", to)) }}
+	b := open(t, c)
+	late := subscribe(t, b, onewrite.Interest{Name: "late"}) // before the log is there
+	appendAll(t, b, "", batch(1, 5))
+	read(t, late, 5)
+	nothing := onewrite.Cursor{Logs: map[string]onewrite.LogCursor{"shop": {}}}
+	if err := errors.Join(late.Commit(t.Context(), nothing), late.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	js, err := jetstream.New(connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(t.Context(), "onewrite-shop"); err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, c)
+	late = subscribe(t, b, onewrite.Interest{Name: "late"})
+	if !slices.Equal(gone, []string{"late shop 1 5"}) {
+		t.Errorf("said %q before something new comes", gone)
+	}
+	if err := late.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if last := appendAll(t, b, "", batch(6, 3)); last != 8 {
+		t.Errorf("the new log ends at %d, want 8: behind what was known of", last)
+	}
+	late = subscribe(t, b, onewrite.Interest{Name: "late"})
+	defer late.Close()
+	if cur, _ := late.Cursor(); cur.Skipped != 5 || cur.Logs["shop"].Floor != 5 {
+		t.Errorf("the missing do not count: %+v", cur)
+	}
+	read(t, late, 3)
+}
+
 // TestVanishedEvents purges a log from outside: a destination that had not got
 // the events is told so, whether it comes later or is reading.
 func TestVanishedEvents(t *testing.T) {

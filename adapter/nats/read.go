@@ -30,6 +30,7 @@ const (
 type logReader struct {
 	l    *logState
 	next atomic.Uint64   // the first offset not looked at
+	owed bool            // an owner before has begun to read it: all that it has is for the destination
 	done []onewrite.Span // confirmed above the floor
 
 	seq      mark               // the message to fetch from, if next is its first

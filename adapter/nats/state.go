@@ -30,7 +30,7 @@ func (b *Bus) load(ctx context.Context, dest string) (r places.Record, rev uint6
 		return r, 0, nil
 	}
 	if r, err = places.Parse(m.Data); err != nil {
-		return r, m.Seq, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or drop the cursor: onewrite reload --forget %s", dest, errUnreadable, err, dest)
+		return r, m.Seq, fmt.Errorf("nats: cursor of destination %s: %w: %w; restore the bus from its backup, or take the destination out of the file and give up all that is pending and parked for it: onewrite reload --forget %s", dest, errUnreadable, err, dest)
 	}
 	return r, m.Seq, nil
 }
@@ -149,7 +149,7 @@ func (b *Bus) take(ctx context.Context, in onewrite.Interest) (r places.Record, 
 		return r, 0, 0, err
 	}
 	r.Epoch++
-	r.Owner, r.Released = b.owner, false
+	r.Owner, r.Released, r.Topics = b.owner, false, in.Topics
 	if rev, err = b.save(ctx, in.Name, &r, rev); err == nil {
 		fence, err = b.raiseFence(ctx, in.Name, r.Epoch, fence)
 	}

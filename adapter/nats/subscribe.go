@@ -62,7 +62,7 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 		if err := b.checkSource(source); err != nil {
 			return nil, err
 		}
-		lc, lost, err := b.clamp(ctx, in.Name, source, s.record.Cursor.Logs[source])
+		lc, lost, err := b.clamp(ctx, in.Name, source, &s.record)
 		if err != nil {
 			return nil, err
 		}
@@ -70,7 +70,9 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 		if lc.Floor > 0 || len(lc.Done) > 0 {
 			s.record.Cursor.Logs[source] = lc
 		}
-		s.logs = append(s.logs, newLogReader(b, source, lc))
+		r := newLogReader(b, source, lc)
+		r.owed = s.record.Seen(source) > 0
+		s.logs = append(s.logs, r)
 	}
 	b.watch(s.wake)
 	return s, nil
@@ -78,15 +80,21 @@ func (b *Bus) Subscribe(ctx context.Context, in onewrite.Interest) (onewrite.Sub
 
 // clamp fits a cursor to its log. One that is ahead of it is moved back: the log
 // was restored from an older copy, and what it is given now must not be skipped.
-// One that is behind its first event is moved up: lost events are gone.
-func (b *Bus) clamp(ctx context.Context, destination, source string, lc onewrite.LogCursor) (fit onewrite.LogCursor, lost uint64, err error) {
+// One that is behind its first event is moved up: lost events are gone. While the log is
+// not there, the cursor is left where it is: the log may be put back.
+func (b *Bus) clamp(ctx context.Context, destination, source string, rec *places.Record) (fit onewrite.LogCursor, lost uint64, err error) {
+	lc := rec.Cursor.Logs[source]
 	js, err := b.link.jetStream()
 	if err != nil {
 		return lc, 0, err
 	}
 	s, err := js.Stream(ctx, b.stream(source))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return lc, 0, nil // when it is made again, it begins behind the cursors
+		// When it is made again, it begins behind the cursors.
+		if up, n, _ := places.MoveUp(lc, rec.Seen(source)+1); n > 0 && destination != "" {
+			b.vanished(destination, source, lc.Floor+1, up.Floor)
+		}
+		return lc, 0, nil
 	}
 	if err != nil {
 		return lc, 0, fmt.Errorf("nats: stream of source %s: %w", source, err)
@@ -154,6 +162,11 @@ func (s *subscription) store(ctx context.Context, c *onewrite.Cursor, release bo
 		r.Cursor = *c
 	}
 	r.Released = release
+	for _, log := range s.logs {
+		if next := log.next.Load(); next > 1 || log.owed { // it is read: all that comes is for it
+			r.Know(log.l.source, max(next-1, s.b.known(log.l)))
+		}
+	}
 	rev, err := s.b.save(ctx, s.in.Name, &r, s.rev)
 	switch {
 	case err == nil:

@@ -30,6 +30,13 @@ func (b *Bus) raise(l *logState, offset uint64) {
 	}
 }
 
+// known returns the newest event of a log that is known of.
+func (b *Bus) known(l *logState) uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return l.tail
+}
+
 // notePacked notes that the offsets of a log are not sequences; before its tail is raised.
 func (b *Bus) notePacked(l *logState) {
 	b.mu.Lock()

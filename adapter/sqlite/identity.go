@@ -48,6 +48,7 @@ func adopt(ctx context.Context, c *sql.Conn, at place, bus string) (from place, 
 			if at.seq < freed {
 				gap = &onewrite.Gap{
 					Reason: "the bus does not have events that it confirmed and that were deleted from the outbox for it: its log was removed, an older copy of it was put back, or the source has got another name; destinations that had not got them yet miss them",
+					Cure:   "the warnings of onewrite status name what each destination misses; bring it there by hand, or publish it again",
 					From:   "seq " + strconv.FormatInt(at.seq+1, 10), To: "seq " + strconv.FormatInt(freed, 10),
 				}
 				from.seq, from.id = freed, ""

@@ -185,22 +185,37 @@ func printStatus(w io.Writer, s dashboard.Status) {
 	if s.Config != "" {
 		fmt.Fprintf(w, "config: %s\n", s.Config)
 	}
-	fmt.Fprintf(w, "bus: %s, %s kept, %s of %s\n\n", kind, count(int(s.Bus.Messages), "event"), size(s.Bus.Bytes), size(s.Bus.MaxBytes))
+	events, bytes := count(int(s.Bus.Messages), "event"), size(s.Bus.Bytes)
+	if s.Bus.Unknown {
+		events, bytes = "? events", "?"
+	}
+	fmt.Fprintf(w, "bus: %s, %s kept, %s of %s\n\n", kind, events, bytes, size(s.Bus.MaxBytes))
 	var table strings.Builder
 	t := tabwriter.NewWriter(&table, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "SOURCE\tSTATE\tEVENTS\tLAG")
 	for _, name := range sortedKeys(s.Sources) {
 		v := s.Sources[name]
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", name, v.State, v.Events, seconds(v.LagSeconds))
+		events := strconv.FormatUint(v.Events, 10)
+		if v.Unknown {
+			events = "?"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", name, v.State, events, seconds(v.LagSeconds))
 	}
 	fmt.Fprintln(t, "\t\t\t\nDESTINATION\tSTATE\tDELIVERED\tPENDING\tPARKED\tLAG")
 	for _, name := range sortedKeys(s.Destinations) {
 		v := s.Destinations[name]
+		if v.Unknown {
+			fmt.Fprintf(t, "%s\t%s\t?\t?\t?\t?\n", name, v.State)
+			continue
+		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%s\n", name, v.State, v.Delivered, v.Pending, v.Parked, seconds(v.LagSeconds))
 	}
 	t.Flush()
 	for line := range strings.Lines(table.String()) {
 		fmt.Fprintln(w, strings.TrimRight(line, " \n")) // the columns go through an empty line too
+	}
+	if s.Bus.LastError != "" {
+		fmt.Fprintf(w, "\nbus: %s\n", s.Bus.LastError)
 	}
 	for _, name := range sortedKeys(s.Sources) {
 		v := s.Sources[name]
@@ -334,18 +349,7 @@ on an external bus, reload the standbys before the copy that delivers.`,
 			for _, w := range r.Warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
-			out := cmd.OutOrStdout()
-			for what, names := range map[string][]string{"added": r.Added, "removed": r.Removed, "changed": r.Changed, "started again": r.Started, "forgot": r.Forgotten} {
-				for _, n := range names {
-					fmt.Fprintln(out, what, n)
-				}
-			}
-			for _, s := range r.Restart {
-				fmt.Fprintf(out, "%s changed: restart onewrite to apply it\n", s)
-			}
-			if len(r.Added)+len(r.Removed)+len(r.Changed)+len(r.Started)+len(r.Forgotten)+len(r.Restart) == 0 {
-				fmt.Fprintln(out, "nothing changed")
-			}
+			printReload(cmd.OutOrStdout(), r)
 			return nil
 		},
 	}
@@ -353,4 +357,22 @@ on an external bus, reload the standbys before the copy that delivers.`,
 	a.jsonFlag(c)
 	a.listenFlag(c)
 	return c
+}
+
+func printReload(out io.Writer, r dashboard.Reload) {
+	for what, names := range map[string][]string{"added": r.Added, "removed": r.Removed, "changed": r.Changed, "started again": r.Started, "forgot": r.Forgotten} {
+		for _, n := range names {
+			went := ""
+			if d, ok := r.Dropped[n]; ok && d.Pending+d.Parked > 0 {
+				went = fmt.Sprintf(", and with it %d pending and %d parked events", d.Pending, d.Parked)
+			}
+			fmt.Fprintf(out, "%s %s%s\n", what, n, went)
+		}
+	}
+	for _, s := range r.Restart {
+		fmt.Fprintf(out, "%s changed: restart onewrite to apply it\n", s)
+	}
+	if len(r.Added)+len(r.Removed)+len(r.Changed)+len(r.Started)+len(r.Forgotten)+len(r.Restart) == 0 {
+		fmt.Fprintln(out, "nothing changed")
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,39 @@ func TestPrintStatusOfAnError(t *testing.T) {
 		printStatus(&b, dashboard.Status{Sources: map[string]dashboard.Source{"app": {State: "waiting", Gap: &gap, LastError: now}}})
 		if !strings.HasSuffix(b.String(), want) || strings.Count(b.String(), "source app") != strings.Count(want, "source app") {
 			t.Errorf("%q: %s", now, b.String())
+		}
+	}
+}
+
+// What is not known is no 0, in text and in JSON.
+func TestPrintStatusUnknown(t *testing.T) {
+	d := dashboard.Destination{State: "waiting", Unknown: true, LastError: "a <b> & c"}
+	var b strings.Builder
+	printStatus(&b, dashboard.Status{Destinations: map[string]dashboard.Destination{"hook": d}})
+	if !strings.Contains(b.String(), "hook         waiting  ?          ?        ?       ?\n") {
+		t.Errorf("shown as\n%s", b.String())
+	}
+	b.Reset()
+	if err := printJSON(&b, d); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"delivered": null`, `"pending": null`, `"lag_seconds": null`, `"unknown": true`, `"a <b> & c"`} {
+		if strings.Count(b.String(), strings.SplitAfter(want, ":")[0]) != 1 && strings.Contains(want, ":") || !strings.Contains(b.String(), want) {
+			t.Errorf("no %s in\n%s", want, b.String())
+		}
+	}
+	var back dashboard.Destination
+	if err := json.Unmarshal([]byte(b.String()), &back); err != nil || back != d {
+		t.Errorf("read back as %+v, %v", back, err)
+	}
+}
+
+func TestPrintReload(t *testing.T) {
+	var b strings.Builder
+	printReload(&b, dashboard.Reload{Removed: []string{"hook"}, Forgotten: []string{"old"}, Dropped: map[string]dashboard.Dropped{"hook": {Pending: 5, Parked: 1}, "old": {}}})
+	for _, want := range []string{"removed hook, and with it 5 pending and 1 parked events\n", "forgot old\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
 		}
 	}
 }

@@ -27,7 +27,7 @@ func (a *app) parked() *cobra.Command {
 		Long: `ATTEMPTS counts the failures that were held against the event, as retry.attempts
 does: what failed in an outage is not among them. It is 0 for an event that waits
 behind another one of its key. REASON is the answer that had it parked, at most
-1,024 bytes; *** stands for what it repeats of the payload, of headers and of
+1,024 bytes, or to the newest parked retry, 256; *** stands for what it repeats of the payload, of headers and of
 secrets. show prints the payload.`,
 		Example: "  onewrite parked list\n  onewrite parked list warehouse --json",
 		RunE:    a.parkedList,

@@ -4,6 +4,7 @@
 package places
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -29,6 +30,26 @@ type Record struct {
 	Forgotten bool `json:"forgotten,omitempty"`
 	// Rewinds counts the replays.
 	Rewinds uint64 `json:"rewinds,omitempty"`
+	// Topics are the patterns that its owner wanted; none: all.
+	Topics []string `json:"topics,omitempty"`
+	// Known is the offset of the newest event of each log that its owner knew of. All up to
+	// there is to be delivered, also by a destination that has got nothing yet.
+	Known map[string]uint64 `json:"known,omitempty"`
+}
+
+// Seen returns the greatest offset of a log that the destination knows of.
+func (r *Record) Seen(log string) uint64 { return max(Seen(r.Cursor.Logs[log]), r.Known[log]) }
+
+// Know notes that a log goes up to an offset at least.
+func (r *Record) Know(log string, offset uint64) {
+	if offset <= r.Known[log] {
+		return
+	}
+	known := maps.Clone(r.Known) // an earlier copy of the record keeps its own
+	if known == nil {
+		known = map[string]uint64{}
+	}
+	known[log], r.Known = offset, known
 }
 
 // Parse reads a record as it is stored. Its cursor has a map of logs, though maybe an
@@ -112,6 +133,25 @@ func Clone(c onewrite.Cursor) onewrite.Cursor {
 	}
 	c.Ahead = slices.Clone(c.Ahead)
 	return c
+}
+
+// Held is what a destination has on the bus.
+type Held struct {
+	// Cursor is its place, and Epoch that of its newest owner.
+	Cursor onewrite.Cursor
+	Epoch  uint64
+	// Pending counts the events that match its topics and are neither confirmed nor
+	// parked, Parked those that are parked.
+	Pending, Parked uint64
+}
+
+// View looks at the place of a destination that nobody delivers to here, and changes
+// nothing. Held is called by one goroutine at a time.
+type View interface {
+	// Held returns what is there now; of a destination without a place, nothing.
+	Held(ctx context.Context) (Held, error)
+	// Parked returns at most limit parked events with a ref greater than after.
+	Parked(ctx context.Context, after uint64, limit int) ([]onewrite.Parked, error)
 }
 
 // Claims watches records that belong to other copies. The zero value watches none yet.

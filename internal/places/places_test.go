@@ -145,3 +145,20 @@ func TestTallyBehindItsPlace(t *testing.T) {
 		t.Fatalf("%d pending, want 1; %d words", n, len(tally.bits))
 	}
 }
+
+// What is known of a log is owed, and an earlier copy of the record keeps what it knew.
+func TestKnow(t *testing.T) {
+	var r Record
+	r.Know("shop", 5)
+	was := r
+	r.Know("shop", 3)
+	r.Know("shop", 9)
+	r.Know("stock", 2)
+	if r.Seen("shop") != 9 || r.Seen("stock") != 2 || r.Seen("other") != 0 || was.Seen("shop") != 5 || was.Seen("stock") != 0 {
+		t.Errorf("knows %v, the earlier one %v", r.Known, was.Known)
+	}
+	r.Cursor.Logs = map[string]onewrite.LogCursor{"shop": {Floor: 4, Done: []onewrite.Span{{From: 8, To: 12}}}}
+	if r.Seen("shop") != 12 {
+		t.Errorf("has seen %d", r.Seen("shop"))
+	}
+}
