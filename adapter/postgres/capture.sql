@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS onewrite.released (
     name   text   NOT NULL,
     key    text   NOT NULL,            -- as in onewrite.captured
     shape  text   NOT NULL,
+    columns text  NOT NULL,
     until  pg_lsn NOT NULL,            -- when that was
     PRIMARY KEY (source, rel)
 );

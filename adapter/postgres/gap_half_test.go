@@ -2,8 +2,10 @@ package postgres
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
+	"github.com/onewrite/onewrite"
 	"github.com/onewrite/onewrite/internal/servers"
 )
 
@@ -133,7 +135,11 @@ func TestDroppedBeforeRead(t *testing.T) {
 				r.src = nil
 				r.open()
 				want := []string{"update", "delete", "insert"}
-				for i, e := range r.events(len(want)) {
+				var events []onewrite.Event
+				for len(events) < len(want) { // the snapshot of the table that was made anew may begin meanwhile
+					events = append(events, slices.DeleteFunc(r.read().Events, func(e onewrite.Event) bool { return e.Type == "truncate" })...)
+				}
+				for i, e := range events {
 					if e.Type != want[i] || e.Topic == "public.c" && e.Key != fmt.Sprintf(`{"%s":1}`, c.key) {
 						t.Errorf("event %d is %s of %s, key %s", i, e.Type, e.Topic, e.Key)
 					}

@@ -199,6 +199,9 @@ func TestLogOfACopiedDatabase(t *testing.T) {
 		}
 		f.cfg.HoldGap = false
 		f.heals("the database is another one of the same server")
+		if n := one[int](t, f.conn, `SELECT count(*) FROM pg_replication_slots WHERE database = 'old'`); n != 1 {
+			t.Errorf("the other database has %d slots", n)
+		}
 	})
 }
 

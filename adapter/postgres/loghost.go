@@ -224,10 +224,12 @@ func (r *logReader) createSlot(ctx context.Context, system uint64, version int) 
 }
 
 // dropOther drops the slot by which the log was read from another server, if it is on the
-// primary: nobody reads it any more.
+// primary: nobody reads it any more. That of another database is of the one that this one
+// is a copy of, and somebody may read it.
 func (r *logReader) dropOther(ctx context.Context, slot string) error {
-	_, err := r.cat.conn.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() AND active`, slot)
-	if err != nil {
+	var ours int
+	err := r.cat.conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT CASE WHEN active THEN pg_terminate_backend(active_pid) END FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()) s`, slot).Scan(&ours)
+	if err != nil || ours == 0 {
 		return explain(err)
 	}
 	return dropSlot(ctx, r.cat.conn, slot)

@@ -203,7 +203,7 @@ func openLog(ctx context.Context, cfg Config, ring *Source, stored *logPlace, br
 		return nil, err
 	}
 	r := &logReader{slotting: &ring.slotting, cfg: cfg, log: ring.log, slot: slotOf(cfg.Name, ring.id.database), queue: newLogQueue(), changed: make(chan struct{}, 1),
-		env: newEnvelope(cfg, ring.id.system), made: newEnvelope(cfg, ring.id.system), cat: catalog{source: cfg.Name, rules: cfg.Masks, conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn, tell: tell}
+		env: newEnvelope(cfg, ring.id.system), made: newEnvelope(cfg, ring.id.system), cat: catalog{source: cfg.Name, rules: cfg.Masks, hashes: cfg.MaskKey != "", conn: conn, types: map[uint32]valueType{}}, tables: map[uint32]*table{}, host: conn, tell: tell}
 	if cfg.LogURL != "" {
 		r.slot += standbySlot
 		// SQL does not tell the timeline of a standby.

@@ -89,6 +89,7 @@ func (t *table) sameColumns(o *table) bool {
 type catalog struct {
 	source string
 	rules  masking.Rules
+	hashes bool // the key of the hashes is there
 	conn   *pgx.Conn
 	types  map[uint32]valueType
 }
@@ -283,7 +284,11 @@ func (c *catalog) describe(ctx context.Context, database string, r *pgoutput.Rel
 	}
 	t := newTable(r.ID, database, r.Namespace, r.Name, columns, key)
 	t.nums, t.partitioned = nums, now.partitioned
-	if err := t.mask(c.rules); err != nil {
+	rules, err := c.rulesFor(ctx, t, reg)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.mask(rules); err != nil {
 		return nil, err
 	}
 	return t, covered(ctx, c.conn, c.rules, t, settle)
