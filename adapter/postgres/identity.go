@@ -103,7 +103,7 @@ func judge(id identity, pos onewrite.Pos, busID string) (start place, gap *onewr
 	}
 	if p.line != id.line && (p.to.text == "" || p.base.text != p.to.short().text) {
 		p.base = p.base.meet(p.proven())
-		p.from, p.to, p.seq, p.claim.sure, p.claim.all = p.base, snapshot{}, 0, "", tally{}
+		p.from, p.to, p.seq, p.claim.sure, p.claim.all = p.base, snapshot{}, 0, snapshot{}, tally{}
 	}
 	p.line = id.line
 	return p, gap, false, nil

@@ -189,7 +189,7 @@ func (p place) pos() onewrite.Pos {
 		b.WriteByte('/')
 		b.WriteString(strconv.FormatInt(p.seq, 10))
 	}
-	if p.claim != (claim{}) {
+	if !p.claim.none() {
 		b.WriteByte('/')
 		b.WriteString(p.claim.String())
 	}

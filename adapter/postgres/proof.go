@@ -15,14 +15,11 @@ import (
 // though the place has it. So the rows of it are compared with those in the ring, by how
 // many they are and by their numbers, and only then may a leaf with them be emptied.
 type claim struct {
-	sure snapshotText // what the place has without them; "": they are none
-	all  tally        // of all of them
-	xid  uint64       // the transaction that is told in part, 0: there is none
-	part tally        // of it
+	sure snapshot // what the place has without them; zero: they are none
+	all  tally    // of all of them
+	xid  uint64   // the transaction that is told in part, 0: there is none
+	part tally    // of it
 }
-
-// snapshotText makes claim comparable.
-type snapshotText string
 
 // tally is of events: how many, and the sum of their numbers, each modulo tallyModulo.
 type tally struct{ n, sum int64 }
@@ -38,7 +35,7 @@ func (t tally) plus(u tally) tally { return tally{t.n + u.n, t.sum + u.sum} }
 const claimMark = "~"
 
 func (t claim) String() string {
-	return fmt.Sprintf("%s%d.%d.%d.%d.%d.%s", claimMark, t.all.n, t.all.sum, t.xid, t.part.n, t.part.sum, t.sure)
+	return fmt.Sprintf("%s%d.%d.%d.%d.%d.%s", claimMark, t.all.n, t.all.sum, t.xid, t.part.n, t.part.sum, t.sure.text)
 }
 
 func parseClaim(s string) (t claim, err error) {
@@ -51,22 +48,21 @@ func parseClaim(s string) (t claim, err error) {
 			return t, err
 		}
 	}
-	if t.sure = snapshotText(f[5]); t.sure != "" {
-		_, err = parseSnapshot(f[5])
+	if f[5] != "" {
+		t.sure, err = parseSnapshot(f[5])
 	}
 	return t, err
 }
 
+// none reports whether there is nothing to be proven.
+func (t claim) none() bool { return t.sure.text == "" && t.xid == 0 }
+
 // proven is what the place has and the ring is known to have no more of.
 func (p *place) proven() snapshot {
-	if p.claim.sure == "" {
+	if p.claim.sure.text == "" {
 		return p.from
 	}
-	s, err := parseSnapshot(string(p.claim.sure))
-	if err != nil { // it was parsed when the position was, or made of one
-		panic(err)
-	}
-	return s
+	return p.claim.sure
 }
 
 // after is the place behind an item of the log.
@@ -81,8 +77,8 @@ func (p place) after(it *item) place {
 	if it.at.tx != 0 || it.xid == 0 || p.from.has(it.xid) {
 		return p
 	}
-	if p.claim.sure == "" {
-		p.claim.sure = snapshotText(p.from.text)
+	if p.claim.sure.text == "" {
+		p.claim.sure = p.from
 	}
 	p.from = p.from.add(it.xid)
 	if p.claim.xid == it.xid {
@@ -221,16 +217,16 @@ func (s *Source) inPart(ctx context.Context, now snapshot) (bad []uint64, err er
 
 // stand sets what is proven of the place, when the ring was read up to it.
 func (s *Source) stand() {
-	s.at.claim.sure = ""
+	s.at.claim.sure = snapshot{}
 	if len(s.proof.told) > 0 {
-		s.at.claim.sure = snapshotText(s.at.from.without(s.proof.unproven()).text)
+		s.at.claim.sure = s.at.from.without(s.proof.unproven())
 	}
 }
 
 // proveStart compares, when reading begins, what an earlier process was told by the log.
 // If the ring has other rows, all that was not proven is read again.
 func (s *Source) proveStart(ctx context.Context) error {
-	if s.at.claim.sure == "" {
+	if s.at.claim.sure.text == "" {
 		return nil
 	}
 	sure := s.at.proven()
@@ -249,7 +245,7 @@ func (s *Source) proveStart(ctx context.Context) error {
 			"told", s.at.claim.all.n, "there", there.n)
 		s.at.from, s.at.to, s.at.seq = sure, snapshot{}, 0
 	}
-	s.at.claim.sure, s.at.claim.all = "", tally{}
+	s.at.claim.sure, s.at.claim.all = snapshot{}, tally{}
 	return nil
 }
 

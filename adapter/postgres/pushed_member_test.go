@@ -292,7 +292,7 @@ func TestClaim(t *testing.T) {
 				last = 0
 			}
 			got, err := parsePlace(p.pos())
-			if err != nil || got.pos() != p.pos() || got.claim != p.claim {
+			if err != nil || got.pos() != p.pos() || got.claim.String() != p.claim.String() {
 				t.Fatalf("%s is read as %+v: %v", p.pos(), got, err)
 			}
 		}

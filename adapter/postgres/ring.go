@@ -51,7 +51,7 @@ func (s *Source) reclaim(ctx context.Context) error {
 	s.ackMu.Lock()
 	acked := *s.acked
 	s.ackMu.Unlock()
-	if s.at.claim.sure != "" { // of the others there may be rows that nobody has read
+	if s.at.claim.sure.text != "" { // of the others there may be rows that nobody has read
 		acked.from = acked.from.meet(s.at.proven())
 	}
 	used := 0
