@@ -87,7 +87,7 @@ func position(logs map[string]uint64) string {
 
 // NotReady names what keeps the instance from being ready: a source that is not
 // read (a standby is not ready either) or that has a gap, a destination that is
-// not being delivered.
+// not being delivered, a bus that does not answer.
 func (r *Relay) NotReady(ctx context.Context) []string {
 	r.mu.Lock()
 	up := r.up
@@ -97,6 +97,9 @@ func (r *Relay) NotReady(ctx context.Context) []string {
 	}
 	var out []string
 	s := r.Status(ctx)
+	if s.Bus.LastError != "" {
+		out = append(out, "bus: "+s.Bus.LastError)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Sources)) {
 		if v := s.Sources[name]; v.State != pipeline.OK && v.State != pipeline.CatchingUp {
 			out = append(out, "source "+name+": "+stateText(v.State, v.LastError))

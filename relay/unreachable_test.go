@@ -37,6 +37,9 @@ func TestBusUnreachable(t *testing.T) {
 	until(t, "the bus to be measured", func() bool { return g.status().Bus.Messages == 3 })
 	stop()
 	until(t, "the status to say that the bus is away", func() bool { return g.status().Bus.LastError != "" })
+	if not := g.relay.NotReady(t.Context()); len(not) == 0 || !strings.HasPrefix(not[0], "bus: what it holds was told at ") {
+		t.Errorf("not ready: %q", not)
+	}
 	now := g.status()
 	if b := now.Bus; b.Unknown || b.Messages != 3 || b.Bytes == 0 || !strings.Contains(b.LastError, "and not since") {
 		t.Errorf("the bus is shown as %+v", b)

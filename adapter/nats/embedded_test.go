@@ -512,6 +512,9 @@ func TestFolderRemoved(t *testing.T) {
 		if err := add(); err == nil || !strings.Contains(err.Error(), "deletes in the log of PostgreSQL that were not delivered are not told") {
 			t.Errorf("without %s an append says %v", path, err)
 		}
+		if _, err := b.Floors(t.Context(), "shop"); err == nil || !strings.Contains(err.Error(), "was removed or put elsewhere") {
+			t.Errorf("without %s it tells what it has: %v", path, err)
+		}
 		if err := os.Rename(dir+"-away", path); err != nil {
 			t.Fatal(err)
 		}

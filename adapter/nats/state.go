@@ -117,6 +117,9 @@ func (b *Bus) records(ctx context.Context) (map[string]places.Record, error) {
 // up to which everything is confirmed, parked or filtered out; whichever copy
 // delivers to it.
 func (b *Bus) Floors(ctx context.Context, log string) (map[string]uint64, error) {
+	if err := b.writable(b.stateStream()); err != nil { // nothing may be there to be told
+		return nil, err
+	}
 	all, err := b.records(ctx)
 	if err != nil {
 		return nil, err
