@@ -168,8 +168,7 @@ func (s *core) worded(err error, about, topic string) error {
 	if topic != "" && strings.HasPrefix(about, "event ") {
 		to += " to " + topic
 	}
-	var hidden unsteered
-	if errors.As(err, &hidden) {
+	if hidden, is := err.(unsteered); is { //nolint:errorlint // what is around one has its own cure
 		return unsteered{s.worded(hidden.err, about, topic)}
 	}
 	var ke *kerr.Error

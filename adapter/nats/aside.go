@@ -198,8 +198,8 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record,
 	}
 	for name, r := range records {
 		for log, lc := range r.Cursor.Logs {
-			info, ends := streams[b.stream(log)], r.Seen(log)
-			if ends == 0 {
+			info, ends := streams[b.stream(log)], places.Seen(lc)
+			if r.Seen(log) == 0 {
 				continue
 			}
 			first, last := uint64(0), uint64(0)
@@ -211,6 +211,9 @@ func (b *Bus) soundPlaces(ctx context.Context, records map[string]places.Record,
 				if err != nil {
 					return err
 				}
+			}
+			if last == 0 { // of a log that ends too soon the rest is read again; one that is gone never was
+				ends = r.Seen(log)
 			}
 			if last < ends {
 				return damaged{fmt.Sprintf("the log of source %s ends before event %d, which destination %s knows of", log, ends, name)}

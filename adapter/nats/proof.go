@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // What the server confirms is looked for in the folder, by its path, before anybody hears
@@ -22,6 +23,9 @@ import (
 
 // marks are the bits of a record's sequence that say that it is a deletion.
 const marks = 3 << 62
+
+// patient is how long a record is looked for that is not found at once.
+const patient = time.Second
 
 // errGone says that what was stored is not in the folder.
 var errGone = errors.New("it is not in the folder")
@@ -124,7 +128,9 @@ func (p proof) find(dir string, seq uint64) (proof, error) {
 			return now, err
 		}
 	}
-	for range 3 { // the server may remove the newest block for another one while they are listed
+	// The server may write a block anew, or remove the newest for another one, while they are
+	// looked at; on a busy machine that takes a while.
+	for end := time.Now().Add(patient); ; time.Sleep(2 * time.Millisecond) {
 		numbers, err := blocks(dir)
 		if err != nil {
 			return p, err
@@ -138,8 +144,10 @@ func (p proof) find(dir string, seq uint64) (proof, error) {
 				break // what is before it is older
 			}
 		}
+		if time.Now().After(end) {
+			return p, errGone
+		}
 	}
-	return p, errGone
 }
 
 // grown looks whether the block goes on to hold the newest record. It costs an append

@@ -63,11 +63,19 @@ func (r *rig) openedAgain() {
 	eventually(r.t, "it is opened again", func() bool {
 		ctx, cancel := context.WithTimeout(r.t.Context(), 700*time.Millisecond)
 		defer cancel()
-		if _, err := r.src.Read(ctx); err != nil && (ctx.Err() == nil || r.src.(*Both).ring.conn.IsClosed()) {
+		if _, err := r.src.Read(ctx); err != nil && (ctx.Err() == nil || r.broken()) {
 			r.open()
 		}
 		return r.src != old && r.src.(*Both).pushed.since > 0
 	})
+}
+
+// broken reports whether a Read was ended in the middle of a query.
+func (r *rig) broken() bool {
+	ring := r.src.(*Both).ring
+	ring.session.Lock()
+	defer ring.session.Unlock()
+	return ring.conn.IsClosed()
 }
 
 func (r *rig) stored() {
