@@ -94,7 +94,7 @@ func TestLeafThatIsNotTold(t *testing.T) {
 				}
 				sql(t, r.conn, c.cure)
 			}
-			if _, err := OpenSource(t.Context(), r.cfg, r.pos); !errors.Is(err, onewrite.ErrGap) {
+			if err := r.tryOpen(t.Context()); !errors.Is(err, onewrite.ErrGap) {
 				t.Fatalf("%s: %v", c.ddl, err)
 			}
 			if step := strings.Join(r.migrate(), "\n"); !strings.Contains(step, "it gets a new snapshot") {

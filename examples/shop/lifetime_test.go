@@ -96,6 +96,7 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	allSilent(t, list)
+	until(t, "nobody writes any more", func() bool { return os.RemoveAll(dir) == nil })
 }
 
 // TestBrokenOnewrite: if onewrite cannot run, the demo says what it said.
