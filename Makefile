@@ -6,7 +6,7 @@ P           ?= 2
 SEED        ?=
 SEEDS       ?=
 BENCH       ?= .
-PKG         ?= ./adapter/postgres ./...
+PKG         ?= ./adapter/postgres ./torture/storm ./adapter/kafka ./...
 FRAMEWORKS   = examples/frameworks
 STATICCHECK  = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK  = golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -40,7 +40,7 @@ build: ## Build bin/onewrite
 # without the race detector first, a part of them with it after. FRAMEWORKS is a
 # module of its own: its dependencies are those of applications, not ours. The tests
 # wait for servers more than they compute; more packages at a time than two cores can
-# carry are slower tests, not a faster run. The package that takes longest goes first.
+# carry are slower tests, not a faster run. The packages that take longest go first.
 test: ## Install the servers that the tests need and run everything under the race detector
 	@if scripts/install-servers.sh; then ONEWRITE_REQUIRE_SERVERS=1; \
 	elif [ "$$CI" = true ]; then exit 1; \
