@@ -66,6 +66,12 @@ func TestPlans(t *testing.T) {
 		if badPlan(piece) || !strings.Contains(piece, "outbox_0_seq_idx") || buffers(t, piece) > pages/5 {
 			t.Errorf("a piece of %d pages is not read by its block ranges:\n%s", pages, piece)
 		}
+		for name, query := range map[string]string{"sum": tallySQL, "sums": talliesSQL} {
+			tally := explained(t, s, query, "text, text, text, text", fmt.Sprintf("'%s', '%s', '%d', '{%d}'", to.without([]uint64{to.xmax - 1}).text, to.add(to.xmax).text, to.xmax, to.xmax-1))
+			if badPlan(tally) || !strings.Contains(tally, "outbox_1_xid_idx") || buffers(t, tally) > pages/5 {
+				t.Errorf("the %s of what was told are not read by the index on xid:\n%s", name, tally)
+			}
+		}
 		t.Logf("buffers: tail %d, piece of a tenth %d, of %d pages", buffers(t, tail), buffers(t, piece), pages)
 	})
 }
