@@ -35,6 +35,7 @@ type proof struct {
 	n    int         // the block; 0 is none
 	file os.FileInfo // its file
 	at   int64       // up to where that was read
+	from uint64      // the sequence of the first record, if it was read from its beginning
 	seq  uint64      // the highest sequence in it
 }
 
@@ -157,7 +158,7 @@ func (p proof) grown(dir string, seq uint64) (proof, error) {
 	info, err := os.Stat(blockPath(dir, p.n))
 	if err == nil && os.SameFile(p.file, info) {
 		if more := info.Size() - p.file.Size(); more > 0 || more == 0 && p.seq >= seq {
-			return proof{p.n, info, p.at, max(p.seq, seq)}, nil
+			return proof{p.n, info, p.at, p.from, max(p.seq, seq)}, nil
 		}
 	}
 	now, _, err := p.read(dir)
@@ -182,7 +183,7 @@ func (p proof) read(dir string) (now proof, holds bool, err error) {
 	}
 	size := now.file.Size()
 	if p.file != nil && os.SameFile(p.file, now.file) && p.file.Size() <= size {
-		now.at, now.seq = p.at, p.seq
+		now.at, now.from, now.seq = p.at, p.from, p.seq
 	}
 	var room [4 << 10]byte
 	for next := []byte(nil); size-now.at >= recordHead+recordSum; {
@@ -201,6 +202,9 @@ func (p proof) read(dir string) (now proof, holds bool, err error) {
 		}
 		seq := binary.LittleEndian.Uint64(next[4:])
 		holds = holds || seq&marks == 0
+		if now.from == 0 {
+			now.from = seq &^ marks
+		}
 		now.at, now.seq = now.at+n, max(now.seq, seq&^marks)
 		next = next[min(n, int64(len(next))):]
 	}
@@ -228,24 +232,48 @@ func (b *Bus) stored(ctx context.Context, stream string, seq uint64) error {
 	return ill.of(stream)
 }
 
-// unbroken returns errGone if a log that went on in another block lost the one before it
-// and that was not purged. Of places and parked events any may go at any time.
+// unbroken returns errGone if a log that went on in another block lost the one before it,
+// with what was not purged: its newest record is in no other block either. Of places and
+// parked events any may go at any time.
 func (b *Bus) unbroken(ctx context.Context, stream string, was proof) error {
 	seen := &b.emb.ill.proofs
-	if was.n == 0 || stream == b.stateStream() || stream == b.parkedStream() || there(seen.msgs(stream), was.n) {
+	if was.n == 0 || stream == b.stateStream() || stream == b.parkedStream() {
 		return nil
 	}
-	js, err := b.link.jetStream()
+	dir := seen.msgs(stream)
+	for end := time.Now().Add(patient); !there(dir, was.n); time.Sleep(2 * time.Millisecond) {
+		js, err := b.link.jetStream()
+		if err != nil {
+			return err
+		}
+		s, err := js.Stream(ctx, stream)
+		if err != nil {
+			return err
+		}
+		if s.CachedInfo().State.FirstSeq > was.seq {
+			return nil
+		}
+		if held, err := holds(dir, was.seq); held || err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			seen.lose(stream, was.n)
+			return errGone
+		}
+	}
+	return nil
+}
+
+// holds reports whether a block of a log has a record.
+func holds(dir string, seq uint64) (bool, error) {
+	numbers, err := blocks(dir)
 	if err != nil {
-		return err
+		return false, err
 	}
-	s, err := js.Stream(ctx, stream)
-	if err != nil {
-		return err
+	for _, n := range numbers {
+		if now, _, err := (proof{n: n}).read(dir); err != nil || now.from <= seq && seq <= now.seq {
+			return err == nil, err
+		}
 	}
-	if s.CachedInfo().State.FirstSeq > was.seq {
-		return nil
-	}
-	seen.lose(stream, was.n)
-	return errGone
+	return false, nil
 }
